@@ -1,0 +1,252 @@
+//! The C program's threads: one acceptor for each listener, each waiting in its own `accept`.
+
+use core::hash::{BuildHasher, Hasher};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use core::{mem, net::SocketAddr, panic::AssertUnwindSafe, time::Duration};
+use std::collections::hash_map::RandomState;
+use std::sync::{Arc, OnceLock};
+use std::thread::{Builder, JoinHandle, sleep};
+use std::{io, panic::catch_unwind, vec::Vec};
+
+use crate::error::{Advice, Error};
+use crate::listener::{Connection, Listener};
+use crate::sys;
+
+/// Binds `n` listeners to one address; the first turns port 0 into the port that the others join.
+///
+/// All are bound or none is: an error closes those that were.
+pub fn listeners(address: impl Into<SocketAddr>, n: usize) -> Result<Vec<Listener>, Error> {
+    let mut address = address.into();
+    let mut listeners = Vec::new();
+    while listeners.len() < n {
+        let listener = Listener::bind(address)?;
+        address.set_port(listener.local_addr()?.port());
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Running acceptor threads, named `acceptor-0` and so on. Dropping them stops them.
+#[derive(Debug)]
+pub struct Acceptors(Vec<Acceptor>);
+
+impl Acceptors {
+    /// Gives each listener a thread, which hands its number and every connection to `handler`.
+    ///
+    /// While a handler runs, whatever the kernel has chosen for this listener waits. A handler that
+    /// panics is counted, its connection is closed, and the acceptor goes on (but with
+    /// `panic = "abort"` the process ends). The listeners are set to block.
+    ///
+    /// Fails as [`Builder::spawn`] does; then no acceptor is left running.
+    pub fn spawn<H>(listeners: Vec<Listener>, handler: H) -> io::Result<Acceptors>
+    where
+        H: Fn(usize, Connection) + Send + Sync + 'static,
+    {
+        let handler = Arc::new(handler);
+        Acceptors::spawn_with(listeners, |acceptor| {
+            let handler = Arc::clone(&handler);
+            move |connection, _: &Stop| handler(acceptor, connection)
+        })
+    }
+
+    /// As [`spawn`](Self::spawn), with a handler of its own for each acceptor: it may change what
+    /// it owns without a lock, and it learns when the acceptors are being stopped.
+    pub fn spawn_with<M, H>(listeners: Vec<Listener>, mut make: M) -> io::Result<Acceptors>
+    where
+        M: FnMut(usize) -> H,
+        H: FnMut(Connection, &Stop) + Send + 'static,
+    {
+        let mut acceptors = Acceptors(Vec::new());
+        for (id, listener) in listeners.into_iter().enumerate() {
+            listener.set_nonblocking(false)?;
+            let acceptor = Acceptor::start(id, listener, Blocking, make(id))?;
+            acceptors.0.push(acceptor);
+        }
+        Ok(acceptors)
+    }
+
+    /// What each acceptor has done so far, in the order of their numbers; to be asked at any time.
+    pub fn tally(&self) -> Vec<Count> {
+        let counts = self.0.iter().map(|acceptor| acceptor.seat.count());
+        counts.collect()
+    }
+
+    /// Waits until every acceptor has left of itself: for ever, unless their listeners fail.
+    pub fn join(mut self) -> Vec<Count> {
+        self.0.iter_mut().for_each(Acceptor::join);
+        self.tally()
+    }
+
+    /// Stops at once, and waits for the handlers that run. What waits to be accepted is reset.
+    ///
+    /// On Linux `shutdown(2)` wakes the acceptors; elsewhere each leaves after its next connection.
+    pub fn stop(self) -> Vec<Count> {
+        self.0.iter().for_each(|acceptor| acceptor.seat.leave());
+        self.join()
+    }
+}
+
+/// One acceptor: its thread, and what it shares with its owner.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    seat: Arc<Seat>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Acceptor {
+    pub(crate) fn start<N, H>(id: usize, listener: Listener, next: N, h: H) -> io::Result<Acceptor>
+    where
+        N: Next + Send + 'static,
+        H: FnMut(Connection, &Stop) + Send + 'static,
+    {
+        let (counters, stop) = Default::default();
+        let seat = Arc::new(Seat {
+            listener,
+            counters,
+            stop,
+        });
+        let taken = Arc::clone(&seat);
+        let thread = Builder::new().name(std::format!("acceptor-{id}"));
+        let thread = Some(thread.spawn(move || taken.work(next, h))?);
+        Ok(Acceptor { seat, thread })
+    }
+
+    fn join(&mut self) {
+        _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.seat.leave();
+        self.join();
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Seat {
+    listener: Listener,
+    counters: Counters,
+    stop: Stop,
+}
+
+/// Only the acceptor writes them, so a load and a store add one.
+#[derive(Debug, Default)]
+#[repr(align(128))] // a pair of cache lines: processors fetch two
+struct Counters {
+    accepted: AtomicUsize,
+    panicked: AtomicUsize,
+    went_on: AtomicUsize,
+    backed_off: AtomicUsize,
+    failed: OnceLock<Error>,
+}
+
+impl Seat {
+    /// The thread.
+    fn work(&self, mut next: impl Next, mut handler: impl FnMut(Connection, &Stop)) {
+        while let Ok(connection) = next.next(self) {
+            add_one(&self.counters.accepted);
+            let handling = AssertUnwindSafe(|| handler(connection, &self.stop));
+            if let Err(payload) = catch_unwind(handling) {
+                add_one(&self.counters.panicked);
+                // Dropping what was thrown may throw again; that is let lie.
+                catch_unwind(AssertUnwindSafe(|| drop(payload))).unwrap_or_else(mem::forget);
+            }
+        }
+    }
+
+    /// One `accept`, and what its error asks for. `None`: nothing came of it, ask again.
+    pub(crate) fn accept(&self, listener: &Listener) -> Result<Option<Connection>, Leave> {
+        let error = match listener.accept() {
+            Ok(connection) => return Ok(Some(connection)),
+            Err(error) => error,
+        };
+        match error.advice() {
+            Advice::GoOn => add_one(&self.counters.went_on),
+            Advice::Wait => {}
+            Advice::BackOff => {
+                add_one(&self.counters.backed_off);
+                // All acceptors run out of descriptors together; they return one by one.
+                let milliseconds = 10 + RandomState::new().build_hasher().finish() % 91;
+                sleep(Duration::from_millis(milliseconds));
+            }
+            Advice::Leave => return Err(Leave),
+            Advice::Fatal => {
+                _ = self.counters.failed.set(error);
+                return Err(Leave);
+            }
+        }
+        Ok(None)
+    }
+
+    fn leave(&self) {
+        self.stop.0.store(true, Relaxed);
+        // It fails where the listener has failed before, and there the acceptor has left.
+        // SAFETY: the descriptor is the listener's, which this seat owns.
+        _ = unsafe { sys::shutdown(self.listener.raw(), sys::SHUT_RD) };
+    }
+
+    fn count(&self) -> Count {
+        let live = &self.counters;
+        Count {
+            accepted: live.accepted.load(Relaxed),
+            panicked: live.panicked.load(Relaxed),
+            went_on: live.went_on.load(Relaxed),
+            backed_off: live.backed_off.load(Relaxed),
+            failed: live.failed.get().copied(),
+        }
+    }
+}
+
+fn add_one(counter: &AtomicUsize) {
+    counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
+}
+
+/// Where an acceptor's connections come from: the one thing in which the drivers differ.
+pub(crate) trait Next {
+    fn next(&mut self, seat: &Seat) -> Result<Connection, Leave>;
+}
+
+/// The acceptor is to end.
+pub(crate) struct Leave;
+
+/// The C program's way: wait in `accept`.
+struct Blocking;
+
+impl Next for Blocking {
+    fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
+        while !seat.stop.requested() {
+            if let Some(connection) = seat.accept(&seat.listener)? {
+                return Ok(connection);
+            }
+        }
+        Err(Leave)
+    }
+}
+
+/// Tells a handler whether its acceptors are being stopped.
+#[derive(Debug, Default)]
+pub struct Stop(AtomicBool);
+
+impl Stop {
+    /// Whether to come to an end.
+    pub fn requested(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// What one acceptor did.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Count {
+    /// Connections given to the handler.
+    pub accepted: usize,
+    /// Handlers that panicked.
+    pub panicked: usize,
+    /// Errors passed over: [`Advice::GoOn`].
+    pub went_on: usize,
+    /// Pauses for want of a descriptor or of memory: [`Advice::BackOff`].
+    pub backed_off: usize,
+    /// What ended it, if its listener failed: [`Advice::Fatal`].
+    pub failed: Option<Error>,
+}

@@ -1,0 +1,102 @@
+//! The command line: `--name value`, `--name=value` and flags, in any order.
+
+use core::net::SocketAddr;
+use std::env;
+use std::net::ToSocketAddrs;
+
+use crate::Failure;
+
+/// The words not yet understood.
+pub(crate) struct Args(Vec<String>);
+
+impl Args {
+    pub(crate) fn from_env() -> Args {
+        Args(
+            env::args_os()
+                .skip(1)
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect(),
+        )
+    }
+
+    /// Takes the first word, unless it is an option.
+    pub(crate) fn command(&mut self) -> Option<String> {
+        let is_command = self.0.first().is_some_and(|word| !word.starts_with('-'));
+        is_command.then(|| self.0.remove(0))
+    }
+
+    /// Takes `name`, and says whether it was there.
+    pub(crate) fn flag(&mut self, name: &str) -> bool {
+        let at = self.0.iter().position(|word| word == name);
+        at.map(|at| self.0.remove(at)).is_some()
+    }
+
+    /// Takes `name` and the value behind it. `parse` makes something of the value; `wanted` says
+    /// what it takes.
+    pub(crate) fn value<T>(
+        &mut self,
+        name: &str,
+        wanted: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, Failure> {
+        let joined = format!("{name}=");
+        let at = self
+            .0
+            .iter()
+            .position(|word| word == name || word.starts_with(&joined));
+        let Some(at) = at else { return Ok(None) };
+        let word = self.0.remove(at);
+        let value = match word.strip_prefix(&joined) {
+            Some(value) => value.to_owned(),
+            None if at < self.0.len() => self.0.remove(at),
+            None => return Err(Failure::Usage(format!("{name} needs {wanted} after it"))),
+        };
+        match parse(&value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(Failure::Usage(format!(
+                "{name} needs {wanted}, not \"{value}\""
+            ))),
+        }
+    }
+
+    /// A whole number from `least` to `most`.
+    pub(crate) fn number(
+        &mut self,
+        name: &str,
+        least: usize,
+        most: usize,
+        default: usize,
+    ) -> Result<usize, Failure> {
+        let wanted = format!("a whole number from {least} to {most}");
+        let parse = |value: &str| value.parse().ok().filter(|n| (least..=most).contains(n));
+        Ok(self.value(name, &wanted, parse)?.unwrap_or(default))
+    }
+
+    /// `--addr`, as the addresses that its name stands for; by default 127.0.0.1:3000.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<SocketAddr>, Failure> {
+        let wanted = "an address such as 127.0.0.1:3000, [::1]:3000 or localhost:3000";
+        let looks_right = |value: &str| {
+            let (host, port) = value.rsplit_once(':')?;
+            let is_host = !host.is_empty() && (!host.contains(':') || host.starts_with('['));
+            (is_host && port.parse::<u16>().is_ok()).then(|| value.to_owned())
+        };
+        let given = self.value("--addr", wanted, looks_right)?;
+        let name = given.unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+        let found = name
+            .to_socket_addrs()
+            .map(Vec::from_iter)
+            .unwrap_or_default();
+        if found.is_empty() {
+            return Err(Failure::Failed(format!("no address is known for {name}")));
+        }
+        Ok(found)
+    }
+
+    /// The end: whatever is left was not understood.
+    pub(crate) fn finish(self) -> Result<(), Failure> {
+        match self.0.first() {
+            None => Ok(()),
+            Some(word) => Err(Failure::Usage(format!("unexpected argument \"{word}\""))),
+        }
+    }
+}

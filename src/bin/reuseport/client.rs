@@ -1,0 +1,67 @@
+//! One client's connection, from `connect` to the end the server sends.
+
+use core::net::SocketAddr;
+use core::time::Duration;
+use std::io::{self, ErrorKind, Read};
+use std::net::TcpStream;
+use std::thread::sleep;
+use std::time::Instant;
+
+use reuseport::{Call, Error};
+
+/// What a client does with each connection.
+pub(crate) struct Client {
+    /// Tried in turn: what the name in `--addr` stands for.
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// Stay connected for so long before reading.
+    pub(crate) hold: Duration,
+    /// The longest wait for an answer, to `connect` and to each read.
+    pub(crate) timeout: Duration,
+}
+
+impl Client {
+    /// Connects and reads to the end; only then was the connection served. A reset on the way,
+    /// also while it still waited in a listener's queue, is a failure. Returns how long it took,
+    /// without the time held.
+    pub(crate) fn visit(&self) -> Result<Duration, String> {
+        let begun = Instant::now();
+        let mut stream = self
+            .connect()
+            .map_err(|error| self.describe(Call::Connect, &error))?;
+        let connected = begun.elapsed();
+        if !self.hold.is_zero() {
+            sleep(self.hold);
+        }
+        let reading = Instant::now();
+        let mut buffer = [0; 4096];
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(0) => return Ok(connected + reading.elapsed()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.describe(Call::Recv, &error)),
+            }
+        }
+    }
+
+    fn connect(&self) -> io::Result<TcpStream> {
+        let mut failed = ErrorKind::AddrNotAvailable.into();
+        for address in &self.addresses {
+            match TcpStream::connect_timeout(address, self.timeout) {
+                Ok(stream) => {
+                    stream.set_read_timeout(Some(self.timeout))?;
+                    return Ok(stream);
+                }
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    fn describe(&self, call: Call, error: &io::Error) -> String {
+        match error.raw_os_error() {
+            Some(errno) if errno != libc::EAGAIN => Error::new(call, errno).to_string(),
+            _ => format!("{}: no answer within {:?}", call.name(), self.timeout),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! `reuseport connect`: a client that counts what becomes of its connections.
+
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::time::Duration;
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Instant;
+use std::{io, thread};
+
+use crate::Failure;
+use crate::args::Args;
+use crate::client::Client;
+use crate::histogram::Histogram;
+use crate::output::print;
+
+const HELP: &str = "\
+Connects, reads until the server closes, and counts; exits 1 if any connection failed
+
+Usage: reuseport connect [OPTIONS]
+
+  --addr ADDRESS     where to, such as 127.0.0.1:3000, [::1]:3000 or localhost:3000
+                     [127.0.0.1:3000]
+  --connections N    how many to make in all [10]
+  --concurrency N    how many clients make them at the same time [1]
+  --hold MS          milliseconds to stay connected before reading [0]
+  --timeout MS       milliseconds to wait for an answer [10000]
+";
+
+/// What a client has seen.
+struct Seen {
+    durations: Histogram,
+    failures: BTreeMap<String, usize>,
+}
+
+pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
+    if args.flag("--help") || args.flag("-h") {
+        print(HELP);
+        return Ok(());
+    }
+    let connections = args.number("--connections", 1, 1_000_000_000, 10)?;
+    let concurrency = args.number("--concurrency", 1, 10_000, 1)?.min(connections);
+    let hold = millis(args.number("--hold", 0, 86_400_000, 0)?);
+    let timeout = millis(args.number("--timeout", 1, 86_400_000, 10_000)?);
+    let client = Client {
+        addresses: args.addresses()?,
+        hold,
+        timeout,
+    };
+    args.finish()?;
+
+    let begun = Instant::now();
+    let started = AtomicUsize::new(0);
+    let mut all = Seen {
+        durations: Histogram::new(),
+        failures: BTreeMap::new(),
+    };
+    thread::scope(|scope| {
+        let (done, arrivals) = mpsc::channel();
+        for _ in 0..concurrency {
+            let (done, client, started) = (done.clone(), &client, &started);
+            let thread = thread::Builder::new().stack_size(128 * 1024);
+            let spawned = thread.spawn_scoped(scope, move || {
+                let seen = visit_while(client, || started.fetch_add(1, Relaxed) < connections);
+                _ = done.send(seen);
+            });
+            spawned.map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
+        }
+        drop(done);
+        let mut progress = Progress::new(connections);
+        loop {
+            match arrivals.recv_timeout(Duration::from_millis(200)) {
+                Ok(seen) => all.merge(seen),
+                Err(RecvTimeoutError::Timeout) => progress.show(started.load(Relaxed)),
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        progress.clear();
+        Ok(())
+    })?;
+    all.tell(connections, begun.elapsed())
+}
+
+fn millis(count: usize) -> Duration {
+    Duration::from_millis(count as u64)
+}
+
+fn visit_while(client: &Client, mut more: impl FnMut() -> bool) -> Seen {
+    let mut seen = Seen {
+        durations: Histogram::new(),
+        failures: BTreeMap::new(),
+    };
+    while more() {
+        match client.visit() {
+            Ok(duration) => seen.durations.add(duration),
+            Err(failure) => *seen.failures.entry(failure).or_default() += 1,
+        }
+    }
+    seen
+}
+
+impl Seen {
+    fn merge(&mut self, other: Seen) {
+        self.durations.merge(&other.durations);
+        for (failure, times) in other.failures {
+            *self.failures.entry(failure).or_default() += times;
+        }
+    }
+
+    fn tell(&self, connections: usize, elapsed: Duration) -> Result<(), Failure> {
+        let failed: usize = self.failures.values().sum();
+        let made = connections - failed;
+        #[allow(clippy::cast_precision_loss)] // printed as a whole number
+        let rate = made as f64 / elapsed.as_secs_f64();
+        let [half, most] = [500, 990].map(|at| self.durations.percentile(at).as_secs_f64() * 1e3);
+        print(&format!(
+            "{made} connections in {:.2} s, {rate:.0} a second; p50 {half:.3} ms, p99 {most:.3} ms\n",
+            elapsed.as_secs_f64()
+        ));
+        for (failure, times) in &self.failures {
+            print(&format!("{times} failed: {failure}\n"));
+        }
+        match failed {
+            0 => Ok(()),
+            _ => Err(Failure::Failed(format!(
+                "{failed} of {connections} connections failed"
+            ))),
+        }
+    }
+}
+
+/// A line on stderr that is written over and over, where stderr is a terminal.
+struct Progress {
+    connections: usize,
+    shown: bool,
+}
+
+impl Progress {
+    fn new(connections: usize) -> Progress {
+        Progress {
+            connections,
+            shown: false,
+        }
+    }
+
+    fn show(&mut self, started: usize) {
+        if io::stderr().is_terminal() {
+            let started = started.min(self.connections);
+            _ = write!(
+                io::stderr(),
+                "\r{started} of {} connections",
+                self.connections
+            );
+            self.shown = true;
+        }
+    }
+
+    fn clear(&self) {
+        if self.shown {
+            _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `reuseport demo`: the article in one process.
+
+use core::time::Duration;
+
+use reuseport::{Acceptors, Count};
+
+use crate::args::Args;
+use crate::client::Client;
+use crate::output::{print, ratio, tally};
+use crate::{Failure, serve};
+
+const HELP: &str = "\
+Starts acceptors, connects to them, and shows which of them the kernel chose
+
+Usage: reuseport [demo] [OPTIONS]
+
+  --acceptors N      threads, each with its own listening socket [3]
+  --connections N    how many to make, one after the other [10]
+  --addr ADDRESS     where to listen, such as 127.0.0.1:3000, [::1]:3000, localhost:3000;
+                     port 0 is any free one [127.0.0.1:3000]
+";
+
+pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
+    if args.flag("--help") || args.flag("-h") {
+        print(HELP);
+        return Ok(());
+    }
+    let acceptors = args.number("--acceptors", 1, 1024, 3)?;
+    let connections = args.number("--connections", 1, 10_000_000, 10)?;
+    let addresses = args.addresses()?;
+    args.finish()?;
+
+    let (listeners, address) = serve::bind(&addresses, acceptors, None)?;
+    let running = Acceptors::spawn(listeners, |acceptor, _| {
+        print(&format!("acceptor {acceptor}\n"));
+    })
+    .map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
+    let timeout = Duration::from_secs(10);
+    let client = Client {
+        addresses: vec![address],
+        hold: Duration::ZERO,
+        timeout,
+    };
+    for _ in 0..connections {
+        client
+            .visit()
+            .map_err(|error| Failure::Failed(format!("{address}: {error}")))?;
+    }
+    let counts = running.stop();
+    print(&format!("\n{}", tally(&counts)));
+    if let Some(note) = note(&counts, connections) {
+        print(&note);
+    }
+    Ok(())
+}
+
+/// Says so if an acceptor had no connection: it is no fault.
+fn note(counts: &[Count], connections: usize) -> Option<String> {
+    let idle = counts.iter().filter(|count| count.accepted == 0).count();
+    if idle == 0 {
+        return None;
+    }
+    if !reuseport::BALANCES {
+        return Some("\nThis kernel gives all connections to one listener.\n".to_owned());
+    }
+    let acceptors = counts.len();
+    let chance = 100.0 * chance_of_a_miss(acceptors, connections);
+    Some(format!(
+        "\n{idle} of {acceptors} had none. The kernel's hash decides, not a rota: {connections} \
+         connections leave out\nan acceptor in about {chance:.0} % of runs.\n"
+    ))
+}
+
+/// About how likely it is that `balls` thrown into `bins` leave one empty. The number of empty ones
+/// is nearly Poisson's, with the mean that each is missed by all.
+fn chance_of_a_miss(bins: usize, balls: usize) -> f64 {
+    if balls < bins {
+        return 1.0;
+    }
+    let missed = ratio(bins - 1, bins).powi(i32::try_from(balls).unwrap_or(i32::MAX));
+    1.0 - (-ratio(bins, 1) * missed).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_connections_miss_one_of_three_acceptors_in_five_percent_of_runs() {
+        // Exactly: 3 (2/3)^10 - 3 (1/3)^10 = 0.052.
+        assert!((chance_of_a_miss(3, 10) - 0.052).abs() < 0.002);
+        assert!(chance_of_a_miss(3, 100) < 1e-16);
+        assert!((chance_of_a_miss(5, 3) - 1.0).abs() < 1e-9);
+    }
+}

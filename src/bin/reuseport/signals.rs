@@ -1,0 +1,34 @@
+//! SIGINT and SIGTERM, waited for instead of handled: no code runs inside a signal handler.
+
+use core::mem::MaybeUninit;
+use core::ptr::null_mut;
+
+/// The signals that end a server. While this exists they are held back in every thread started
+/// after it; the second one, after [`wait`](Signals::wait), has its usual deadly effect.
+pub(crate) struct Signals(libc::sigset_t);
+
+impl Signals {
+    pub(crate) fn hold() -> Signals {
+        let mut set = MaybeUninit::uninit();
+        // SAFETY: `set` is writable; sigemptyset initialises it.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: initialised by the line above.
+        let mut set = unsafe { set.assume_init() };
+        for signal in [libc::SIGINT, libc::SIGTERM] {
+            // SAFETY: `set` is an initialised set, `signal` a valid number.
+            unsafe { libc::sigaddset(&raw mut set, signal) };
+        }
+        // SAFETY: `set` is an initialised set; null asks for no copy of the old one.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, null_mut()) };
+        Signals(set)
+    }
+
+    /// Waits for one of them. From then on the next one ends the process.
+    pub(crate) fn wait(self) {
+        let mut signal = 0;
+        // SAFETY: the set is initialised, `signal` writable.
+        unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
+        // SAFETY: as in `hold`.
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, null_mut()) };
+    }
+}

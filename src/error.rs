@@ -1,0 +1,171 @@
+//! What went wrong, and in which call: an errno never travels without the name of its call.
+
+use core::ffi::{CStr, c_int};
+use core::fmt;
+
+#[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
+use libc::__errno as errno_location;
+#[cfg(any(target_os = "linux", target_os = "dragonfly"))]
+use libc::__errno_location as errno_location;
+#[cfg(any(target_os = "freebsd", target_os = "macos", target_os = "ios"))]
+use libc::__error as errno_location;
+
+macro_rules! calls {
+    ($($call:ident = $name:literal)*) => {
+        /// The system calls of this crate, by their C names.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        #[allow(missing_docs)] // each is named for its call
+        pub enum Call { $($call),* }
+
+        impl Call {
+            /// The call as C and the manual pages spell it: `"bind"`.
+            pub const fn name(self) -> &'static str {
+                match self { $(Call::$call => $name),* }
+            }
+        }
+    };
+}
+
+calls! {
+    Socket = "socket" SetSockOpt = "setsockopt" GetSockOpt = "getsockopt" Bind = "bind"
+    Listen = "listen" Accept = "accept" Send = "send" Recv = "recv" Shutdown = "shutdown"
+    Close = "close" GetSockName = "getsockname" Connect = "connect"
+    Ioctl = "ioctl"
+}
+
+/// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.
+///
+/// It prints as `bind: EADDRINUSE: Address already in use (os error 98)`; with `{:#}` without the
+/// call, for whoever has more to say there, such as the address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Error {
+    call: Call,
+    errno: c_int,
+}
+
+impl Error {
+    /// The failure of `call` with the number `errno`.
+    pub const fn new(call: Call, errno: c_int) -> Error {
+        Error { call, errno }
+    }
+
+    /// The failure of `call` with the present `errno(3)`: ask right after the call.
+    pub fn last(call: Call) -> Error {
+        // SAFETY: takes nothing; returns the address of the calling thread's own errno.
+        let errno = unsafe { errno_location() };
+        // SAFETY: that address is aligned and readable for as long as the thread lives.
+        let errno = unsafe { *errno };
+        Error { call, errno }
+    }
+
+    /// The call that failed.
+    pub const fn call(self) -> Call {
+        self.call
+    }
+
+    /// The number that the call left in `errno(3)`.
+    pub const fn errno(self) -> c_int {
+        self.errno
+    }
+
+    /// The number's C symbol, `"EADDRINUSE"`, if the manual pages of this crate's calls list it.
+    pub fn symbol(self) -> Option<&'static str> {
+        SYMBOLS
+            .iter()
+            .find(|(errno, _)| *errno == self.errno)
+            .map(|(_, symbol)| *symbol)
+    }
+
+    /// What a loop around `accept(2)` ought to do about this error.
+    ///
+    /// Linux also reports, as accept's own, the network error of a connection that died in the
+    /// queue (accept(2), "Error handling"): that connection is lost, the listener is well.
+    pub const fn advice(self) -> Advice {
+        #[cfg(linux_kernel)]
+        if self.errno == libc::ENONET {
+            return Advice::GoOn;
+        }
+        match self.errno {
+            libc::EAGAIN => Advice::Wait,
+            libc::EINTR
+            | libc::ECONNABORTED
+            | libc::ECONNRESET
+            | libc::EPERM
+            | libc::EPROTO
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENOPROTOOPT
+            | libc::ETIMEDOUT => Advice::GoOn,
+            libc::EINVAL => Advice::Leave,
+            libc::EBADF | libc::ENOTSOCK | libc::EFAULT => Advice::Fatal,
+            // EMFILE, ENFILE, ENOBUFS, ENOMEM; EOPNOTSUPP, which means the network or the wrong
+            // kind of socket; and what a later kernel may add: to go on at once could spin.
+            _ => Advice::BackOff,
+        }
+    }
+}
+
+/// What an accept loop ought to do about an [`Error`]: see [`Error::advice`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Advice {
+    /// One connection is lost, or a signal came: accept the next at once.
+    GoOn,
+    /// Nothing waits and the listener does not block: `poll(2)` for the next.
+    Wait,
+    /// No descriptor or no memory is left. The connection still waits in the queue: pause, then
+    /// accept again. Without the pause the loop would spin.
+    BackOff,
+    /// The listener does not listen any more: it was shut down.
+    Leave,
+    /// The descriptor is no listener: every later accept will fail too.
+    Fatal,
+}
+
+/// Turns C's −1 into the [`Error`] of `call`. It takes the *result*: `unsafe` stays at the call.
+pub(crate) fn check<T: Copy + PartialEq + From<i8>>(call: Call, result: T) -> Result<T, Error> {
+    if result == T::from(-1) {
+        Err(Error::last(call))
+    } else {
+        Ok(result)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            write!(f, "{}: ", self.call.name())?;
+        }
+        if let Some(symbol) = self.symbol() {
+            write!(f, "{symbol}: ")?;
+        }
+        let mut text = [0_u8; 128];
+        // SAFETY: `text` is writable for its whole length; what is written there ends with a zero.
+        unsafe { libc::strerror_r(self.errno, text.as_mut_ptr().cast(), text.len()) };
+        let sentence = CStr::from_bytes_until_nul(&text)
+            .ok()
+            .and_then(|text| text.to_str().ok());
+        write!(
+            f,
+            "{} (os error {})",
+            sentence.unwrap_or("unknown error"),
+            self.errno
+        )
+    }
+}
+
+impl core::error::Error for Error {}
+
+macro_rules! symbols {
+    ($($symbol:ident)*) => { &[$((libc::$symbol, stringify!($symbol))),*] };
+}
+
+/// The numbers that the manual pages of our calls list.
+const SYMBOLS: &[(c_int, &str)] = symbols![
+    EACCES EADDRINUSE EADDRNOTAVAIL EAFNOSUPPORT EAGAIN EBADF EBUSY ECONNABORTED ECONNREFUSED
+    ECONNRESET EDESTADDRREQ EDOM EEXIST EFAULT EHOSTDOWN EHOSTUNREACH EINTR EINVAL EIO EISCONN
+    EMFILE EMSGSIZE ENETDOWN ENETUNREACH ENFILE ENOBUFS ENOENT ENOMEM ENOPROTOOPT ENOSPC ENOTCONN
+    ENOTSOCK EOPNOTSUPP EPERM EPIPE EPROTO EPROTONOSUPPORT EPROTOTYPE ESRCH ETIMEDOUT
+];

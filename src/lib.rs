@@ -1,0 +1,79 @@
+//! Many listening sockets on one port, with the kernel spreading the connections among them.
+//!
+//! Every thread of a server opens a socket of its own, sets `SO_REUSEPORT`, binds the *same* port
+//! and waits in its own `accept`. No thread hands connections out and none compete for them: the
+//! kernel hashes each new connection's addresses and ports and gives it to one of the sockets.
+//!
+//! ```
+//! use reuseport::{Acceptors, listeners};
+//!
+//! let listeners = listeners(([127, 0, 0, 1], 0), 3)?;
+//! let port = listeners[0].local_addr()?.port();
+//! let acceptors = Acceptors::spawn(listeners, |acceptor, connection| {
+//!     println!("acceptor {acceptor}");
+//!     _ = connection.send(b"hello\n");
+//! })?;
+//! # let mut greeting = String::new();
+//! # use std::io::Read;
+//! # std::net::TcpStream::connect(("127.0.0.1", port))?.read_to_string(&mut greeting)?;
+//! # assert_eq!(greeting, "hello\n");
+//! # assert_eq!(acceptors.stop()[0].accepted, 1);
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # The rooms, in reading order
+//!
+//! The first wing is the C program, no more. It reads in one sitting.
+//!
+//! 1. [`sys`]: one thin function a system call, with C's names and arguments.
+//! 2. `error.rs`: [`Error`] never loses the errno nor the name of the call that failed;
+//!    [`Advice`] is what an accept loop should do about it.
+//! 3. `address.rs`: [`SockAddr`], C's `struct sockaddr`.
+//! 4. `listener.rs`: [`Listener::bind`] is the C program's four calls, each below its C line.
+//! 5. `acceptors.rs` (feature `std`): [`Acceptors`], the C program's threads.
+//!
+//! **Stop here and you have the C program.** The second wing goes beyond it.
+//!
+//! 6. `options.rs`: [`Listener::options`], every socket option visible and none hidden.
+//! 7. `interop.rs` (feature `std`): conversions to and from the standard library's types.
+//!
+//! # Without the standard library
+//!
+//! The crate is `no_std` and allocates nothing without the feature `std`, which is on by default.
+//! The feature adds modules and conversions; what it does not add compiles the same either way.
+
+#![no_std]
+
+#[cfg(feature = "std")]
+extern crate std;
+
+#[cfg(feature = "std")]
+mod acceptors;
+mod address;
+#[cfg(not(accept4))]
+mod apple;
+mod error;
+#[cfg(feature = "std")]
+mod interop;
+mod listener;
+mod options;
+pub mod sys;
+
+#[cfg(feature = "std")]
+pub use acceptors::{Acceptors, Count, Stop, listeners};
+pub use address::SockAddr;
+pub use error::{Advice, Call, Error};
+pub use listener::{Connection, Listener};
+pub use options::Options;
+
+/// Whether this target's kernel spreads the connections among the sockets of one port.
+///
+/// True on Linux 3.9 and later, Android, FreeBSD 12 and later (there the option is
+/// `SO_REUSEPORT_LB`) and `DragonFly`. False on macOS, iOS, NetBSD and OpenBSD: they let several
+/// sockets bind, and give every connection to one of them.
+pub const BALANCES: bool = cfg!(balances);
+
+// The README's examples are compiled and run with the others.
+#[cfg(all(doctest, feature = "std", linux_kernel))]
+#[doc = include_str!("../README.md")]
+struct Readme;

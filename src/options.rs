@@ -1,0 +1,160 @@
+//! [`Listener::options`]: every option of the four calls, visible. None is set that is not asked
+//! for, but the one that this crate is about.
+
+use core::ffi::c_int;
+use core::fmt;
+use core::net::SocketAddr;
+
+use crate::address::{SockAddr, socklen};
+use crate::error::Error;
+use crate::listener::{Descriptor, Listener};
+use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET};
+
+/// How to make a [`Listener`]. Left alone, it makes the calls of [`Listener::bind`].
+#[derive(Clone, Copy)]
+#[must_use]
+pub struct Options<'a> {
+    backlog: c_int,
+    reuse_port: bool,
+    reuse_address: bool,
+    only_v6: Option<bool>,
+    nonblocking: bool,
+    before_bind: Option<Hook<'a>>,
+}
+
+/// Called with the new descriptor between `socket` and `bind`.
+type Hook<'a> = &'a (dyn Fn(c_int) -> Result<(), Error> + 'a);
+
+impl Listener {
+    /// The general case of [`bind`](Listener::bind).
+    ///
+    /// ```
+    /// use reuseport::Listener;
+    ///
+    /// let listener = Listener::options().backlog(128).only_v6(true).bind(([0; 8], 0))?;
+    /// # Ok::<(), reuseport::Error>(())
+    /// ```
+    pub const fn options<'a>() -> Options<'a> {
+        Options {
+            backlog: sys::MAX_BACKLOG,
+            reuse_port: true,
+            reuse_address: false,
+            only_v6: None,
+            nonblocking: false,
+            before_bind: None,
+        }
+    }
+}
+
+impl<'a> Options<'a> {
+    /// How many connections may wait to be accepted: `listen(2)`. Unset: as many as the kernel
+    /// allows (on Linux, the sysctl `net.core.somaxconn`). Linux counts one more than told.
+    ///
+    /// When the queue is full, Linux drops what comes, and the client tries again after a second.
+    pub const fn backlog(mut self, connections: c_int) -> Options<'a> {
+        self.backlog = connections;
+        self
+    }
+
+    /// `SO_REUSEPORT` ([`sys::SO_REUSEPORT`]). Set unless turned off: without it the port is this
+    /// listener's alone.
+    pub const fn reuse_port(mut self, on: bool) -> Options<'a> {
+        self.reuse_port = on;
+        self
+    }
+
+    /// `SO_REUSEADDR`: bind although connections of an earlier listener linger in `TIME_WAIT`.
+    /// Linux wants it on that listener too; `SO_REUSEPORT` on both does the same.
+    pub const fn reuse_address(mut self, on: bool) -> Options<'a> {
+        self.reuse_address = on;
+        self
+    }
+
+    /// `IPV6_V6ONLY`: whether an IPv6 wildcard leaves IPv4 alone. Unset: as the machine is set up
+    /// (on Linux, the sysctl `net.ipv6.bindv6only`). An error for an IPv4 address.
+    pub const fn only_v6(mut self, on: bool) -> Options<'a> {
+        self.only_v6 = Some(on);
+        self
+    }
+
+    /// `SOCK_NONBLOCK`: [`accept`](Listener::accept) fails with `EAGAIN` where nothing waits.
+    pub const fn nonblocking(mut self, on: bool) -> Options<'a> {
+        self.nonblocking = on;
+        self
+    }
+
+    /// Runs between `socket` and `bind`, for any option that has no method here:
+    /// `SO_BINDTODEVICE`, `IP_FREEBIND`, `TCP_DEFER_ACCEPT`, `TCP_FASTOPEN` …
+    ///
+    /// ```
+    /// use core::ffi::c_int;
+    /// use reuseport::{Listener, sys};
+    ///
+    /// let keep_alive = |fd| {
+    ///     let on: c_int = 1;
+    ///     let value = (&raw const on).cast();
+    ///     // SAFETY: `on` is readable for the four bytes stated, and the option takes an int.
+    ///     unsafe { sys::setsockopt(fd, sys::SOL_SOCKET, libc::SO_KEEPALIVE, value, 4) }
+    /// };
+    /// let listener = Listener::options().before_bind(&keep_alive).bind(([127, 0, 0, 1], 0))?;
+    /// # Ok::<(), reuseport::Error>(())
+    /// ```
+    pub const fn before_bind(mut self, hook: Hook<'a>) -> Options<'a> {
+        self.before_bind = Some(hook);
+        self
+    }
+
+    /// `socket`, `setsockopt` for each option asked for, `bind`, `listen`.
+    pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<Listener, Error> {
+        let addr = SockAddr::from(address.into());
+        let nonblocking = if self.nonblocking {
+            sys::SOCK_NONBLOCK
+        } else {
+            0
+        };
+        let kind = sys::SOCK_STREAM | sys::SOCK_CLOEXEC | nonblocking;
+        // SAFETY: the next line owns what this one opens.
+        let server = unsafe { sys::socket(addr.family(), kind, 0) }?;
+        // SAFETY: the kernel has just opened it for us alone.
+        let server = Listener(unsafe { Descriptor::own(server) });
+        if self.reuse_port {
+            server.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
+        }
+        if self.reuse_address {
+            server.set_option(SOL_SOCKET, SO_REUSEADDR, 1)?;
+        }
+        if let Some(on) = self.only_v6 {
+            server.set_option(IPPROTO_IPV6, IPV6_V6ONLY, on.into())?;
+        }
+        if let Some(hook) = self.before_bind {
+            hook(server.raw())?;
+        }
+        // SAFETY: `addr` is readable for its own length.
+        unsafe { sys::bind(server.raw(), addr.as_ptr(), addr.len()) }?;
+        // SAFETY: `server` is ours.
+        unsafe { sys::listen(server.raw(), self.backlog) }?;
+        Ok(server)
+    }
+}
+
+impl Listener {
+    /// Sets an option whose value is C's `int`. Any other is refused by the kernel, with `EINVAL`.
+    pub(crate) fn set_option(&self, level: c_int, name: c_int, value: c_int) -> Result<(), Error> {
+        let (value, length) = ((&raw const value).cast(), socklen::<c_int>());
+        // SAFETY: `value` is readable for `length` bytes, and the kernel reads no more.
+        unsafe { sys::setsockopt(self.raw(), level, name, value, length) }
+    }
+}
+
+impl fmt::Debug for Options<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("backlog", &self.backlog)
+            .field("reuse_port", &self.reuse_port)
+            .field("reuse_address", &self.reuse_address)
+            .field("only_v6", &self.only_v6)
+            .field("nonblocking", &self.nonblocking)
+            .field("before_bind", &self.before_bind.is_some())
+            .finish()
+    }
+}
