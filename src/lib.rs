@@ -43,6 +43,7 @@
 //! The feature adds modules and conversions; what it does not add compiles the same either way.
 
 #![no_std]
+#![warn(clippy::std_instead_of_core)] // the core must not lean on std by accident
 
 #[cfg(feature = "std")]
 extern crate std;

@@ -43,9 +43,8 @@ pub const MAX_BACKLOG: c_int = c_int::MAX;
 /// The descriptor returned is the caller's to close, once.
 pub unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> Result<c_int> {
     // SAFETY: takes three integers; any are allowed.
-    check(Call::Socket, unsafe {
-        kernel::socket(domain, kind, protocol)
-    })
+    let result = unsafe { kernel::socket(domain, kind, protocol) };
+    check(Call::Socket, result)
 }
 
 /// `int setsockopt(int fd, int level, int name, const void *value, socklen_t len);` —
@@ -63,10 +62,8 @@ pub unsafe fn setsockopt(
     len: u32,
 ) -> Result<()> {
     // SAFETY: the caller vouches for the bytes at `value`; the kernel copies them and keeps none.
-    check(Call::SetSockOpt, unsafe {
-        libc::setsockopt(fd, level, name, value, len as _)
-    })?;
-    Ok(())
+    let result = unsafe { libc::setsockopt(fd, level, name, value, len as _) };
+    check(Call::SetSockOpt, result).map(drop)
 }
 
 /// `int getsockopt(int fd, int level, int name, void *value, socklen_t *len);` —
@@ -84,10 +81,8 @@ pub unsafe fn getsockopt(
     len: *mut u32,
 ) -> Result<()> {
     // SAFETY: the caller vouches for both pointers; the kernel keeps neither.
-    check(Call::GetSockOpt, unsafe {
-        libc::getsockopt(fd, level, name, value, len.cast())
-    })?;
-    Ok(())
+    let result = unsafe { libc::getsockopt(fd, level, name, value, len.cast()) };
+    check(Call::GetSockOpt, result).map(drop)
 }
 
 /// `int bind(int fd, const struct sockaddr *addr, socklen_t len);` — `bind(2)`.
@@ -100,8 +95,8 @@ pub unsafe fn getsockopt(
 /// `addr` is readable for `len` bytes.
 pub unsafe fn bind(fd: c_int, addr: *const c_void, len: u32) -> Result<()> {
     // SAFETY: the caller vouches for the bytes at `addr`; the kernel copies them.
-    check(Call::Bind, unsafe { libc::bind(fd, addr.cast(), len as _) })?;
-    Ok(())
+    let result = unsafe { libc::bind(fd, addr.cast(), len as _) };
+    check(Call::Bind, result).map(drop)
 }
 
 /// `int listen(int fd, int backlog);` — `listen(2)`. On Linux this, not `bind`, makes a TCP
@@ -114,8 +109,8 @@ pub unsafe fn bind(fd: c_int, addr: *const c_void, len: u32) -> Result<()> {
 /// `fd` is the caller's.
 pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
     // SAFETY: takes two integers.
-    check(Call::Listen, unsafe { libc::listen(fd, backlog) })?;
-    Ok(())
+    let result = unsafe { libc::listen(fd, backlog) };
+    check(Call::Listen, result).map(drop)
 }
 
 /// `int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags);` — `accept(2)`,
@@ -128,9 +123,8 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
 /// many bytes as it says. The descriptor returned is the caller's to close, once.
 pub unsafe fn accept(fd: c_int, addr: *mut c_void, len: *mut u32, flags: c_int) -> Result<c_int> {
     // SAFETY: the caller vouches for both pointers; the kernel keeps neither.
-    check(Call::Accept, unsafe {
-        kernel::accept4(fd, addr.cast(), len.cast(), flags)
-    })
+    let result = unsafe { kernel::accept4(fd, addr.cast(), len.cast(), flags) };
+    check(Call::Accept, result)
 }
 
 /// `ssize_t send(int fd, const void *buf, size_t len, int flags);` — `send(2)`. Returns the
@@ -143,8 +137,8 @@ pub unsafe fn accept(fd: c_int, addr: *mut c_void, len: *mut u32, flags: c_int) 
 /// `buf` is readable for `len` bytes.
 pub unsafe fn send(fd: c_int, buf: *const c_void, len: usize, flags: c_int) -> Result<usize> {
     // SAFETY: the caller vouches for `buf`; the kernel copies from it.
-    let sent = check(Call::Send, unsafe { libc::send(fd, buf, len, flags) })?;
-    Ok(sent.unsigned_abs())
+    let result = unsafe { libc::send(fd, buf, len, flags) };
+    check(Call::Send, result).map(isize::unsigned_abs)
 }
 
 /// `ssize_t recv(int fd, void *buf, size_t len, int flags);` — `recv(2)`. Returns the bytes
@@ -156,8 +150,8 @@ pub unsafe fn send(fd: c_int, buf: *const c_void, len: usize, flags: c_int) -> R
 /// `buf` is writable for `len` bytes.
 pub unsafe fn recv(fd: c_int, buf: *mut c_void, len: usize, flags: c_int) -> Result<usize> {
     // SAFETY: the caller vouches for `buf`; the kernel keeps no pointer to it.
-    let read = check(Call::Recv, unsafe { libc::recv(fd, buf, len, flags) })?;
-    Ok(read.unsigned_abs())
+    let result = unsafe { libc::recv(fd, buf, len, flags) };
+    check(Call::Recv, result).map(isize::unsigned_abs)
 }
 
 /// `int shutdown(int fd, int how);` — `shutdown(2)`. On a Linux listener [`SHUT_RD`] wakes a
@@ -169,8 +163,8 @@ pub unsafe fn recv(fd: c_int, buf: *mut c_void, len: usize, flags: c_int) -> Res
 /// `fd` is the caller's.
 pub unsafe fn shutdown(fd: c_int, how: c_int) -> Result<()> {
     // SAFETY: takes two integers.
-    check(Call::Shutdown, unsafe { libc::shutdown(fd, how) })?;
-    Ok(())
+    let result = unsafe { libc::shutdown(fd, how) };
+    check(Call::Shutdown, result).map(drop)
 }
 
 /// `int close(int fd);` — `close(2)`. On Linux the number is free whatever is returned: a failed
@@ -180,8 +174,8 @@ pub unsafe fn shutdown(fd: c_int, how: c_int) -> Result<()> {
 /// `fd` is the caller's, who never uses it again.
 pub unsafe fn close(fd: c_int) -> Result<()> {
     // SAFETY: the caller gives the descriptor up.
-    check(Call::Close, unsafe { libc::close(fd) })?;
-    Ok(())
+    let result = unsafe { libc::close(fd) };
+    check(Call::Close, result).map(drop)
 }
 
 /// `int getsockname(int fd, struct sockaddr *addr, socklen_t *len);` — `getsockname(2)`: the
@@ -192,8 +186,7 @@ pub unsafe fn close(fd: c_int) -> Result<()> {
 pub unsafe fn getsockname(fd: c_int, addr: *mut c_void, len: *mut u32) -> Result<()> {
     // SAFETY: the caller vouches for both pointers; the kernel keeps neither.
     let result = unsafe { libc::getsockname(fd, addr.cast(), len.cast()) };
-    check(Call::GetSockName, result)?;
-    Ok(())
+    check(Call::GetSockName, result).map(drop)
 }
 
 /// `int ioctl(int fd, FIONBIO, int *on);` — `ioctl(2)`: calls on `fd` wait (0) or do not (1).
@@ -202,8 +195,6 @@ pub unsafe fn getsockname(fd: c_int, addr: *mut c_void, len: *mut u32) -> Result
 /// `fd` is the caller's.
 pub unsafe fn fionbio(fd: c_int, on: c_int) -> Result<()> {
     // SAFETY: this command reads one integer, which outlives the call.
-    check(Call::Ioctl, unsafe {
-        libc::ioctl(fd, libc::FIONBIO, &raw const on)
-    })?;
-    Ok(())
+    let result = unsafe { libc::ioctl(fd, libc::FIONBIO, &raw const on) };
+    check(Call::Ioctl, result).map(drop)
 }

@@ -110,13 +110,14 @@ impl Seen {
     fn tell(&self, connections: usize, elapsed: Duration) -> Result<(), Failure> {
         let failed: usize = self.failures.values().sum();
         let made = connections - failed;
+        let seconds = elapsed.as_secs_f64();
         #[allow(clippy::cast_precision_loss)] // printed as a whole number
-        let rate = made as f64 / elapsed.as_secs_f64();
+        let rate = made as f64 / seconds;
         let [half, most] = [500, 990].map(|at| self.durations.percentile(at).as_secs_f64() * 1e3);
         print(&format!(
-            "{made} connections in {:.2} s, {rate:.0} a second; p50 {half:.3} ms, p99 {most:.3} ms\n",
-            elapsed.as_secs_f64()
+            "{made} connections in {seconds:.2} s, {rate:.0} a second; "
         ));
+        print(&format!("p50 {half:.3} ms, p99 {most:.3} ms\n"));
         for (failure, times) in &self.failures {
             print(&format!("{times} failed: {failure}\n"));
         }

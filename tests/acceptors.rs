@@ -1,0 +1,275 @@
+//! The driver: threads, counters, panics, stopping.
+
+mod support;
+
+use core::cell::Cell;
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+
+use reuseport::{Acceptors, BALANCES, Call, Connection, Error, Listener, Stop, listeners};
+use support::{visit, wait_until};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+fn bound(n: usize) -> (Vec<Listener>, SocketAddr) {
+    let listeners = listeners(ANY_PORT, n).unwrap();
+    let address = listeners[0].local_addr().unwrap();
+    (listeners, address)
+}
+
+#[test]
+fn every_acceptor_gets_some_and_the_counts_add_up() {
+    let (listeners, address) = bound(3);
+    let names = Arc::new(Mutex::new(BTreeSet::new()));
+    let seen = Arc::clone(&names);
+    let acceptors = Acceptors::spawn(listeners, move |acceptor, connection| {
+        let name = std::thread::current().name().unwrap().to_owned();
+        seen.lock().unwrap().insert((acceptor, name));
+        _ = connection.send(acceptor.to_string().as_bytes());
+    })
+    .unwrap();
+    let mut heard = [0; 3];
+    for _ in 0..100 {
+        heard[visit(address).parse::<usize>().unwrap()] += 1;
+    }
+    let live: Vec<_> = acceptors
+        .tally()
+        .iter()
+        .map(|count| count.accepted)
+        .collect();
+    assert_eq!(live, heard);
+    let counts = acceptors.stop();
+    assert_eq!(
+        counts.iter().map(|count| count.accepted).sum::<usize>(),
+        100
+    );
+    if BALANCES {
+        // One of three is left out with a chance of 3 * (2/3)^100 < 1e-17.
+        assert!(heard.iter().all(|count| *count > 0), "{heard:?}");
+        let expected = (0..3).map(|n| (n, format!("acceptor-{n}"))).collect();
+        assert_eq!(*names.lock().unwrap(), expected);
+    }
+    TcpStream::connect(address).expect_err("nobody listens any more");
+}
+
+#[test]
+fn a_panicking_handler_is_counted_and_the_acceptor_goes_on() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("a payload that panics when it is dropped");
+        }
+    }
+    let (listeners, address) = bound(1);
+    let calls = AtomicUsize::new(0);
+    let acceptors = Acceptors::spawn(listeners, move |_, connection| {
+        match calls.fetch_add(1, SeqCst) {
+            0 => panic!("a handler that panics"),
+            1 => std::panic::panic_any(Bomb),
+            _ => _ = connection.send(b"well"),
+        }
+    })
+    .unwrap();
+    assert_eq!(visit(address), "");
+    assert_eq!(visit(address), "");
+    assert_eq!(visit(address), "well");
+    let count = acceptors.stop()[0];
+    assert_eq!((count.accepted, count.panicked), (3, 2));
+}
+
+#[test]
+fn each_acceptor_owns_its_state() {
+    let (listeners, address) = bound(2);
+    let (send, receive) = mpsc::channel();
+    let acceptors = Acceptors::spawn_with(listeners, |acceptor| {
+        let (own, send) = (Cell::new(0), send.clone());
+        move |_: Connection, _: &Stop| {
+            own.set(own.get() + 1);
+            send.send((acceptor, own.get())).unwrap();
+        }
+    })
+    .unwrap();
+    (0..20).for_each(|_| _ = visit(address));
+    let counts = acceptors.stop();
+    drop(send);
+    let mut last = [0; 2];
+    for (acceptor, own) in receive {
+        assert_eq!(
+            own,
+            last[acceptor] + 1,
+            "a count of acceptor {acceptor} is not its own"
+        );
+        last[acceptor] = own;
+    }
+    assert_eq!(
+        counts
+            .iter()
+            .map(|count| count.accepted)
+            .collect::<Vec<_>>(),
+        last
+    );
+}
+
+#[test]
+fn a_long_handler_learns_of_the_stop() {
+    let (listeners, address) = bound(1);
+    let entered = Arc::new(Barrier::new(2));
+    let inside = Arc::clone(&entered);
+    let acceptors = Acceptors::spawn_with(listeners, |_| {
+        let inside = Arc::clone(&inside);
+        move |_: Connection, stop: &Stop| {
+            assert!(!stop.requested());
+            inside.wait();
+            wait_until("the stop is requested", || stop.requested());
+        }
+    })
+    .unwrap();
+    let _client = TcpStream::connect(address).unwrap();
+    entered.wait();
+    let count = acceptors.stop()[0];
+    assert_eq!((count.accepted, count.panicked), (1, 0));
+}
+
+#[test]
+fn dropping_stops() {
+    let (listeners, address) = bound(2);
+    drop(Acceptors::spawn(listeners, |_, _| {}).unwrap());
+    Listener::options()
+        .reuse_port(false)
+        .bind(address)
+        .expect("the port is free again");
+}
+
+#[test]
+fn join_returns_when_the_listeners_fail() {
+    let (pipe, _other) = std::io::pipe().unwrap();
+    let no_socket = Listener::from(std::os::fd::OwnedFd::from(pipe));
+    let counts = Acceptors::spawn(vec![no_socket], |_, _| {}).unwrap().join();
+    assert_eq!(
+        counts[0].failed,
+        Some(Error::new(Call::Accept, libc::ENOTSOCK))
+    );
+}
+
+#[test]
+fn a_nonblocking_listener_is_set_to_block() {
+    let listener = Listener::options()
+        .nonblocking(true)
+        .bind(ANY_PORT)
+        .unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptors = Acceptors::spawn(vec![listener], |_, _| {}).unwrap();
+    visit(address);
+    assert_eq!(acceptors.stop()[0].backed_off, 0);
+}
+
+#[test]
+fn all_listeners_are_bound_or_none_is() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let error = listeners(taken.local_addr().unwrap(), 3).unwrap_err();
+    assert_eq!(error, Error::new(Call::Bind, libc::EADDRINUSE));
+    assert!(listeners(ANY_PORT, 0).unwrap().is_empty());
+    let (many, address) = bound(64);
+    assert!(
+        many.iter()
+            .all(|listener| listener.local_addr().unwrap() == address)
+    );
+}
+
+/// A server whose handler keeps its connections until its process has no descriptor left.
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn hoards_connections() {
+    let limit = libc::rlimit {
+        rlim_cur: 64,
+        rlim_max: 64,
+    };
+    // SAFETY: `limit` is readable.
+    assert_eq!(
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
+        0
+    );
+    let (listeners, address) = bound(3);
+    let hoard = Arc::new(Mutex::new(Some(Vec::new())));
+    let into = Arc::clone(&hoard);
+    let acceptors = Acceptors::spawn(listeners, move |_, connection| {
+        if let Some(hoard) = into.lock().unwrap().as_mut() {
+            hoard.push(connection);
+        }
+    })
+    .unwrap();
+    println!("\nlistening on {address}");
+    let backed_off = || {
+        acceptors
+            .tally()
+            .iter()
+            .map(|count| count.backed_off)
+            .sum::<usize>()
+    };
+    let accepted = || {
+        acceptors
+            .tally()
+            .iter()
+            .map(|count| count.accepted)
+            .sum::<usize>()
+    };
+    // Each acceptor reports EMFILE, which is the only way to back off here.
+    wait_until("no descriptor is left", || {
+        acceptors.tally().iter().all(|count| count.backed_off > 1)
+    });
+    let (kept, pauses, spent) = (accepted(), backed_off(), cpu_time());
+    std::thread::sleep(std::time::Duration::from_millis(1000));
+    let (spent, paused) = (cpu_time() - spent, backed_off() - pauses);
+    assert_eq!(accepted(), kept, "accepted without a descriptor");
+    assert!(kept < 64, "{kept}");
+    // Three acceptors that pause for 10 to 100 ms wake 30 to 300 times a second; a spinning one
+    // makes a million calls.
+    assert!((20..400).contains(&paused), "{paused} pauses in a second");
+    assert!(spent < 0.1, "{spent} s of CPU time in a second of waiting");
+    *hoard.lock().unwrap() = None;
+    wait_until("all who waited are served", || accepted() == 200);
+}
+
+fn cpu_time() -> f64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is writable.
+    assert_eq!(
+        unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut now) },
+        0
+    );
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+#[test]
+fn without_descriptors_it_waits_and_then_serves_all() {
+    use std::io::{BufRead, BufReader, Read};
+    let mut server = support::role("hoards_connections").spawn().unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let address: SocketAddr = lines
+        .find_map(|line| {
+            line.unwrap()
+                .strip_prefix("listening on ")
+                .map(str::to_owned)
+        })
+        .expect("the server's address")
+        .parse()
+        .unwrap();
+    let clients: Vec<_> = (0..200)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    for mut client in clients {
+        client.set_read_timeout(Some(support::BOUND)).unwrap();
+        assert_eq!(
+            client.read(&mut [0]).unwrap(),
+            0,
+            "closed without having been reset"
+        );
+    }
+    let rest: Vec<_> = lines.map(Result::unwrap).collect();
+    assert!(server.wait().unwrap().success(), "{rest:#?}");
+}

@@ -1,0 +1,454 @@
+//! The command, as a person uses it.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+
+use support::{Server, descriptors, reuseport, run, scratch, text, tool, visit, wait_until};
+
+#[test]
+fn the_demo_prints_an_acceptor_a_connection_and_a_tally() {
+    let (code, out, err) = run(&["demo", "--addr", "127.0.0.1:0"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let (lines, tally) = out.split_once("\n\n").unwrap();
+    let lines: Vec<_> = lines.lines().collect();
+    assert_eq!(lines.len(), 10, "{out}");
+    let counts = lines
+        .iter()
+        .map(|line| line.strip_prefix("acceptor ").unwrap());
+    assert!(
+        counts.into_iter().all(|n| n.parse::<usize>().unwrap() < 3),
+        "{out}"
+    );
+    let missed = (0..3).any(|n| !lines.contains(&format!("acceptor {n}").as_str()));
+    assert_eq!(tally.contains("had none"), missed, "{out}");
+    if missed {
+        assert!(tally.contains("about 5 % of runs"), "{out}");
+    }
+}
+
+#[test]
+fn a_thousand_connections_reach_every_acceptor_and_add_up() {
+    let (code, out, _) = run(&["--addr", "127.0.0.1:0", "--connections", "1000"]);
+    assert_eq!(code, 0);
+    let (lines, tally) = out.split_once("\n\n").unwrap();
+    let mut sum = 0;
+    for (n, row) in tally.lines().enumerate() {
+        let mut words = row.split_whitespace();
+        assert_eq!(
+            (words.next(), words.next()),
+            (Some("acceptor"), Some(n.to_string().as_str()))
+        );
+        let count: usize = words.next().unwrap().parse().unwrap();
+        // One of three has none of a thousand with a chance below 1e-175.
+        assert!(count > 0, "{tally}");
+        assert_eq!(
+            lines
+                .lines()
+                .filter(|line| **line == *format!("acceptor {n}"))
+                .count(),
+            count
+        );
+        assert!(row.contains(" %  #"), "{row}");
+        sum += count;
+    }
+    assert_eq!(sum, 1000);
+}
+
+#[test]
+fn a_client_in_another_language_gets_ten_lines() {
+    if !tool("python3") {
+        return;
+    }
+    let mut server = Server::start(&["--addr", "localhost:0"]);
+    let client = format!(
+        "import socket\nfor _ in range(10):\n  with socket.socket() as s:\n    \
+         s.connect(('localhost', {}))\n    s.recv(1)\n",
+        server.address.port()
+    );
+    let python = Command::new("python3")
+        .args(["-c", &client])
+        .status()
+        .unwrap();
+    // localhost may be ::1 first, and then is not python's AF_INET.
+    if server.address.is_ipv6() {
+        return;
+    }
+    assert!(python.success());
+    server.signal(libc::SIGTERM);
+    server.read_stderr_until("acceptor 2");
+    let (code, out, _) = server.end();
+    assert_eq!((code, out.lines().count()), (Some(0), 10), "{out}");
+    assert!(
+        out.lines().all(|line| line.starts_with("acceptor ")),
+        "{out}"
+    );
+}
+
+#[test]
+fn a_signal_ends_the_server_with_the_tally() {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let server = Server::start(&["--acceptors", "2", "--quiet"]);
+        (0..5).for_each(|_| _ = visit(server.address));
+        server.signal(signal);
+        let (code, out, err) = server.end();
+        assert_eq!((code, out.as_str()), (Some(0), ""));
+        let counts = err
+            .lines()
+            .map(|row| row.split_whitespace().nth(2).unwrap());
+        let counts: Vec<usize> = counts.map(|count| count.parse().unwrap()).collect();
+        assert_eq!(
+            (counts.len(), counts.iter().sum::<usize>()),
+            (2, 5),
+            "{err}"
+        );
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_server_quietly() {
+    let mut server = Server::start(&[]);
+    let mut stdout = BufReader::new(server.child.stdout.take().unwrap());
+    let mut line = String::new();
+    visit(server.address);
+    stdout.read_line(&mut line).unwrap();
+    assert!(line.starts_with("acceptor "), "{line}");
+    drop(stdout);
+    // The next line finds nobody; the client that caused it may see a reset.
+    _ = TcpStream::connect(server.address).map(|mut client| client.read(&mut [0]));
+    let (code, _, err) = server.end();
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut demo = reuseport(&["demo", "--addr", "127.0.0.1:0"]);
+    let done = demo.stdout(full).output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert!(
+        text(&done.stderr).starts_with("reuseport: stdout: No space left"),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn wrong_usage_is_one_line_that_names_the_argument() {
+    for (args, named) in [
+        (
+            &["serve", "--acceptors", "0"][..],
+            "--acceptors needs a whole number from 1 to 1024",
+        ),
+        (
+            &["serve", "--acceptors"],
+            "--acceptors needs a whole number from 1 to 1024 after it",
+        ),
+        (&["serve", "--acceptors=x"], "not \"x\""),
+        (&["serve", "--backlog", "-1"], "--backlog needs"),
+        (
+            &["serve", "--addr", "3000"],
+            "--addr needs an address such as",
+        ),
+        (
+            &["serve", "--addr", "::1:3000"],
+            "--addr needs an address such as",
+        ),
+        (
+            &["serve", "--addr", "127.0.0.1:99999"],
+            "--addr needs an address such as",
+        ),
+        (&["serve", "--colour"], "unexpected argument \"--colour\""),
+        (&["serve", "twice"], "unexpected argument \"twice\""),
+        (
+            &["serve", "--quiet", "--quiet"],
+            "unexpected argument \"--quiet\"",
+        ),
+        (&["connect", "--connections", "-5"], "--connections needs"),
+        (&["connect", "--hold", "long"], "--hold needs"),
+        (
+            &["demo", "--backlog", "1"],
+            "unexpected argument \"--backlog\"",
+        ),
+        (&["dance"], "there is no command \"dance\""),
+        (&["--dance"], "unexpected argument \"--dance\""),
+    ] {
+        let (code, out, err) = run(args);
+        assert_eq!(
+            (code, out.as_str(), err.lines().count()),
+            (2, "", 1),
+            "{args:?}: {err}"
+        );
+        assert!(
+            err.starts_with("reuseport: ") && err.contains(named),
+            "{args:?}: {err}"
+        );
+        assert!(err.contains("--help"), "{err}");
+    }
+}
+
+#[test]
+fn help_and_version() {
+    for command in ["demo", "serve", "connect"] {
+        let (code, out, err) = run(&[command, "--help"]);
+        assert_eq!((code, err.as_str()), (0, ""));
+        assert!(
+            out.contains("Usage: reuseport ") && out.contains("--addr"),
+            "{out}"
+        );
+        assert_eq!(run(&[command, "-h"]).1, out);
+    }
+    assert!(run(&["--help"]).1.contains("serve"));
+    assert_eq!(
+        run(&["--version"]).1,
+        format!("reuseport {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn a_busy_port_is_named_with_call_address_and_errno() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for command in ["demo", "serve"] {
+        let (code, out, err) = run(&[command, "--addr", &address]);
+        assert_eq!(
+            (code, out.as_str(), err.lines().count()),
+            (1, "", 1),
+            "{err}"
+        );
+        let expected = format!("reuseport: bind {address}: EADDRINUSE: ");
+        assert!(
+            err.starts_with(&expected) && err.contains("--addr"),
+            "{err}"
+        );
+    }
+}
+
+#[test]
+fn an_address_that_is_not_ours_is_named() {
+    let (code, _, err) = run(&["serve", "--addr", "8.8.8.8:3000"]);
+    assert_eq!((code, err.lines().count()), (1, 1));
+    assert!(
+        err.starts_with("reuseport: bind 8.8.8.8:3000: EADDRNOTAVAIL: "),
+        "{err}"
+    );
+    let (code, _, err) = run(&["serve", "--addr", "no.such.host.invalid:3000"]);
+    assert_eq!((code, err.lines().count()), (1, 1));
+    assert!(err.contains("no.such.host.invalid:3000"), "{err}");
+}
+
+#[test]
+fn a_privileged_port_is_refused_with_a_hint() {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: takes nothing.
+    if unsafe { libc::geteuid() } != 0 {
+        return support::skip("not root");
+    }
+    let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap();
+    if first_free.trim() == "0" {
+        return support::skip("no port is privileged here");
+    }
+    // The user of the child must reach the program, wherever it was built.
+    let program = std::env::temp_dir().join(format!("reuseport-{}", std::process::id()));
+    fs::copy(env!("CARGO_BIN_EXE_reuseport"), &program).unwrap();
+    let mut serve = Command::new(&program);
+    let done = serve
+        .args(["serve", "--addr", "127.0.0.1:80"])
+        .uid(65534)
+        .output();
+    fs::remove_file(&program).unwrap();
+    let done = done.unwrap();
+    let err = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{err}");
+    assert!(
+        err.starts_with("reuseport: bind 127.0.0.1:80: EACCES: "),
+        "{err}"
+    );
+    assert!(
+        err.contains("privilege") && err.lines().count() == 1,
+        "{err}"
+    );
+}
+
+#[test]
+fn every_form_of_address() {
+    for given in ["127.0.0.1:0", "[::1]:0", "localhost:0"] {
+        let server = Server::start(&["--addr", given]);
+        assert!(
+            server.address.ip().is_loopback(),
+            "{given}: {}",
+            server.address
+        );
+        let to = server.address.to_string();
+        let (code, out, err) = run(&["connect", "--addr", &to]);
+        assert_eq!((code, err.as_str()), (0, ""), "{given}");
+        assert!(out.starts_with("10 connections in "), "{out}");
+    }
+}
+
+#[test]
+fn connect_counts_failures_by_their_error() {
+    let unused = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
+    let (code, out, err) = run(&["connect", "--addr", &unused, "--connections", "4"]);
+    assert_eq!(code, 1);
+    assert!(out.contains("4 failed: connect: ECONNREFUSED: "), "{out}");
+    assert_eq!(err, "reuseport: 4 of 4 connections failed\n");
+
+    // Accepted by the kernel, never by the program: no answer.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let (code, out, _) = run(&[
+        "connect",
+        "--addr",
+        &address,
+        "--connections=2",
+        "--timeout=50",
+    ]);
+    assert_eq!(code, 1);
+    assert!(
+        out.contains("2 failed: recv: no answer within 50ms"),
+        "{out}"
+    );
+    drop(silent);
+
+    // Reset in the queue: connected, and yet not served.
+    let closing = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = closing.local_addr().unwrap().to_string();
+    let mut connect = reuseport(&["connect", "--addr", &address, "--connections", "3"]);
+    let connect = connect
+        .args(["--concurrency", "3", "--hold", "1"])
+        .spawn()
+        .unwrap();
+    wait_until("they wait in the queue", || waiting(&address) == 3);
+    drop(closing);
+    let done = connect.wait_with_output().unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert!(
+        text(&done.stdout).contains("3 failed: recv: ECONNRESET: "),
+        "{done:?}"
+    );
+}
+
+/// The connections that wait on the one listener of `address`, an IPv4 one.
+fn waiting(address: &str) -> usize {
+    let address: std::net::SocketAddrV4 = address.parse().unwrap();
+    let here = format!(
+        "{:08X}:{:04X}",
+        u32::from_ne_bytes(address.ip().octets()),
+        address.port()
+    );
+    let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    let rows = table
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let row = rows
+        .into_iter()
+        .find(|row| row[1] == here && row[3] == "0A")
+        .expect("it listens");
+    usize::from_str_radix(row[4].split_once(':').unwrap().1, 16).unwrap()
+}
+
+#[test]
+fn many_connections_leave_no_trace() {
+    let server = Server::start(&["--quiet"]);
+    let address = server.address.to_string();
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse::<usize>()
+            .unwrap()
+    };
+    let open = descriptors(server.pid());
+    let connect = |n: &str| {
+        let given = [
+            "connect",
+            "--addr",
+            &address,
+            "--concurrency",
+            "16",
+            "--connections",
+            n,
+        ];
+        let (code, out, err) = run(&given);
+        assert_eq!(code, 0, "{out}{err}");
+    };
+    connect("10000");
+    let early = resident();
+    connect("90000");
+    let late = resident();
+    assert!(late <= early + 256, "{early} kB grew to {late} kB");
+    wait_until("the last connections are closed", || {
+        descriptors(server.pid()) == open
+    });
+    server.signal(libc::SIGTERM);
+    let (_, _, err) = server.end();
+    let counts = err
+        .lines()
+        .map(|row| row.split_whitespace().nth(2).unwrap());
+    assert_eq!(
+        counts
+            .map(|count| count.parse::<usize>().unwrap())
+            .sum::<usize>(),
+        100_000
+    );
+}
+
+#[test]
+fn two_system_calls_a_connection() {
+    if !tool("strace") {
+        return;
+    }
+    let directory = scratch("two-calls");
+    let mut strace = Command::new("strace");
+    strace
+        .args(["-ff", "-qq", "-o"])
+        .arg(directory.join("thread"));
+    strace.arg(env!("CARGO_BIN_EXE_reuseport"));
+    strace
+        .args(["serve", "--quiet", "--addr", "127.0.0.1:0"])
+        .stdout(Stdio::null());
+    let mut server = Server::from(&mut strace);
+    (0..300).for_each(|_| _ = visit(server.address));
+    let pid = server.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let traced: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    // SAFETY: takes two integers; strace has not reaped its child while it runs.
+    unsafe { libc::kill(traced, libc::SIGTERM) };
+    server.child.wait().unwrap();
+    let (mut accepted, mut acceptors) = (0, 0);
+    for file in fs::read_dir(directory).unwrap() {
+        let log = fs::read_to_string(file.unwrap().path()).unwrap();
+        let Some(first) = log.find("accept4(") else {
+            continue;
+        };
+        acceptors += 1;
+        let names = log[first..]
+            .lines()
+            .map(|line| line.split('(').next().unwrap());
+        let names: Vec<_> = names
+            .take_while(|name| ["accept4", "close"].contains(name))
+            .collect();
+        // It ends with the accept that the stop wakes; what follows is the thread's own end.
+        let (pairs, [last]) = names.as_chunks::<2>() else {
+            panic!("{names:?}")
+        };
+        assert!(
+            pairs.iter().all(|pair| *pair == ["accept4", "close"]),
+            "{names:?}"
+        );
+        assert_eq!(*last, "accept4");
+        accepted += pairs.len();
+    }
+    assert_eq!((acceptors, accepted), (3, 300));
+}

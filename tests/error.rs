@@ -1,0 +1,82 @@
+//! The error type: small, exact, and printed with all it knows.
+
+use core::mem::size_of;
+
+use reuseport::{Advice, Call, Error};
+
+#[test]
+fn an_error_is_eight_bytes_and_so_is_its_result() {
+    assert_eq!(size_of::<Error>(), 8);
+    assert_eq!(size_of::<Result<(), Error>>(), 8);
+    assert_eq!(size_of::<Result<i32, Error>>(), 8);
+}
+
+#[test]
+fn it_prints_call_symbol_sentence_and_number() {
+    let error = Error::new(Call::Bind, libc::EADDRINUSE);
+    let sentence = std::io::Error::from_raw_os_error(libc::EADDRINUSE).to_string();
+    assert_eq!(error.to_string(), format!("bind: EADDRINUSE: {sentence}"));
+    assert_eq!(format!("{error:#}"), format!("EADDRINUSE: {sentence}"));
+    let unlisted = Error::new(Call::Listen, 99_999).to_string();
+    assert!(
+        unlisted.starts_with("listen: ") && unlisted.ends_with("(os error 99999)"),
+        "{unlisted}"
+    );
+}
+
+#[test]
+fn every_symbol_is_its_own_number() {
+    let mut named = 0;
+    for errno in 0..200 {
+        if let Some(symbol) = Error::new(Call::Accept, errno).symbol() {
+            named += 1;
+            let other = (0..errno).any(|n| Error::new(Call::Accept, n).symbol() == Some(symbol));
+            assert!(!other, "{symbol} stands for two numbers");
+        }
+    }
+    assert!(named >= 35, "{named}");
+    assert_eq!(
+        Error::new(Call::Bind, libc::EACCES).symbol(),
+        Some("EACCES")
+    );
+}
+
+#[test]
+fn io_error_keeps_the_number() {
+    let error = std::io::Error::from(Error::new(Call::Bind, libc::EADDRINUSE));
+    assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+}
+
+#[test]
+fn advice_for_each_errno_of_the_accept_manual_page() {
+    use Advice::{BackOff, Fatal, GoOn, Leave, Wait};
+    #[rustfmt::skip]
+    let table = [
+        (libc::EAGAIN, Wait), (libc::EWOULDBLOCK, Wait),
+        (libc::EINTR, GoOn), (libc::ECONNABORTED, GoOn), (libc::ECONNRESET, GoOn),
+        (libc::EPROTO, GoOn), (libc::EPERM, GoOn), (libc::ENETDOWN, GoOn),
+        (libc::ENOPROTOOPT, GoOn), (libc::EHOSTDOWN, GoOn), (libc::EHOSTUNREACH, GoOn),
+        (libc::ENETUNREACH, GoOn), (libc::ETIMEDOUT, GoOn),
+        (libc::EMFILE, BackOff), (libc::ENFILE, BackOff), (libc::ENOBUFS, BackOff),
+        (libc::ENOMEM, BackOff), (libc::EOPNOTSUPP, BackOff), (99_999, BackOff),
+        (libc::EINVAL, Leave),
+        (libc::EBADF, Fatal), (libc::ENOTSOCK, Fatal), (libc::EFAULT, Fatal),
+    ];
+    for (errno, advice) in table {
+        let error = Error::new(Call::Accept, errno);
+        assert_eq!(error.advice(), advice, "{error}");
+    }
+    #[cfg(target_os = "linux")]
+    assert_eq!(Error::new(Call::Accept, libc::ENONET).advice(), GoOn);
+}
+
+#[test]
+fn last_reads_what_the_call_left() {
+    // SAFETY: closes no descriptor: there is none with this number.
+    assert_eq!(unsafe { libc::close(-1) }, -1);
+    assert_eq!(
+        Error::last(Call::Close),
+        Error::new(Call::Close, libc::EBADF)
+    );
+}

@@ -1,0 +1,160 @@
+//! What the project says of itself: sizes, wings, the README. Read from the sources.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const WING_ONE: [&str; 5] = ["sys", "error", "address", "listener", "acceptors"];
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+fn rust_files(directory: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut rest = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)];
+    while let Some(directory) = rest.pop() {
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() && !path.ends_with("target") {
+                rest.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+#[test]
+fn wing_one_is_at_most_900_lines_and_names_no_other_room() {
+    let mut lines = 0;
+    for room in WING_ONE {
+        let text = read(&format!("src/{room}.rs"));
+        lines += text.lines().count();
+        for (at, line) in text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().starts_with("//"))
+        {
+            for (_, path) in line
+                .match_indices("crate::")
+                .map(|(i, m)| (i, &line[i + m.len()..]))
+            {
+                let named = path
+                    .split(|c: char| !c.is_alphanumeric() && c != '_')
+                    .next()
+                    .unwrap();
+                // `apple` stands in for the C library where that lacks a call.
+                let allowed = WING_ONE.contains(&named) || named == "apple";
+                assert!(allowed, "src/{room}.rs:{}: names {named}", at + 1);
+            }
+        }
+    }
+    assert!(lines <= 900, "{lines} lines");
+}
+
+#[test]
+fn no_line_is_wider_than_100_and_no_file_longer_than_400() {
+    for (path, text) in rust_files("src").into_iter().chain(rust_files("tests")) {
+        for (at, line) in text.lines().enumerate() {
+            assert!(line.chars().count() <= 100, "{}:{}", path.display(), at + 1);
+        }
+        let sitting = if path.starts_with(env!("CARGO_MANIFEST_DIR").to_owned() + "/src") {
+            400
+        } else {
+            600
+        };
+        assert!(text.lines().count() <= sitting, "{}", path.display());
+    }
+}
+
+#[test]
+fn every_unsafe_block_says_why() {
+    for (path, text) in rust_files("src") {
+        let blocks = text.matches("unsafe {").count();
+        let reasons = text.matches("SAFETY:").count();
+        assert!(
+            reasons >= blocks,
+            "{}: {blocks} blocks, {reasons} reasons",
+            path.display()
+        );
+    }
+}
+
+/// The fenced blocks of the README: what stands behind the fence, and the lines.
+fn blocks(markdown: &str) -> Vec<(String, Vec<String>)> {
+    let mut blocks = Vec::new();
+    let mut open: Option<(String, Vec<String>)> = None;
+    for line in markdown.lines() {
+        match (&mut open, line.strip_prefix("```")) {
+            (None, Some(language)) => open = Some((language.to_owned(), Vec::new())),
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some((_, lines)), None) => lines.push(line.to_owned()),
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none() && !blocks.is_empty());
+    blocks
+}
+
+#[test]
+fn the_readmes_two_programs_are_the_mirrors() {
+    let trimmed = |path: &str| -> Vec<String> {
+        read(path)
+            .lines()
+            .map(|line| line.trim().to_owned())
+            .collect()
+    };
+    let (c, rust) = (
+        trimmed("tests/mirror/reuseport.c"),
+        trimmed("tests/mirror/reuseport.rs"),
+    );
+    let readme = blocks(&read("README.md"));
+    let block = |language: &str| {
+        let found: Vec<_> = readme.iter().filter(|(l, _)| l == language).collect();
+        assert_eq!(found.len(), 1, "{language}");
+        &found[0].1
+    };
+    for (quoted, source) in [(block("c"), &c), (block("rust,ignore"), &rust)] {
+        let mut rest = source.iter();
+        for line in quoted {
+            assert!(
+                rest.any(|theirs| theirs == line.trim()),
+                "not in the mirror: {line}"
+            );
+        }
+    }
+    assert_eq!(
+        block("c").len(),
+        block("rust,ignore").len(),
+        "line beside line"
+    );
+}
+
+#[test]
+fn every_command_of_the_readme_is_run_by_ci() {
+    let ci = read(".ci/run");
+    for (language, lines) in blocks(&read("README.md")) {
+        if language != "sh" {
+            continue;
+        }
+        for line in lines {
+            let command = line.split(" #").next().unwrap().trim();
+            assert!(ci.contains(command), ".ci/run does not run: {command}");
+        }
+    }
+}
+
+#[test]
+fn libc_is_the_only_dependency() {
+    let lock = read("Cargo.lock");
+    let names: Vec<_> = lock
+        .lines()
+        .filter_map(|line| line.strip_prefix("name = "))
+        .collect();
+    assert_eq!(names, ["\"libc\"", "\"reuseport\""]);
+}

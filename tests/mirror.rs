@@ -1,0 +1,252 @@
+//! The C program and its Rust twin are one program: the same lines, the same system calls, but for
+//! the deviations that the README's table lists.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use reuseport::{SockAddr, sys};
+use support::{example, scratch, tool, visit, wait_until};
+
+fn source(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// What stands behind each `// C:` of a Rust file, in order.
+fn quoted(rust: &str) -> Vec<&str> {
+    rust.lines()
+        .filter_map(|line| line.trim().strip_prefix("// C: "))
+        .collect()
+}
+
+#[test]
+fn the_quoted_lines_are_the_c_programs_and_in_its_order() {
+    let c = source("tests/mirror/reuseport.c");
+    let c: Vec<_> = c.lines().map(str::trim).collect();
+    let in_order = |quoted: &[&str]| {
+        let mut rest = c.iter();
+        for line in quoted {
+            assert!(
+                rest.any(|c| c == line),
+                "not in the C program, or not in this order: {line}"
+            );
+        }
+    };
+    let listener = source("src/listener.rs");
+    let mirror = source("tests/mirror/reuseport.rs");
+    in_order(&quoted(&listener));
+    assert_eq!(
+        quoted(&listener).len(),
+        5,
+        "socket, int, setsockopt, bind, listen"
+    );
+    // `main` quotes one global before its own first line.
+    let (threads, main) = mirror.split_once("fn main()").unwrap();
+    in_order(&quoted(threads));
+    let main: Vec<_> = quoted(main)
+        .into_iter()
+        .filter(|line| !line.starts_with("static"))
+        .collect();
+    in_order(&main);
+    // Every call that C checks stands in the mirror.
+    for call in c.iter().filter(|line| line.contains("check(\"")) {
+        assert!(
+            quoted(&mirror).contains(call),
+            "missing from the mirror: {call}"
+        );
+    }
+}
+
+/// Compiles the C program; warnings are errors.
+fn compile(directory: &Path) -> PathBuf {
+    let program = directory.join("reuseport-c");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mirror/reuseport.c");
+    let mut cc = Command::new("cc");
+    cc.args(["-Wall", "-Wextra", "-Werror", "-O2", "-pthread", "-o"])
+        .arg(&program)
+        .arg(source);
+    let done = cc.output().unwrap();
+    assert!(done.status.success(), "{}", support::text(&done.stderr));
+    program
+}
+
+/// A port that this process holds, and on which the program under test may listen: bound with the
+/// option but not listening, this socket gets no connection and keeps strangers away.
+fn reserve() -> (u16, std::os::fd::OwnedFd) {
+    use std::os::fd::FromRawFd;
+    let (on, any) = (1, SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0))));
+    let kind = sys::SOCK_STREAM | sys::SOCK_CLOEXEC;
+    // SAFETY: owned by the next line.
+    let fd = unsafe { sys::socket(sys::AF_INET, kind, 0) }.unwrap();
+    // SAFETY: opened by the line above.
+    let owner = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) };
+    let value = (&raw const on).cast::<core::ffi::c_void>();
+    // SAFETY: `on` is an int, readable for its four bytes.
+    unsafe { sys::setsockopt(fd, sys::SOL_SOCKET, sys::SO_REUSEPORT, value, 4) }.unwrap();
+    // SAFETY: `any` is readable for its own length.
+    unsafe { sys::bind(fd, any.as_ptr(), any.len()) }.unwrap();
+    let mut name = SockAddr::empty();
+    let (at, len) = (name.as_mut_ptr(), name.len_mut_ptr());
+    // SAFETY: both point into `name`, which has room for the length it states.
+    unsafe { sys::getsockname(fd, at, len) }.unwrap();
+    (name.get().unwrap().port(), owner)
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+/// Connects once the program listens with all its three sockets: then no connection is refused.
+fn connect(address: SocketAddr, times: usize) {
+    wait_until("it listens", || TcpStream::connect(address).is_ok());
+    (0..times).for_each(|_| _ = visit(address));
+}
+
+#[test]
+fn the_c_program_and_the_mirror_print_their_acceptors() {
+    if !tool("cc") {
+        return;
+    }
+    let c = compile(&scratch("mirror-print"));
+    for program in [c, example("mirror")] {
+        let (port, _reserved) = reserve();
+        let mut child = Command::new(&program);
+        let child = child
+            .arg(port.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut child = Running(child);
+        connect(SocketAddr::from(([127, 0, 0, 1], port)), 10);
+        let mut lines =
+            std::io::BufRead::lines(std::io::BufReader::new(child.0.stdout.take().unwrap()));
+        for _ in 0..10 {
+            let line = lines.next().unwrap().unwrap();
+            let number = line
+                .strip_prefix("acceptor ")
+                .unwrap()
+                .parse::<usize>()
+                .unwrap();
+            assert!(number < 3, "{line}");
+        }
+    }
+}
+
+/// The socket calls of each acceptor thread, with its descriptors named for what they are.
+fn trace(program: &Path, directory: &Path) -> Vec<Vec<String>> {
+    fs::create_dir_all(directory).unwrap();
+    let (port, _reserved) = reserve();
+    let mut strace = Command::new("strace");
+    strace.args(["-ff", "-qq", "-s", "64", "-e", "trace=%network,close", "-o"]);
+    strace
+        .arg(directory.join("thread"))
+        .arg(program)
+        .arg(port.to_string());
+    let child = strace.stdout(Stdio::null()).spawn().unwrap();
+    let running = Running(child);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    connect(address, 100);
+    let pid = running.0.id();
+    // The program itself is strace's child; strace ends with it.
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let program: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    // SAFETY: takes two integers; strace has not reaped its child while it runs.
+    unsafe { libc::kill(program, libc::SIGTERM) };
+    let mut running = running;
+    running.0.wait().unwrap();
+    let mut files: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
+    files.sort();
+    let logs = files.iter().map(|path| fs::read_to_string(path).unwrap());
+    logs.filter_map(|log| acceptor(&log, port)).collect()
+}
+
+/// The calls of one thread: up to `listen`, and the first `accept` with its `close`.
+fn acceptor(log: &str, port: u16) -> Option<Vec<String>> {
+    let mut names = BTreeMap::new();
+    let mut calls = Vec::new();
+    for line in log.lines() {
+        let (call, result) = line.rsplit_once(" = ")?;
+        let (name, arguments) = call.trim().strip_suffix(')')?.split_once('(')?;
+        let mut arguments: Vec<_> = arguments.splitn(2, ", ").map(str::to_owned).collect();
+        match name {
+            "socket" => _ = names.insert(result.to_owned(), "server"),
+            "accept" | "accept4" => _ = names.insert(result.to_owned(), "client"),
+            _ => {}
+        }
+        if name != "socket" {
+            arguments[0] = (*names.get(&arguments[0])?).to_owned();
+        }
+        let all = format!("{name}({})", arguments.join(", "));
+        let all = all
+            .replace("IPPROTO_IP", "0")
+            .replace(&format!("({port})"), "(PORT)");
+        calls.push(all);
+        if name == "close" {
+            return Some(calls);
+        }
+    }
+    None
+}
+
+/// The rows of the README's table of deviations: what C calls, what Rust calls instead.
+fn deviations() -> Vec<(String, String)> {
+    let readme = source("README.md");
+    let rows = readme
+        .lines()
+        .skip_while(|line| !line.starts_with("| the C program calls"));
+    let rows = rows.skip(2).take_while(|line| line.starts_with('|'));
+    let cells = rows.map(|row| row.replace("\\|", "!"));
+    let cells = cells.map(|row| {
+        let cells = row
+            .split('|')
+            .map(|cell| cell.trim().trim_matches('`').replace('!', "|"));
+        let cells: Vec<_> = cells.collect();
+        (cells[1].clone(), cells[2].clone())
+    });
+    cells.collect()
+}
+
+#[test]
+fn both_make_the_same_calls_but_for_the_table() {
+    if !tool("cc") || !tool("strace") {
+        return;
+    }
+    let directory = scratch("mirror-trace");
+    let c = trace(&compile(&directory), &directory.join("c"));
+    let rust = trace(&example("mirror"), &directory.join("rust"));
+    // Which thread accepted at all is the kernel's choice; 100 connections miss none of three
+    // with a chance of 1 - 1e-17.
+    assert_eq!((c.len(), rust.len()), (3, 3), "{c:#?} {rust:#?}");
+    let table = deviations();
+    assert_eq!(table.len(), 2, "{table:?}");
+    let expected: Vec<_> = c[0]
+        .iter()
+        .map(|call| {
+            let row = table.iter().find(|(theirs, _)| theirs == call);
+            row.map_or(call, |(_, ours)| ours).clone()
+        })
+        .collect();
+    assert!(c.iter().all(|calls| *calls == c[0]), "{c:#?}");
+    assert!(
+        rust.iter().all(|calls| *calls == expected),
+        "{rust:#?}\n{expected:#?}"
+    );
+    for (theirs, _) in &table {
+        assert!(
+            c[0].contains(theirs),
+            "a row that C does not make: {theirs}"
+        );
+    }
+}

@@ -1,0 +1,230 @@
+//! What the tests share: waiting with a bound, servers in processes of their own, outside tools.
+// Each test file uses its own part of this.
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations
+)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+/// The longest wait for anything that must happen.
+pub const BOUND: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` holds; panics with `what` after [`BOUND`].
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(
+            begun.elapsed() < BOUND,
+            "waited {BOUND:?} in vain until {what}"
+        );
+        sleep(Duration::from_millis(2));
+    }
+}
+
+/// Connects, and reads until the server closes.
+#[track_caller]
+pub fn visit(address: SocketAddr) -> String {
+    let mut text = String::new();
+    let mut stream = TcpStream::connect(address).expect("connect");
+    stream.set_read_timeout(Some(BOUND)).expect("a timeout");
+    stream.read_to_string(&mut text).expect("the server's end");
+    text
+}
+
+/// Whether an outside tool is there. Without it a test passes at home, saying so, and fails in CI.
+#[track_caller]
+pub fn tool(name: &str) -> bool {
+    let found = env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(name).is_file()));
+    if !found {
+        skip(&format!("no {name}"));
+    }
+    found
+}
+
+/// Says that this machine cannot run the test; in CI that is a failure.
+#[track_caller]
+pub fn skip(why: &str) {
+    assert!(
+        env::var_os("CI").is_none(),
+        "skipped, but this is CI: {why}"
+    );
+    println!("skipped: {why}");
+}
+
+/// The command under test.
+pub fn reuseport(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_reuseport"));
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+pub fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("UTF-8")
+}
+
+/// Runs the command to its end: exit code, stdout, stderr.
+#[track_caller]
+pub fn run(args: &[&str]) -> (i32, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = reuseport(args).output().expect("the command");
+    (
+        status.code().expect("no signal"),
+        text(&stdout).to_owned(),
+        text(&stderr).to_owned(),
+    )
+}
+
+/// A running `reuseport serve`. It dies with this value.
+pub struct Server {
+    pub child: Child,
+    pub address: SocketAddr,
+    stderr: Option<BufReader<std::process::ChildStderr>>,
+}
+
+impl Server {
+    #[track_caller]
+    pub fn start(args: &[&str]) -> Server {
+        let mut all = vec!["serve"];
+        all.extend(args);
+        if !args.contains(&"--addr") {
+            all.extend(["--addr", "127.0.0.1:0"]);
+        }
+        Server::from(&mut reuseport(&all))
+    }
+
+    /// Starts `command`, which is or becomes `reuseport serve`.
+    #[track_caller]
+    pub fn from(command: &mut Command) -> Server {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the server");
+        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        let mut said = String::new();
+        let address = loop {
+            let mut line = String::new();
+            let length = stderr.read_line(&mut line).expect("stderr");
+            assert!(length > 0, "the server did not start: {said}");
+            if let Some((_, rest)) = line.split_once("listening on ") {
+                break rest
+                    .split_whitespace()
+                    .next()
+                    .expect("an address")
+                    .parse()
+                    .expect("one");
+            }
+            said += &line;
+        };
+        Server {
+            child,
+            address,
+            stderr: Some(stderr),
+        }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().try_into().expect("a pid")
+    }
+
+    #[track_caller]
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: takes two integers; the child has not been waited for, so the pid is its.
+        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
+    }
+
+    /// Reads stderr until a line that contains `wanted`.
+    #[track_caller]
+    pub fn read_stderr_until(&mut self, wanted: &str) -> String {
+        let mut all = String::new();
+        while !all.contains(wanted) {
+            let length = self
+                .stderr
+                .as_mut()
+                .expect("once")
+                .read_line(&mut all)
+                .expect("stderr");
+            assert!(length > 0, "no {wanted:?} on stderr: {all}");
+        }
+        all
+    }
+
+    /// Waits for its end: exit code, stdout, what was left of stderr.
+    #[track_caller]
+    pub fn end(mut self) -> (Option<i32>, String, String) {
+        let (mut out, mut err) = (String::new(), String::new());
+        let mut stderr = self.stderr.take().expect("once");
+        if let Some(mut stdout) = self.child.stdout.take() {
+            stdout.read_to_string(&mut out).expect("stdout");
+        }
+        stderr.read_to_string(&mut err).expect("stderr");
+        (self.child.wait().expect("the server").code(), out, err)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+/// A test of this same file, run in a process of its own: for what a process can do only once or
+/// to all its threads. It is an ignored test named `role`.
+pub fn role(role: &str) -> Command {
+    let mut command = Command::new(env::current_exe().expect("this test"));
+    command.args([
+        "--exact",
+        role,
+        "--ignored",
+        "--nocapture",
+        "--test-threads=1",
+    ]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+/// An example of this package: built beside the tests.
+#[track_caller]
+pub fn example(name: &str) -> PathBuf {
+    let this = env::current_exe().expect("this test");
+    let profile = this
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/PROFILE");
+    let path = profile.join("examples").join(name);
+    assert!(
+        path.is_file(),
+        "cargo build --example {name} first: `cargo test` does"
+    );
+    path
+}
+
+/// A fresh directory under the target directory.
+pub fn scratch(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    _ = fs::remove_dir_all(&directory);
+    fs::create_dir_all(&directory).expect("a directory");
+    directory
+}
+
+/// The open descriptors of a process.
+pub fn descriptors(pid: impl std::fmt::Display) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("/proc")
+        .count()
+}
