@@ -186,7 +186,8 @@ fn acceptor(log: &str, port: u16) -> Option<Vec<String>> {
             _ => {}
         }
         if name != "socket" {
-            arguments[0] = (*names.get(&arguments[0])?).to_owned();
+            let name = names.get(&arguments[0])?;
+            arguments[0] = String::from(*name);
         }
         let all = format!("{name}({})", arguments.join(", "));
         let all = all
