@@ -67,8 +67,7 @@ impl Acceptors {
 
     /// What each acceptor has done so far, in the order of their numbers; to be asked at any time.
     pub fn tally(&self) -> Vec<Count> {
-        let counts = self.0.iter().map(|acceptor| acceptor.seat.count());
-        counts.collect()
+        self.0.iter().map(|a| a.seat.count()).collect()
     }
 
     /// Waits until every acceptor has left of itself: for ever, unless their listeners fail.
@@ -89,7 +88,7 @@ impl Acceptors {
 /// One acceptor: its thread, and what it shares with its owner.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
-    seat: Arc<Seat>,
+    pub(crate) seat: Arc<Seat>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -101,6 +100,7 @@ impl Acceptor {
     {
         let (counters, stop) = Default::default();
         let seat = Arc::new(Seat {
+            id,
             listener,
             counters,
             stop,
@@ -111,7 +111,7 @@ impl Acceptor {
         Ok(Acceptor { seat, thread })
     }
 
-    fn join(&mut self) {
+    pub(crate) fn join(&mut self) {
         _ = self.thread.take().map(JoinHandle::join);
     }
 }
@@ -125,7 +125,8 @@ impl Drop for Acceptor {
 
 #[derive(Debug)]
 pub(crate) struct Seat {
-    listener: Listener,
+    id: usize,
+    pub(crate) listener: Listener,
     counters: Counters,
     stop: Stop,
 }
@@ -179,16 +180,17 @@ impl Seat {
         Ok(None)
     }
 
-    fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.stop.0.store(true, Relaxed);
         // It fails where the listener has failed before, and there the acceptor has left.
         // SAFETY: the descriptor is the listener's, which this seat owns.
         _ = unsafe { sys::shutdown(self.listener.raw(), sys::SHUT_RD) };
     }
 
-    fn count(&self) -> Count {
+    pub(crate) fn count(&self) -> Count {
         let live = &self.counters;
         Count {
+            acceptor: self.id,
             accepted: live.accepted.load(Relaxed),
             panicked: live.panicked.load(Relaxed),
             went_on: live.went_on.load(Relaxed),
@@ -211,7 +213,7 @@ pub(crate) trait Next {
 pub(crate) struct Leave;
 
 /// The C program's way: wait in `accept`.
-struct Blocking;
+pub(crate) struct Blocking;
 
 impl Next for Blocking {
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
@@ -239,6 +241,8 @@ impl Stop {
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Count {
+    /// Its number.
+    pub acceptor: usize,
     /// Connections given to the handler.
     pub accepted: usize,
     /// Handlers that panicked.

@@ -31,7 +31,8 @@ calls! {
     Socket = "socket" SetSockOpt = "setsockopt" GetSockOpt = "getsockopt" Bind = "bind"
     Listen = "listen" Accept = "accept" Send = "send" Recv = "recv" Shutdown = "shutdown"
     Close = "close" GetSockName = "getsockname" Connect = "connect"
-    Ioctl = "ioctl"
+    Ioctl = "ioctl" Fcntl = "fcntl" SchedGetAffinity = "sched_getaffinity"
+    SchedSetAffinity = "sched_setaffinity" Fstat = "fstat"
 }
 
 /// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.

@@ -5,20 +5,19 @@
 //! kernel hashes each new connection's addresses and ports and gives it to one of the sockets.
 //!
 //! ```
-//! use reuseport::{Acceptors, listeners};
+//! use reuseport::Group;
 //!
-//! let listeners = listeners(([127, 0, 0, 1], 0), 3)?;
-//! let port = listeners[0].local_addr()?.port();
-//! let acceptors = Acceptors::spawn(listeners, |acceptor, connection| {
-//!     println!("acceptor {acceptor}");
-//!     _ = connection.send(b"hello\n");
+//! let group = Group::bind(([127, 0, 0, 1], 0), 3)?; // three sockets, one port, nobody else's
+//! let address = group.local_addr();
+//! let serving = group.spawn(|acceptor, connection| {
+//!     _ = connection.send(format!("acceptor {acceptor}\n").as_bytes());
 //! })?;
-//! # let mut greeting = String::new();
 //! # use std::io::Read;
-//! # std::net::TcpStream::connect(("127.0.0.1", port))?.read_to_string(&mut greeting)?;
-//! # assert_eq!(greeting, "hello\n");
-//! # assert_eq!(acceptors.stop()[0].accepted, 1);
-//! # Ok::<(), std::io::Error>(())
+//! # let mut greeting = String::new();
+//! # std::net::TcpStream::connect(address)?.read_to_string(&mut greeting)?;
+//! # assert!(greeting.starts_with("acceptor "));
+//! # assert_eq!(serving.stop().len(), 3);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # The rooms, in reading order
@@ -30,12 +29,18 @@
 //!    [`Advice`] is what an accept loop should do about it.
 //! 3. `address.rs`: [`SockAddr`], C's `struct sockaddr`.
 //! 4. `listener.rs`: [`Listener::bind`] is the C program's four calls, each below its C line.
-//! 5. `acceptors.rs` (feature `std`): [`Acceptors`], the C program's threads.
+//! 5. `acceptors.rs` (feature `std`): `Acceptors`, the C program's threads.
 //!
 //! **Stop here and you have the C program.** The second wing goes beyond it.
 //!
 //! 6. `options.rs`: [`Listener::options`], every socket option visible and none hidden.
-//! 7. `interop.rs` (feature `std`): conversions to and from the standard library's types.
+//! 7. [`steering`] and `queue.rs` (Linux, Android): programs that choose the listener in the
+//!    kernel's place; how many connections wait.
+//! 8. `group.rs`, `claim.rs` (feature `std`): `Group`, listeners made together, on a port that no
+//!    other program has, or deliberately on one that it has.
+//! 9. `serving.rs` (feature `std`): `Serving`, a group with its acceptors at work.
+//! 10. `diag.rs` (the kernel's list of sockets), `cpus.rs` (pinning), `interop.rs` (conversions
+//!     to and from the standard library's types): feature `std`.
 //!
 //! # Without the standard library
 //!
@@ -53,19 +58,37 @@ mod acceptors;
 mod address;
 #[cfg(not(accept4))]
 mod apple;
+#[cfg(feature = "std")]
+mod claim;
+#[cfg(all(feature = "std", linux_kernel))]
+mod cpus;
+#[cfg(all(feature = "std", linux_kernel))]
+mod diag;
 mod error;
+#[cfg(feature = "std")]
+mod group;
 #[cfg(feature = "std")]
 mod interop;
 mod listener;
 mod options;
+mod queue;
+#[cfg(feature = "std")]
+mod serving;
+#[cfg(linux_kernel)]
+pub mod steering;
 pub mod sys;
 
 #[cfg(feature = "std")]
 pub use acceptors::{Acceptors, Count, Stop, listeners};
 pub use address::SockAddr;
 pub use error::{Advice, Call, Error};
+#[cfg(feature = "std")]
+pub use group::{Group, GroupError, GroupOptions, Steering};
 pub use listener::{Connection, Listener};
 pub use options::Options;
+pub use queue::Queue;
+#[cfg(feature = "std")]
+pub use serving::{Member, Serving};
 
 /// Whether this target's kernel spreads the connections among the sockets of one port.
 ///

@@ -19,6 +19,8 @@ pub struct Options<'a> {
     reuse_address: bool,
     only_v6: Option<bool>,
     nonblocking: bool,
+    #[cfg(linux_kernel)]
+    incoming_cpu: Option<c_int>,
     before_bind: Option<Hook<'a>>,
 }
 
@@ -41,6 +43,8 @@ impl Listener {
             reuse_address: false,
             only_v6: None,
             nonblocking: false,
+            #[cfg(linux_kernel)]
+            incoming_cpu: None,
             before_bind: None,
         }
     }
@@ -83,6 +87,15 @@ impl<'a> Options<'a> {
         self
     }
 
+    /// `SO_INCOMING_CPU`: among the listeners of a port, this one gets what this CPU handles; a
+    /// CPU that none of them names falls to the hash. Linux and Android; the kernel obeys since
+    /// 6.2 (and before 4.6). It has no effect on a group that is steered by a program.
+    #[cfg(linux_kernel)]
+    pub const fn incoming_cpu(mut self, cpu: c_int) -> Options<'a> {
+        self.incoming_cpu = Some(cpu);
+        self
+    }
+
     /// Runs between `socket` and `bind`, for any option that has no method here:
     /// `SO_BINDTODEVICE`, `IP_FREEBIND`, `TCP_DEFER_ACCEPT`, `TCP_FASTOPEN` …
     ///
@@ -106,7 +119,14 @@ impl<'a> Options<'a> {
 
     /// `socket`, `setsockopt` for each option asked for, `bind`, `listen`.
     pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<Listener, Error> {
-        let addr = SockAddr::from(address.into());
+        let server = self.bind_only(address.into())?;
+        self.listen(&server)?;
+        Ok(server)
+    }
+
+    /// All but `listen`.
+    pub(crate) fn bind_only(&self, address: SocketAddr) -> Result<Listener, Error> {
+        let addr = SockAddr::from(address);
         let nonblocking = if self.nonblocking {
             sys::SOCK_NONBLOCK
         } else {
@@ -126,18 +146,32 @@ impl<'a> Options<'a> {
         if let Some(on) = self.only_v6 {
             server.set_option(IPPROTO_IPV6, IPV6_V6ONLY, on.into())?;
         }
+        #[cfg(linux_kernel)]
+        if let Some(cpu) = self.incoming_cpu {
+            server.set_option(SOL_SOCKET, libc::SO_INCOMING_CPU, cpu)?;
+        }
         if let Some(hook) = self.before_bind {
             hook(server.raw())?;
         }
         // SAFETY: `addr` is readable for its own length.
         unsafe { sys::bind(server.raw(), addr.as_ptr(), addr.len()) }?;
-        // SAFETY: `server` is ours.
-        unsafe { sys::listen(server.raw(), self.backlog) }?;
         Ok(server)
+    }
+
+    pub(crate) fn listen(&self, server: &Listener) -> Result<(), Error> {
+        // SAFETY: the descriptor is the listener's.
+        unsafe { sys::listen(server.raw(), self.backlog) }
     }
 }
 
 impl Listener {
+    /// Lets siblings bind the port of this listener, which may listen already: Linux allows it
+    /// at any time, although `socket(7)` speaks of the time before `bind` alone.
+    #[cfg(linux_kernel)]
+    pub(crate) fn let_siblings_bind(&self) -> Result<(), Error> {
+        self.set_option(SOL_SOCKET, SO_REUSEPORT, 1)
+    }
+
     /// Sets an option whose value is C's `int`. Any other is refused by the kernel, with `EINVAL`.
     pub(crate) fn set_option(&self, level: c_int, name: c_int, value: c_int) -> Result<(), Error> {
         let (value, length) = ((&raw const value).cast(), socklen::<c_int>());
@@ -148,12 +182,17 @@ impl Listener {
 
 impl fmt::Debug for Options<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Options")
+        let mut shown = f.debug_struct("Options");
+        shown
             .field("backlog", &self.backlog)
-            .field("reuse_port", &self.reuse_port)
+            .field("reuse_port", &self.reuse_port);
+        shown
             .field("reuse_address", &self.reuse_address)
-            .field("only_v6", &self.only_v6)
-            .field("nonblocking", &self.nonblocking)
+            .field("only_v6", &self.only_v6);
+        shown.field("nonblocking", &self.nonblocking);
+        #[cfg(linux_kernel)]
+        shown.field("incoming_cpu", &self.incoming_cpu);
+        shown
             .field("before_bind", &self.before_bind.is_some())
             .finish()
     }

@@ -228,3 +228,80 @@ pub fn descriptors(pid: impl std::fmt::Display) -> usize {
         .expect("/proc")
         .count()
 }
+
+/// Accepts whatever waits on the listeners, which do not block, until `total` are in: how many each
+/// had.
+#[track_caller]
+pub fn drain(listeners: &[reuseport::Listener], total: usize) -> Vec<usize> {
+    let mut counts = vec![0; listeners.len()];
+    wait_until("all connections are accepted", || {
+        for (listener, count) in listeners.iter().zip(&mut counts) {
+            *count += std::iter::from_fn(|| listener.accept().ok()).count();
+        }
+        counts.iter().sum::<usize>() == total
+    });
+    counts
+}
+
+/// Runs the calling thread on one CPU from now on.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub fn run_on(cpu: usize) {
+    // SAFETY: the set is made of integers, for which zeros are a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is a set, with room for `cpu`.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the set is readable for its size; 0 is the calling thread.
+    let done = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// The CPUs that this process may run on.
+#[cfg(target_os = "linux")]
+pub fn cpus() -> Vec<usize> {
+    // SAFETY: the set is made of integers, for which zeros are a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is writable for its size; 0 is the calling thread.
+    let done = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
+    assert_eq!(done, 0);
+    // SAFETY: `set` is a set, with room for each number asked for.
+    (0..1024)
+        .filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) })
+        .collect()
+}
+
+/// Connects from an address of its own for each number (127.1.0.0 and up), so that no four-tuple
+/// comes twice; closes by a reset, so that none lingers.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub fn connect_from(number: u32, to: SocketAddr) -> TcpStream {
+    use reuseport::SockAddr;
+    use std::os::fd::FromRawFd;
+    // SAFETY: takes three integers.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: opened above, for us alone.
+    let stream = unsafe { TcpStream::from_raw_fd(fd) };
+    let on = 1_i32;
+    let at = (&raw const on).cast();
+    // SAFETY: `on` is readable for its four bytes, and the option takes an int.
+    unsafe { libc::setsockopt(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, at, 4) };
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    let at = (&raw const linger).cast();
+    // SAFETY: `linger` is readable for its eight bytes, and the option takes that struct.
+    unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, at, 8) };
+    let ip = std::net::Ipv4Addr::from(0x7F01_0000 + number);
+    type OnAddress = unsafe extern "C" fn(i32, *const libc::sockaddr, libc::socklen_t) -> i32;
+    let calls: [(SocketAddr, OnAddress); 2] =
+        [(SocketAddr::from((ip, 0)), libc::bind), (to, libc::connect)];
+    for (address, call) in calls {
+        let address = SockAddr::from(address);
+        // SAFETY: `address` is readable for its own length.
+        let done = unsafe { call(fd, address.as_ptr().cast(), address.len()) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
+    stream
+}

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use reuseport::{Acceptors, Count};
+use reuseport::{Group, Member};
 
 use crate::args::Args;
 use crate::client::Client;
@@ -30,11 +30,9 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let addresses = args.addresses()?;
     args.finish()?;
 
-    let (listeners, address) = serve::bind(&addresses, acceptors, None)?;
-    let running = Acceptors::spawn(listeners, |acceptor, _| {
-        print(&format!("acceptor {acceptor}\n"));
-    })
-    .map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
+    let group = serve::bind(&Group::options(), &addresses, acceptors)?;
+    let address = group.local_addr();
+    let serving = serve::spawn(group, |acceptor| print(&format!("acceptor {acceptor}\n")))?;
     let timeout = Duration::from_secs(10);
     let client = Client {
         addresses: vec![address],
@@ -46,24 +44,26 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             .visit()
             .map_err(|error| Failure::Failed(format!("{address}: {error}")))?;
     }
-    let counts = running.stop();
-    print(&format!("\n{}", tally(&counts)));
-    if let Some(note) = note(&counts, connections) {
+    let mut members = serving.members();
+    members.iter_mut().for_each(|member| member.queue = None); // all are served
+    drop(serving);
+    print(&format!("\n{}", tally(&members)));
+    if let Some(note) = note(&members, connections) {
         print(&note);
     }
     Ok(())
 }
 
 /// Says so if an acceptor had no connection: it is no fault.
-fn note(counts: &[Count], connections: usize) -> Option<String> {
-    let idle = counts.iter().filter(|count| count.accepted == 0).count();
+fn note(members: &[Member], connections: usize) -> Option<String> {
+    let idle = members
+        .iter()
+        .filter(|member| member.count.accepted == 0)
+        .count();
     if idle == 0 {
         return None;
     }
-    if !reuseport::BALANCES {
-        return Some("\nThis kernel gives all connections to one listener.\n".to_owned());
-    }
-    let acceptors = counts.len();
+    let acceptors = members.len();
     let chance = 100.0 * chance_of_a_miss(acceptors, connections);
     Some(format!(
         "\n{idle} of {acceptors} had none. The kernel's hash decides, not a rota: {connections} \

@@ -1,11 +1,10 @@
 //! What a person reads: stdout for what was asked for, stderr for the rest.
 
 use core::fmt::Write as _;
-use core::net::SocketAddr;
 use std::io::{self, ErrorKind, Write};
 use std::process;
 
-use reuseport::{Call, Count, Error};
+use reuseport::{Call, GroupError, Member};
 
 /// Prints to stdout. Where its reader is gone (`serve | head -3`), the command ends quietly.
 pub(crate) fn print(text: &str) {
@@ -27,11 +26,19 @@ pub(crate) fn report(line: &str) {
     _ = writeln!(io::stderr().lock(), "reuseport: {line}");
 }
 
-/// The error of a call on `address`, with a hint where there is one to give.
-pub(crate) fn explain(error: Error, address: SocketAddr) -> String {
+/// Prints lines to stderr as they are.
+pub(crate) fn report_lines(lines: &str) {
+    _ = io::stderr().lock().write_all(lines.as_bytes());
+}
+
+/// Why there is no group, with a hint where there is one to give.
+pub(crate) fn explain(failure: &GroupError) -> String {
+    let Some(error) = failure.error() else {
+        return failure.to_string();
+    };
     let hint = match (error.call(), error.errno()) {
         (Call::Bind | Call::Listen, libc::EADDRINUSE) => {
-            "; another program holds the port: choose one with --addr, or any free one with port 0"
+            "; choose another with --addr, or share it with --join if its holder does"
         }
         (Call::Bind, libc::EACCES) => "; a port below 1024 needs a privilege: choose another",
         (Call::Bind, libc::EADDRNOTAVAIL) => "; the address is not one of this machine's",
@@ -39,41 +46,45 @@ pub(crate) fn explain(error: Error, address: SocketAddr) -> String {
         (_, libc::EMFILE) => "; a larger `ulimit -n` allows more descriptors",
         _ => "",
     };
-    format!("{} {address}: {error:#}{hint}", error.call().name())
+    format!("{failure}{hint}")
 }
 
-/// One line an acceptor: count, share, bar; and what else happened to it.
-pub(crate) fn tally(counts: &[Count]) -> String {
+/// One line an acceptor: count, share, bar, queue; and what else happened to it.
+pub(crate) fn tally(members: &[Member]) -> String {
     const BAR: usize = 40;
-    let total: usize = counts.iter().map(|count| count.accepted).sum();
-    let most = counts
+    let total: usize = members.iter().map(|member| member.count.accepted).sum();
+    let most = members
         .iter()
-        .map(|count| count.accepted)
+        .map(|member| member.count.accepted)
         .max()
         .unwrap_or(0)
         .max(1);
     let width = most.to_string().len();
     let mut text = String::new();
-    for (acceptor, count) in counts.iter().enumerate() {
-        let share = 100.0 * ratio(count.accepted, total.max(1));
-        let bar = "#".repeat((count.accepted * BAR).div_ceil(most));
-        let line = format!(
-            "acceptor {acceptor:<3} {:>width$}  {share:5.1} %  {bar}",
-            count.accepted
+    for Member { count, queue, .. } in members {
+        let (id, accepted) = (count.acceptor, count.accepted);
+        let share = 100.0 * ratio(accepted, total.max(1));
+        let bar = "#".repeat((accepted * BAR).div_ceil(most));
+        _ = write!(
+            text,
+            "acceptor {id:<3} {accepted:>width$}  {share:5.1} %  {bar:BAR$}"
         );
-        _ = write!(text, "{}", line.trim_end());
+        if let Some(queue) = queue {
+            _ = write!(text, "  {} of {} wait", queue.waiting, queue.limit);
+        }
         for (what, times) in [
             ("handlers panicked", count.panicked),
             ("accepts went wrong", count.went_on),
             ("pauses for want of descriptors", count.backed_off),
         ] {
             if times > 0 {
-                _ = write!(text, "  ({times} {what})");
+                _ = write!(text, ", {times} {what}");
             }
         }
         if let Some(error) = count.failed {
-            _ = write!(text, "  ({error})");
+            _ = write!(text, ", {error}");
         }
+        text.truncate(text.trim_end().len());
         text.push('\n');
     }
     text

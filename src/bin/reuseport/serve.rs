@@ -2,12 +2,12 @@
 
 use core::net::SocketAddr;
 
-use reuseport::{Acceptors, Listener};
+use reuseport::{Group, GroupOptions, Serving, Steering};
 
 use crate::Failure;
 use crate::args::Args;
-use crate::output::{explain, print, report, tally};
-use crate::signals::Signals;
+use crate::output::{explain, print, report, report_lines, tally};
+use crate::signals::{Caught, Signals};
 
 const HELP: &str = "\
 Accepts and closes, and prints `acceptor N` on stdout for every connection
@@ -18,9 +18,14 @@ Usage: reuseport serve [OPTIONS]
                      port 0 is any free one [127.0.0.1:3000]
   --acceptors N      threads, each with its own listening socket [3]
   --backlog N        connections that may wait on each socket [as many as the kernel allows]
+  --join             share the port with other servers that do, instead of claiming it
+  --shared           one listening socket for all threads
+  --steer HOW        hash: the kernel's own way; cpu: the receiving CPU's acceptor; random [hash]
+  --pin              run each acceptor on one CPU
   --quiet            print no connections
 
-SIGINT (Ctrl-C) and SIGTERM end it with a tally on stderr; a second one ends it at once.
+SIGUSR1 prints what each acceptor did, and its queue, on stderr. SIGINT (Ctrl-C) and SIGTERM end
+it with the same as a tally; a second one ends it at once.
 ";
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
@@ -29,62 +34,74 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         return Ok(());
     }
     let acceptors = args.number("--acceptors", 1, 1024, 3)?;
+    let mut options = Group::options();
     let backlog = args.value("--backlog", "a whole number from 0 up", |value| {
         value.parse().ok().filter(|n| *n >= 0)
     })?;
+    if let Some(connections) = backlog {
+        options = options.backlog(connections);
+    }
+    let steering = args.value("--steer", "hash, cpu or random", |value| match value {
+        "hash" => Some(Steering::Hash),
+        "cpu" => Some(Steering::Cpu),
+        "random" => Some(Steering::Random),
+        _ => None,
+    })?;
+    options = options
+        .steering(steering.unwrap_or_default())
+        .pin(args.flag("--pin"));
+    options = options
+        .join(args.flag("--join"))
+        .shared(args.flag("--shared"));
     let quiet = args.flag("--quiet");
     let addresses = args.addresses()?;
     args.finish()?;
 
     // Before the first thread, which inherits it.
     let signals = Signals::hold();
-    let (listeners, address) = bind(&addresses, acceptors, backlog)?;
-    let running = Acceptors::spawn(listeners, move |acceptor, _| {
+    let group = bind(&options, &addresses, acceptors)?;
+    let address = group.local_addr();
+    let serving = spawn(group, move |acceptor| {
         if !quiet {
             print(&format!("acceptor {acceptor}\n"));
         }
-    })
-    .map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
+    })?;
     report(&format!(
         "listening on {address} with {acceptors} acceptors"
     ));
-    signals.wait();
-    eprint_tally(&running.stop());
+    while signals.wait() == Caught::Report {
+        report_lines(&tally(&serving.members()));
+    }
+    let queues = serving.members();
+    let counts = serving.stop();
+    let last = counts.into_iter().zip(queues).map(|(count, mut member)| {
+        member.count = count;
+        member
+    });
+    report_lines(&tally(&last.collect::<Vec<_>>()));
     Ok(())
 }
 
-fn eprint_tally(counts: &[reuseport::Count]) {
-    use std::io::Write;
-    _ = std::io::stderr().write_all(tally(counts).as_bytes());
-}
-
-/// Binds `n` listeners to the first of `addresses` that lets it, and says which that was.
+/// Binds a group to the first of `addresses` that lets it.
 pub(crate) fn bind(
+    options: &GroupOptions,
     addresses: &[SocketAddr],
-    n: usize,
-    backlog: Option<i32>,
-) -> Result<(Vec<Listener>, SocketAddr), Failure> {
+    members: usize,
+) -> Result<Group, Failure> {
     let mut failures = Vec::new();
     for address in addresses {
-        match bind_one(*address, n, backlog) {
-            Ok(bound) => return Ok(bound),
-            Err(error) => failures.push(explain(error, *address)),
+        match options.bind(*address, members) {
+            Ok(group) => return Ok(group),
+            Err(error) => failures.push(explain(&error)),
         }
     }
     Err(Failure::Failed(failures.join("; ")))
 }
 
-fn bind_one(
-    mut address: SocketAddr,
-    n: usize,
-    backlog: Option<i32>,
-) -> Result<(Vec<Listener>, SocketAddr), reuseport::Error> {
-    let options = Listener::options().backlog(backlog.unwrap_or(reuseport::sys::MAX_BACKLOG));
-    let mut listeners = Vec::new();
-    for _ in 0..n {
-        let listener = options.bind(address)?;
-        address = listener.local_addr()?;
-        listeners.push(listener);
-    }
-    Ok((listeners, address))
+pub(crate) fn spawn(
+    group: Group,
+    each: impl Fn(usize) + Send + Sync + 'static,
+) -> Result<Serving, Failure> {
+    let spawned = group.spawn(move |acceptor, _| each(acceptor));
+    spawned.map_err(|error| Failure::Failed(format!("starting the acceptors: {error}")))
 }

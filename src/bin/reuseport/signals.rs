@@ -1,10 +1,18 @@
-//! SIGINT and SIGTERM, waited for instead of handled: no code runs inside a signal handler.
+//! Signals, waited for instead of handled: no code runs inside a signal handler.
 
 use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 
-/// The signals that end a server. While this exists they are held back in every thread started
-/// after it; the second one, after [`wait`](Signals::wait), has its usual deadly effect.
+/// What a signal asks of a server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caught {
+    /// SIGUSR1.
+    Report,
+    /// SIGINT, SIGTERM.
+    End,
+}
+
+/// Held back from now on, in this thread and all that it starts.
 pub(crate) struct Signals(libc::sigset_t);
 
 impl Signals {
@@ -14,7 +22,7 @@ impl Signals {
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
         // SAFETY: initialised by the line above.
         let mut set = unsafe { set.assume_init() };
-        for signal in [libc::SIGINT, libc::SIGTERM] {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1] {
             // SAFETY: `set` is an initialised set, `signal` a valid number.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
@@ -23,12 +31,16 @@ impl Signals {
         Signals(set)
     }
 
-    /// Waits for one of them. From then on the next one ends the process.
-    pub(crate) fn wait(self) {
+    /// Waits for one of them. After one that says to end, the next has its usual deadly effect.
+    pub(crate) fn wait(&self) -> Caught {
         let mut signal = 0;
         // SAFETY: the set is initialised, `signal` writable.
         unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
+        if signal == libc::SIGUSR1 {
+            return Caught::Report;
+        }
         // SAFETY: as in `hold`.
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, null_mut()) };
+        Caught::End
     }
 }

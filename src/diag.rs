@@ -1,0 +1,162 @@
+//! The kernel's list of TCP sockets: netlink's `sock_diag(7)`, open to every user (Linux, Android).
+//!
+//! `/proc/net/tcp` says the same, but walks every connection of the machine, and speaks for the
+//! network namespace of the process's first thread. This asks for one state and one port, in the
+//! calling thread's own.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::vec::Vec;
+
+use crate::error::{Call, Error};
+use crate::sys::{self, AF_INET, AF_INET6};
+
+/// A TCP state, as the kernel numbers it in `struct inet_diag_msg`.
+#[derive(Clone, Copy)]
+pub(crate) enum State {
+    Listen = 10,
+    /// Half open: the handshake's second step is done, its third is awaited.
+    #[expect(dead_code)]
+    SynRecv = 3,
+}
+
+/// One socket of the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Socket {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    /// What `fstat(2)` says of its descriptor; 0 for one that has none yet.
+    pub(crate) inode: u32,
+    /// For IPv6: whether it leaves IPv4 alone.
+    pub(crate) only_v6: bool,
+}
+
+/// All sockets in `state` on the local `port`, of both families.
+pub(crate) fn sockets(state: State, port: u16) -> Result<Vec<Socket>, Error> {
+    let mut found = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        dump(family, state, port, &mut found)?;
+    }
+    Ok(found)
+}
+
+// linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
+const NETLINK_SOCK_DIAG: i32 = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST_DUMP: u16 = 0x301;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const INET_DIAG_SKV6ONLY: u16 = 11;
+
+fn dump(family: i32, state: State, port: u16, found: &mut Vec<Socket>) -> Result<(), Error> {
+    let kind = libc::SOCK_DGRAM | sys::SOCK_CLOEXEC;
+    // SAFETY: owned by the next line.
+    let fd = unsafe { sys::socket(libc::AF_NETLINK, kind, NETLINK_SOCK_DIAG) }?;
+    // SAFETY: the kernel has just opened it for us alone.
+    let netlink = unsafe { OwnedFd::from_raw_fd(fd) };
+
+    // struct nlmsghdr, then struct inet_diag_req_v2: 16 and 56 bytes.
+    let mut request = [0_u8; 72];
+    request[0..4].copy_from_slice(&72_u32.to_ne_bytes());
+    request[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request[6..8].copy_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
+    request[16] = u8::try_from(family).unwrap_or_default(); // 2 or 10
+    request[17] = 6; // IPPROTO_TCP
+    request[20..24].copy_from_slice(&(1_u32 << state as u32).to_ne_bytes());
+    request[24..26].copy_from_slice(&port.to_be_bytes());
+    // SAFETY: `request` is readable for its length.
+    unsafe {
+        sys::send(
+            netlink.as_raw_fd(),
+            request.as_ptr().cast(),
+            request.len(),
+            0,
+        )
+    }?;
+
+    let mut buffer = [0_u8; 16 * 1024];
+    loop {
+        let (into, room) = (buffer.as_mut_ptr().cast(), buffer.len());
+        // SAFETY: `buffer` is writable for its length.
+        let read = unsafe { sys::recv(netlink.as_raw_fd(), into, room, 0) };
+        match read {
+            Ok(length) => {
+                if !messages(&buffer[..length.min(room)], found)? {
+                    return Ok(());
+                }
+            }
+            Err(error) if error.errno() == libc::EINTR => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads the messages of one datagram. False: there are no more to come.
+fn messages(mut bytes: &[u8], found: &mut Vec<Socket>) -> Result<bool, Error> {
+    while let (Some(length), Some(kind)) = (u32_at(bytes, 0), u16_at(bytes, 4)) {
+        let length = length as usize;
+        let Some(body) = bytes.get(16..length) else {
+            break;
+        };
+        match kind {
+            NLMSG_DONE => return Ok(false),
+            NLMSG_ERROR => {
+                let negative = body.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes));
+                return Err(Error::new(
+                    Call::Recv,
+                    negative.map_or(libc::EPROTO, i32::wrapping_neg),
+                ));
+            }
+            SOCK_DIAG_BY_FAMILY => found.extend(socket(body)),
+            _ => {}
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(true)
+}
+
+/// Reads a `struct inet_diag_msg` and the attribute behind it.
+fn socket(body: &[u8]) -> Option<Socket> {
+    let is_v6 = i32::from(*body.first()?) == AF_INET6;
+    let port = |at| Some(u16::from_be(u16_at(body, at)?));
+    let ip = |at| {
+        let bytes: &[u8; 16] = body.get(at..)?.first_chunk()?;
+        let [a, b, c, d, ..] = *bytes;
+        let v6 = || IpAddr::from(Ipv6Addr::from(*bytes));
+        Some(if is_v6 {
+            v6()
+        } else {
+            Ipv4Addr::new(a, b, c, d).into()
+        })
+    };
+    let local = SocketAddr::new(ip(8)?, port(4)?);
+    let remote = SocketAddr::new(ip(24)?, port(6)?);
+    let inode = u32_at(body, 68)?;
+    let mut attributes = body.get(72..)?;
+    let mut only_v6 = false;
+    while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
+        only_v6 |= kind == INET_DIAG_SKV6ONLY && attributes.get(4).is_some_and(|value| *value == 1);
+        let next = usize::from(length).max(4).next_multiple_of(4);
+        attributes = attributes.get(next..).unwrap_or_default();
+    }
+    Some(Socket {
+        local,
+        remote,
+        inode,
+        only_v6,
+    })
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes
+        .get(at..)?
+        .first_chunk()
+        .map(|bytes| u16::from_ne_bytes(*bytes))
+}

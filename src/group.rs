@@ -1,0 +1,239 @@
+//! [`Group`]: several listeners on one port, made together and for this program alone.
+
+mod error;
+mod options;
+
+use core::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::vec::Vec;
+
+use crate::claim::claim;
+#[cfg(linux_kernel)]
+use crate::cpus::Cpus;
+use crate::error::{Call, Error};
+use crate::listener::Listener;
+#[cfg(linux_kernel)]
+use crate::steering;
+
+pub use error::GroupError;
+use options::First;
+pub use options::GroupOptions;
+
+/// Listeners on one port, in the order in which they began to listen: the kernel's own index order.
+///
+/// The port is claimed: a second copy of the program is refused with `EADDRINUSE`, where plain
+/// `SO_REUSEPORT` would let it join in silence. All members exist or none does.
+#[derive(Debug)]
+pub struct Group {
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) site: Site,
+}
+
+/// Where the group is and how its members are made: all that it takes to add one.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    pub(crate) address: SocketAddr,
+    pub(crate) options: GroupOptions,
+    /// Who made it.
+    user: u32,
+}
+
+impl Group {
+    /// Claims `address` and binds `members` listeners to it; port 0 is any free port.
+    ///
+    /// Fails with `EADDRINUSE` if anybody listens there. Fails on a kernel that would give one
+    /// listener everything, unless there is but one, or it is [`shared`](GroupOptions::shared).
+    pub fn bind(address: impl Into<SocketAddr>, members: usize) -> Result<Group, GroupError> {
+        Group::options().bind(address, members)
+    }
+
+    /// The general case.
+    pub fn options() -> GroupOptions {
+        GroupOptions::default()
+    }
+
+    fn make(
+        first: First,
+        address: SocketAddr,
+        members: usize,
+        options: &GroupOptions,
+    ) -> Result<Group, GroupError> {
+        let of_a_member = options.of_a_member().reuse_address(true);
+        let listener = match first {
+            First::Claims => claim(&of_a_member, address),
+            First::Joins => of_a_member.bind(address),
+            First::Alone => of_a_member.reuse_port(false).bind(address),
+        };
+        let listener = listener.map_err(|error| GroupError::call(error, address, 0))?;
+        let mut group = Group::of(Vec::from([listener]), options.clone())?;
+        while group.listeners.len() < members {
+            group.add()?;
+        }
+        if options.steering != Steering::Hash {
+            group.steer(options.steering)?;
+        }
+        Ok(group)
+    }
+
+    /// Takes back what [`into_listeners`](Self::into_listeners) gave, in the same order. Nobody
+    /// else may hold one of the listeners, nor a further socket on their port.
+    ///
+    /// Fails if there are none, or if they have different addresses.
+    pub fn from_listeners(listeners: Vec<Listener>) -> Result<Group, GroupError> {
+        let group = Group::of(listeners, Group::options())?;
+        for (member, listener) in group.listeners.iter().enumerate() {
+            if local_addr(listener, member)? != group.site.address {
+                return Err(GroupError::Apart { member });
+            }
+        }
+        Ok(group)
+    }
+
+    fn of(listeners: Vec<Listener>, options: GroupOptions) -> Result<Group, GroupError> {
+        let address = local_addr(listeners.first().ok_or(GroupError::Empty)?, 0)?;
+        Ok(Group {
+            listeners,
+            site: Site {
+                address,
+                options,
+                user: effective_user(),
+            },
+        })
+    }
+
+    /// Binds one more listener, which gets the highest index.
+    ///
+    /// Fails with [`GroupError::OtherUser`] if the group was made by another user than the process
+    /// is now.
+    pub fn add(&mut self) -> Result<(), GroupError> {
+        let listener = match self.listeners.first() {
+            Some(only) if self.site.options.shared => {
+                self.site.share(only, self.listeners.len())?
+            }
+            _ => self.site.open(self.listeners.len())?,
+        };
+        self.listeners.push(listener);
+        Ok(())
+    }
+
+    /// The address of every member.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.site.address
+    }
+
+    /// The members, in index order.
+    pub fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Hands the members out in index order, for another runtime to serve. They stay a group, and
+    /// steered as they were.
+    pub fn into_listeners(self) -> Vec<Listener> {
+        self.listeners
+    }
+
+    /// Changes how the kernel chooses a member, from the next connection on.
+    ///
+    /// Fails on kernels that cannot be told, for a joined or shared group, and for an index that
+    /// no member has.
+    pub fn steer(&mut self, steering: Steering) -> Result<(), GroupError> {
+        self.site.options.steering = steering;
+        self.site.options.check_steering()?;
+        #[cfg(linux_kernel)]
+        if let [first, _, ..] = self.listeners.as_slice() {
+            self.site.steer(first, self.listeners.len())?;
+        }
+        Ok(())
+    }
+}
+
+impl Site {
+    /// Opens a member for the group that is there already.
+    pub(crate) fn open(&self, member: usize) -> Result<Listener, GroupError> {
+        let options = self.options.of_a_member().reuse_address(true);
+        options.bind(self.address).map_err(|error| {
+            let now = effective_user();
+            if error.errno() == libc::EADDRINUSE && now != self.user {
+                return GroupError::OtherUser {
+                    address: self.address,
+                    member,
+                    then: self.user,
+                    now,
+                };
+            }
+            GroupError::call(error, self.address, member)
+        })
+    }
+
+    /// Another descriptor for the one socket of a shared group.
+    fn share(&self, only: &Listener, member: usize) -> Result<Listener, GroupError> {
+        let duplicate = only.as_fd().try_clone_to_owned().map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or_default();
+            GroupError::call(Error::new(Call::Fcntl, errno), self.address, member)
+        })?;
+        Ok(duplicate.into())
+    }
+
+    /// Where acceptor `id` is pinned, if the options say so.
+    #[cfg(linux_kernel)]
+    pub(crate) fn cpu_of(&self, id: usize) -> Result<Option<u32>, Error> {
+        if !self.options.pin {
+            return Ok(None);
+        }
+        let cpus = Cpus::allowed()?.numbers();
+        Ok(cpus.get(id % cpus.len().max(1)).copied())
+    }
+
+    /// Steers a group of `members` as its options say, through any one `member`.
+    #[cfg(linux_kernel)]
+    pub(crate) fn steer(&self, member: &Listener, members: usize) -> Result<(), GroupError> {
+        let count = u32::try_from(members).unwrap_or(u32::MAX);
+        let mut space = Vec::new();
+        let result = match self.options.steering {
+            Steering::Hash => match member.unsteer() {
+                Err(error) if error.errno() == libc::ENOENT => Ok(()),
+                result => result,
+            },
+            Steering::Random => member.steer(&steering::random(count)),
+            Steering::Except(index) => match u32::try_from(index) {
+                Ok(index) if index < count => member.steer(&steering::except(count, index)),
+                _ => return Err(GroupError::NoSuchMember),
+            },
+            Steering::Cpu => Cpus::allowed().and_then(|cpus| {
+                let mut cpus = cpus.numbers();
+                cpus.truncate(members.min((steering::MAX_INSTRUCTIONS - 2) / 2));
+                space.resize(2 * cpus.len() + 2, steering::Instruction::default());
+                member.steer(steering::cpu(&cpus, &mut space).unwrap_or_default())
+            }),
+        };
+        result.map_err(|error| GroupError::call(error, self.address, 0))
+    }
+}
+
+fn local_addr(listener: &Listener, member: usize) -> Result<SocketAddr, GroupError> {
+    let unknown = SocketAddr::from(([0; 4], 0));
+    listener
+        .local_addr()
+        .map_err(|error| GroupError::call(error, unknown, member))
+}
+
+fn effective_user() -> u32 {
+    // SAFETY: takes nothing, and always succeeds.
+    unsafe { libc::geteuid() }
+}
+
+/// Which member of the group the kernel gives a connection to (Linux, Android): see
+/// [`steering`](crate::steering) for the programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Steering {
+    /// A hash of the four-tuple decides: the kernel's own way.
+    #[default]
+    Hash,
+    /// The member of the CPU that received it: of the CPUs that the program may run on, the first
+    /// is member 0's, and so on. A CPU that has no member falls to the hash.
+    Cpu,
+    /// Any member, at random.
+    Random,
+    /// Any but the member with this index, at random.
+    Except(usize),
+}

@@ -1,0 +1,117 @@
+//! Why there is no group, or not the one asked for.
+
+use core::fmt;
+use core::net::SocketAddr;
+
+use crate::error::{Call, Error};
+
+/// Why there is no group, or not the one asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupError {
+    /// A call failed, for the member with this index.
+    Call {
+        /// Which, and why.
+        error: Error,
+        /// Where the member was to listen.
+        address: SocketAddr,
+        /// Its index.
+        member: usize,
+    },
+    /// `bind` failed with `EADDRINUSE` because the group's first member was opened by another
+    /// user: bind all members before privileges are dropped.
+    OtherUser {
+        /// Where the member was to listen.
+        address: SocketAddr,
+        /// Its index.
+        member: usize,
+        /// The effective user when the group was made.
+        then: u32,
+        /// The effective user now.
+        now: u32,
+    },
+    /// No member was asked for.
+    Empty,
+    /// A member listens elsewhere than the first.
+    Apart {
+        /// Its index.
+        member: usize,
+    },
+    /// This kernel gives all connections to one of the listeners.
+    NotBalanced,
+    /// Steering by index, in a group whose indexes are not this program's alone.
+    NotItsOwn,
+    /// Steering among acceptors that share one socket.
+    OneSocket,
+    /// Steering to, or around, a member that is not there.
+    NoSuchMember,
+    /// This kernel steers no connections, or pins no threads that we know how to pin.
+    NotHere,
+}
+
+impl GroupError {
+    pub(crate) const fn call(error: Error, address: SocketAddr, member: usize) -> GroupError {
+        GroupError::Call {
+            error,
+            address,
+            member,
+        }
+    }
+
+    /// The failed call, where it was one.
+    pub const fn error(&self) -> Option<Error> {
+        match self {
+            GroupError::Call { error, .. } => Some(*error),
+            GroupError::OtherUser { .. } => Some(Error::new(Call::Bind, libc::EADDRINUSE)),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for GroupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            GroupError::Call {
+                error,
+                address,
+                member,
+            } => {
+                write!(f, "{} {address}: {error:#}", error.call().name())?;
+                return match member {
+                    0 => Ok(()),
+                    _ => write!(f, ", for member {member} of the group"),
+                };
+            }
+            GroupError::OtherUser {
+                address,
+                member,
+                then,
+                now,
+            } => {
+                let error = Error::new(Call::Bind, libc::EADDRINUSE);
+                return write!(
+                    f,
+                    "bind {address}: {error:#}, for member {member} of the group: all members must \
+                     be opened by one user, but that was {then} and now is {now}"
+                );
+            }
+            GroupError::Apart { member } => {
+                return write!(f, "member {member} listens elsewhere than the first");
+            }
+            GroupError::Empty => "a group needs a member",
+            GroupError::NotBalanced => {
+                "this kernel gives all connections to one of the listeners on a port; \
+                 one listener can be shared by all acceptors instead"
+            }
+            GroupError::NotItsOwn => {
+                "a joined group cannot be steered: its members are not all this program's, \
+                 and their indexes shift when a stranger leaves"
+            }
+            GroupError::OneSocket => "acceptors that share one listener cannot be steered",
+            GroupError::NoSuchMember => "steering needs a member to steer to",
+            GroupError::NotHere => "this kernel neither steers connections nor pins threads",
+        })
+    }
+}
+
+impl core::error::Error for GroupError {}

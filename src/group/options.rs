@@ -1,0 +1,211 @@
+//! [`GroupOptions`]: how to make a group, and what that means on which kernel.
+
+use core::ffi::c_int;
+use core::fmt;
+use core::net::SocketAddr;
+use std::sync::Arc;
+
+use super::{Group, GroupError, Steering};
+use crate::error::Error;
+use crate::listener::Listener;
+use crate::options::Options;
+
+/// How to make a [`Group`].
+#[derive(Clone, Default)]
+#[must_use]
+pub struct GroupOptions {
+    join: bool,
+    pub(super) shared: bool,
+    pub(super) steering: Steering,
+    pub(crate) pin: bool,
+    backlog: Option<c_int>,
+    only_v6: Option<bool>,
+    before_bind: Option<Arc<Hook>>,
+}
+
+type Hook = dyn Fn(c_int) -> Result<(), Error> + Send + Sync;
+
+impl GroupOptions {
+    /// Joins a group that another program may have made already, or makes one that others may
+    /// join. All must run under one effective user.
+    ///
+    /// Such a group is not steered: its indexes are not its own, and shift when a stranger leaves.
+    pub fn join(mut self, on: bool) -> GroupOptions {
+        self.join = on;
+        self
+    }
+
+    /// One socket in place of many: all acceptors wait on the same listener. That is the manual
+    /// page's older way, which no kernel refuses; whoever is idle takes the next connection.
+    pub fn shared(mut self, on: bool) -> GroupOptions {
+        self.shared = on;
+        self
+    }
+
+    /// How the kernel chooses a member. Linux and Android; elsewhere all but `Hash` is refused.
+    pub fn steering(mut self, steering: Steering) -> GroupOptions {
+        self.steering = steering;
+        self
+    }
+
+    /// Runs each acceptor on one CPU: of those that the program may use, acceptor 0 on the first,
+    /// and so on, from the start again where there are more acceptors. Linux and Android;
+    /// elsewhere it is refused.
+    pub fn pin(mut self, on: bool) -> GroupOptions {
+        self.pin = on;
+        self
+    }
+
+    /// As [`Options::backlog`], for each member.
+    pub fn backlog(mut self, connections: c_int) -> GroupOptions {
+        self.backlog = Some(connections);
+        self
+    }
+
+    /// As [`Options::only_v6`].
+    pub fn only_v6(mut self, on: bool) -> GroupOptions {
+        self.only_v6 = Some(on);
+        self
+    }
+
+    /// As [`Options::before_bind`], for each member, also one that is added later.
+    pub fn before_bind<F>(mut self, hook: F) -> GroupOptions
+    where
+        F: Fn(c_int) -> Result<(), Error> + Send + Sync + 'static,
+    {
+        self.before_bind = Some(Arc::new(hook));
+        self
+    }
+
+    /// As [`Group::bind`].
+    pub fn bind(
+        &self,
+        address: impl Into<SocketAddr>,
+        members: usize,
+    ) -> Result<Group, GroupError> {
+        Group::make(
+            plan(crate::BALANCES, members, self)?,
+            address.into(),
+            members,
+            self,
+        )
+    }
+
+    /// Whether such a group may be steered like this.
+    pub(super) fn check_steering(&self) -> Result<(), GroupError> {
+        let steered = self.steering != Steering::Hash;
+        match () {
+            () if (steered || self.pin) && !cfg!(linux_kernel) => Err(GroupError::NotHere),
+            () if steered && self.join => Err(GroupError::NotItsOwn),
+            () if steered && self.shared => Err(GroupError::OneSocket),
+            () => Ok(()),
+        }
+    }
+
+    /// What the calls of each member are made with.
+    pub(super) fn of_a_member(&self) -> Options<'_> {
+        let mut options = Listener::options();
+        if let Some(connections) = self.backlog {
+            options = options.backlog(connections);
+        }
+        if let Some(on) = self.only_v6 {
+            options = options.only_v6(on);
+        }
+        match &self.before_bind {
+            Some(hook) => options.before_bind(&**hook),
+            None => options,
+        }
+    }
+}
+
+/// How the first member comes to its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum First {
+    /// Without the option, which goes on afterwards.
+    Claims,
+    /// With the option, among strangers.
+    Joins,
+    /// Without the option, for good.
+    Alone,
+}
+
+/// What the options mean on a kernel that balances or does not.
+fn plan(balances: bool, members: usize, options: &GroupOptions) -> Result<First, GroupError> {
+    let sockets = if options.shared {
+        members.min(1)
+    } else {
+        members
+    };
+    options.check_steering()?;
+    match sockets {
+        0 => Err(GroupError::Empty),
+        _ if !balances && (sockets > 1 || options.join) => Err(GroupError::NotBalanced),
+        _ if options.join => Ok(First::Joins),
+        1 if options.shared || !balances => Ok(First::Alone),
+        _ => Ok(First::Claims),
+    }
+}
+
+impl fmt::Debug for GroupOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("GroupOptions");
+        shown
+            .field("join", &self.join)
+            .field("shared", &self.shared);
+        shown
+            .field("steering", &self.steering)
+            .field("pin", &self.pin);
+        shown
+            .field("backlog", &self.backlog)
+            .field("only_v6", &self.only_v6);
+        shown
+            .field("before_bind", &self.before_bind.is_some())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_on_which_kernel() {
+        let plain = Group::options();
+        let (joined, shared) = (plain.clone().join(true), plain.clone().shared(true));
+        for (balances, members, options, expected) in [
+            (true, 0, &plain, Err(GroupError::Empty)),
+            (true, 1, &plain, Ok(First::Claims)),
+            (true, 3, &plain, Ok(First::Claims)),
+            (true, 3, &joined, Ok(First::Joins)),
+            (true, 3, &shared, Ok(First::Alone)),
+            (true, 3, &shared.clone().join(true), Ok(First::Joins)),
+            (false, 1, &plain, Ok(First::Alone)),
+            (false, 2, &plain, Err(GroupError::NotBalanced)),
+            (false, 2, &shared, Ok(First::Alone)),
+            (false, 1, &joined, Err(GroupError::NotBalanced)),
+        ] {
+            assert_eq!(
+                plan(balances, members, options),
+                expected,
+                "{members} {options:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_steered() {
+        let random = Group::options().steering(Steering::Random);
+        for (options, expected) in [
+            (random.clone().join(true), Err(GroupError::NotItsOwn)),
+            (random.clone().shared(true), Err(GroupError::OneSocket)),
+            (random, Ok(First::Claims)),
+        ] {
+            let expected = if cfg!(linux_kernel) {
+                expected
+            } else {
+                Err(GroupError::NotHere)
+            };
+            assert_eq!(plan(true, 3, &options), expected);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Which member of a group gets a connection: classic-BPF programs as data (Linux, Android).
+//!
+//! Left alone the kernel takes a hash of the four-tuple. A program attached to any one member
+//! replaces the hash for the whole group: for each SYN it returns the *index* of a member, which
+//! is the order in which they called `listen`. When a member closes, the last one moves into its
+//! place. An index that no member has falls back to the hash (5.14 and later; before it, the
+//! connection is refused).
+//!
+//! No privilege is needed. Two traps shape the programs here: a load that fails ends a program
+//! with 0, which is an index; and on a SYN the packet's bytes start *behind* the TCP header, where
+//! there are none, so a load of payload does fail. Only loads that cannot fail are used: where the
+//! packet is (the CPU), or nowhere at all (a random number).
+//!
+//! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; the kernel's
+//! `Documentation/networking/filter.rst` for the instructions.
+
+use crate::address::socklen;
+use crate::error::Error;
+use crate::listener::Listener;
+use crate::sys::{self, SOL_SOCKET};
+
+/// One instruction: C's `struct sock_filter`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Instruction {
+    /// What to do, and with what: one of the codes below.
+    pub code: u16,
+    /// How many instructions to skip if a comparison holds.
+    pub if_true: u8,
+    /// How many to skip if it does not.
+    pub if_false: u8,
+    /// The operand.
+    pub k: u32,
+}
+
+// Codes (linux/bpf_common.h), with A the accumulator and k the operand.
+const LOAD: u16 = 0x20; // A = the 32-bit word at k: BPF_LD | BPF_W | BPF_ABS
+const ADD: u16 = 0x04; // A += k: BPF_ALU | BPF_ADD | BPF_K
+const MOD: u16 = 0x94; // A %= k: BPF_ALU | BPF_MOD | BPF_K
+const IF_EQUAL: u16 = 0x15; // A == k: BPF_JMP | BPF_JEQ | BPF_K
+const IF_AT_LEAST: u16 = 0x35; // A >= k: BPF_JMP | BPF_JGE | BPF_K
+const RETURN: u16 = 0x06; // end with k: BPF_RET | BPF_K
+const RETURN_A: u16 = 0x16; // end with A: BPF_RET | BPF_A
+
+// Words that the kernel makes up (linux/filter.h): SKF_AD_OFF, which is -0x1000, and an offset.
+const CPU: u32 = 0xFFFF_F000 + 36; // SKF_AD_CPU: the CPU that handles the packet
+const RANDOM: u32 = 0xFFFF_F000 + 56; // SKF_AD_RANDOM
+
+/// No member has this index, so the hash decides.
+const HASH: u32 = u32::MAX;
+
+/// The most instructions that the kernel takes: `BPF_MAXINSNS`.
+pub const MAX_INSTRUCTIONS: usize = 4096;
+
+const fn step(code: u16, k: u32) -> Instruction {
+    Instruction {
+        code,
+        if_true: 0,
+        if_false: 0,
+        k,
+    }
+}
+
+/// Skips one instruction if the comparison does not hold.
+const fn when(code: u16, k: u32) -> Instruction {
+    Instruction {
+        code,
+        if_true: 0,
+        if_false: 1,
+        k,
+    }
+}
+
+/// The member at the place that the receiving CPU has in `cpus`; the hash for a CPU not in it.
+///
+/// The program is written into `space`, which needs two instructions for each CPU and two more.
+/// `None` if it does not fit there, or into [`MAX_INSTRUCTIONS`].
+pub fn cpu<'a>(cpus: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
+    let start = [step(LOAD, CPU)]; // A = the CPU
+    table(
+        &start,
+        (0..).zip(cpus).map(|(index, cpu)| (*cpu, index)),
+        space,
+    )
+}
+
+/// One of the first `members`, at random. `members` is at least 1.
+pub const fn random(members: u32) -> [Instruction; 3] {
+    let members = if members < 1 { 1 } else { members };
+    [
+        step(LOAD, RANDOM), // A = a random word
+        step(MOD, members), // A %= members
+        step(RETURN_A, 0),  // the member A
+    ]
+}
+
+/// Any of the first `members` but the one at `index`, at random. `members` is at least 2.
+pub const fn except(members: u32, index: u32) -> [Instruction; 5] {
+    let others = if members < 2 { 1 } else { members - 1 };
+    [
+        step(LOAD, RANDOM),       // A = a random word
+        step(MOD, others),        // A %= others
+        when(IF_AT_LEAST, index), // from the index on,
+        step(ADD, 1),             // one further
+        step(RETURN_A, 0),        // the member A
+    ]
+}
+
+/// One of the members at `indexes`, at random: for a group of which several are to get nothing.
+///
+/// As for [`cpu`], but `space` needs one instruction more. `None` also if there are no indexes.
+pub fn among<'a>(indexes: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
+    let count = u32::try_from(indexes.len())
+        .ok()
+        .filter(|count| *count > 0)?;
+    let start = [step(LOAD, RANDOM), step(MOD, count)]; // A = a random place in `indexes`
+    table(
+        &start,
+        (0..).zip(indexes).map(|(place, index)| (place, *index)),
+        space,
+    )
+}
+
+/// After `start`, ends with the index beside the first key that equals A; without one, the hash.
+fn table<'a>(
+    start: &[Instruction],
+    pairs: impl Iterator<Item = (u32, u32)>,
+    space: &'a mut [Instruction],
+) -> Option<&'a [Instruction]> {
+    let rows = pairs.flat_map(|(key, index)| [when(IF_EQUAL, key), step(RETURN, index)]);
+    let program = start
+        .iter()
+        .copied()
+        .chain(rows)
+        .chain([step(RETURN, HASH)]);
+    let mut length = 0;
+    for instruction in program {
+        *space.get_mut(length)? = instruction;
+        length += 1;
+    }
+    space
+        .get(..length)
+        .filter(|program| program.len() <= MAX_INSTRUCTIONS)
+}
+
+/// C's `struct sock_fprog`.
+#[repr(C)]
+struct Program {
+    len: u16,
+    instructions: *const Instruction,
+}
+
+impl Listener {
+    /// Attaches a program to this listener's group, in place of the one before:
+    /// `SO_ATTACH_REUSEPORT_CBPF`. It stays when this listener closes.
+    ///
+    /// The listener must have set `SO_REUSEPORT` before it called `listen`, or have got siblings
+    /// since. Fails with `EINVAL` otherwise, and for a program that the kernel refuses; with
+    /// `ENOMEM` for one larger than the sysctl `net.core.optmem_max`; with `EPERM` if the socket
+    /// is locked (`SO_LOCK_FILTER`).
+    pub fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
+        // What a u16 cannot tell is refused as too long; so is any program of no instructions.
+        let len = u16::try_from(program.len()).unwrap_or(0);
+        let program = Program {
+            len,
+            instructions: program.as_ptr(),
+        };
+        let (value, name) = ((&raw const program).cast(), libc::SO_ATTACH_REUSEPORT_CBPF);
+        // SAFETY: `program` is what the option takes: it and its instructions are readable for the
+        // lengths they state, and the kernel copies both.
+        unsafe { sys::setsockopt(self.raw(), SOL_SOCKET, name, value, socklen::<Program>()) }
+    }
+
+    /// Detaches the group's program: the hash decides again. `SO_DETACH_REUSEPORT_BPF`, since
+    /// Linux 5.3.
+    ///
+    /// Fails with `ENOENT` if there is none.
+    pub fn unsteer(&self) -> Result<(), Error> {
+        self.set_option(SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
+    }
+}

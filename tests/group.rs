@@ -1,0 +1,344 @@
+//! A group is this program's alone, whole or not there, and in the kernel's order.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier, RwLock};
+use std::thread;
+
+use reuseport::{Call, Error, Group, GroupError, Listener, Steering};
+use support::{connect_from, drain, visit, wait_until};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+fn in_use(error: &GroupError) -> bool {
+    matches!(error.error(), Some(error) if error.errno() == libc::EADDRINUSE)
+}
+
+/// A server that sets `SO_REUSEPORT` alone, as the C program does, comes and goes and leaves
+/// connections in `TIME_WAIT`. Returns its address, on which nobody listens.
+fn leftovers(at: SocketAddr) -> SocketAddr {
+    let listener = Listener::bind(at).unwrap();
+    let address = listener.local_addr().unwrap();
+    for _ in 0..3 {
+        let client = TcpStream::connect(address).unwrap();
+        drop(listener.accept().unwrap());
+        // The server has closed first; now the client does.
+        std::io::Read::read(&mut &client, &mut [0]).unwrap();
+    }
+    drop(listener);
+    let refused = Listener::options()
+        .reuse_port(false)
+        .reuse_address(true)
+        .bind(address);
+    assert_eq!(
+        refused.unwrap_err(),
+        Error::new(Call::Bind, libc::EADDRINUSE),
+        "no leftovers"
+    );
+    address
+}
+
+#[test]
+fn port_0_is_resolved_once_and_a_second_group_is_refused() {
+    let group = Group::bind(ANY_PORT, 5).unwrap();
+    let address = group.local_addr();
+    assert_eq!(group.listeners().len(), 5);
+    assert!(
+        group
+            .listeners()
+            .iter()
+            .all(|member| member.local_addr() == Ok(address))
+    );
+    let refused = Group::bind(address, 3).unwrap_err();
+    assert!(in_use(&refused), "{refused}");
+    assert!(
+        refused
+            .to_string()
+            .starts_with(&format!("bind {address}: EADDRINUSE: ")),
+        "{refused}"
+    );
+    drop(group);
+    Group::bind(address, 3).unwrap();
+}
+
+#[test]
+fn every_member_gets_connections() {
+    let group = Group::bind(ANY_PORT, 4).unwrap();
+    group
+        .listeners()
+        .iter()
+        .for_each(|member| member.set_nonblocking(true).unwrap());
+    let address = group.local_addr();
+    let _clients: Vec<_> = (0..200)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    let counts = drain(group.listeners(), 200);
+    // One of four has none of 200 with a chance of 4 * (3/4)^200 < 1e-24.
+    assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+}
+
+#[test]
+fn a_group_of_one_is_claimed_too_and_the_c_program_may_follow() {
+    let group = Group::bind(ANY_PORT, 1).unwrap();
+    let address = group.local_addr();
+    assert!(in_use(&Group::bind(address, 1).unwrap_err()));
+    let client = TcpStream::connect(address).unwrap();
+    drop(group.listeners()[0].accept().unwrap());
+    drop((group, client));
+    Listener::bind(address).expect("what it leaves behind had the option on");
+}
+
+#[test]
+fn leftovers_of_the_c_program_do_not_keep_a_group_out() {
+    let address = leftovers(SocketAddr::from(ANY_PORT));
+    let group = Group::bind(address, 3).unwrap();
+    assert_eq!(group.local_addr(), address);
+    assert!(in_use(&Group::bind(address, 3).unwrap_err()));
+}
+
+#[test]
+fn a_live_server_over_leftovers_does() {
+    let address = leftovers(SocketAddr::from(ANY_PORT));
+    for live in [
+        address,
+        (std::net::Ipv4Addr::UNSPECIFIED, address.port()).into(),
+    ] {
+        let live = Listener::bind(live).unwrap();
+        assert!(
+            in_use(&Group::bind(address, 3).unwrap_err()),
+            "beside {live:?}"
+        );
+    }
+    // A wildcard of the other family that takes IPv4 as well.
+    let both = (std::net::Ipv6Addr::UNSPECIFIED, address.port());
+    let live = Listener::options().only_v6(false).bind(both).unwrap();
+    assert!(in_use(&Group::bind(address, 3).unwrap_err()));
+    drop(live);
+    let _v6_alone = Listener::options().only_v6(true).bind(both).unwrap();
+    Group::bind(address, 3).expect("the other family alone does not meet it");
+}
+
+#[test]
+fn of_two_that_claim_at_once_one_succeeds() {
+    let fresh = Group::bind(ANY_PORT, 1).unwrap().local_addr();
+    let left_over = leftovers(SocketAddr::from(ANY_PORT));
+    for address in [fresh, left_over] {
+        let mut none = 0;
+        for _ in 0..200 {
+            let (start, end, claimed) = (Barrier::new(2), Barrier::new(2), AtomicUsize::new(0));
+            thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| {
+                        start.wait();
+                        let group = Group::bind(address, 2);
+                        claimed.fetch_add(group.is_ok().into(), SeqCst);
+                        end.wait();
+                    });
+                }
+            });
+            let claimed = claimed.into_inner();
+            assert!(claimed < 2, "both have {address}");
+            none += 1 - claimed;
+        }
+        assert!(none < 10, "nobody had {address} in {none} of 200");
+    }
+    let plain = Listener::options()
+        .reuse_port(false)
+        .reuse_address(true)
+        .bind(left_over);
+    plain.expect_err("the leftovers have lasted");
+}
+
+#[test]
+fn a_joined_group_shares_and_is_not_steered() {
+    let one = Group::options().join(true).bind(ANY_PORT, 2).unwrap();
+    let address = one.local_addr();
+    let other = Group::options().join(true).bind(address, 2).unwrap();
+    let all: Vec<_> = one
+        .into_listeners()
+        .into_iter()
+        .chain(other.into_listeners())
+        .collect();
+    all.iter()
+        .for_each(|member| member.set_nonblocking(true).unwrap());
+    let _clients: Vec<_> = (0..200)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    // As above.
+    assert!(drain(&all, 200).iter().all(|count| *count > 0));
+    for steering in [Steering::Cpu, Steering::Random, Steering::Except(0)] {
+        let refused = Group::options()
+            .join(true)
+            .steering(steering)
+            .bind(ANY_PORT, 3);
+        assert_eq!(refused.unwrap_err(), GroupError::NotItsOwn);
+    }
+}
+
+#[test]
+fn a_shared_group_is_one_socket() {
+    let group = Group::options().shared(true).bind(ANY_PORT, 3).unwrap();
+    let address = group.local_addr();
+    assert!(in_use(&Group::bind(address, 1).unwrap_err()));
+    Listener::bind(address).expect_err("the option is not set");
+    let serving = group
+        .spawn(|_, connection| _ = connection.send(b"x"))
+        .unwrap();
+    (0..20).for_each(|_| assert_eq!(visit(address), "x"));
+    let counts = serving.stop();
+    assert_eq!(counts.len(), 3);
+    assert_eq!(counts.iter().map(|count| count.accepted).sum::<usize>(), 20);
+    let steered = Group::options()
+        .shared(true)
+        .steering(Steering::Random)
+        .bind(ANY_PORT, 3);
+    assert_eq!(steered.unwrap_err(), GroupError::OneSocket);
+}
+
+#[test]
+fn all_or_nothing() {
+    assert_eq!(Group::bind(ANY_PORT, 0).unwrap_err(), GroupError::Empty);
+    let calls = AtomicUsize::new(0);
+    let address = Group::bind(ANY_PORT, 1).unwrap().local_addr();
+    let fails_at_the_third = move |_| match calls.fetch_add(1, SeqCst) {
+        2 => Err(Error::new(Call::SetSockOpt, libc::EPERM)),
+        _ => Ok(()),
+    };
+    let refused = Group::options()
+        .before_bind(fails_at_the_third)
+        .bind(address, 5)
+        .unwrap_err();
+    let error = Error::new(Call::SetSockOpt, libc::EPERM);
+    assert_eq!(
+        refused,
+        GroupError::Call {
+            error,
+            address,
+            member: 2
+        }
+    );
+    assert!(
+        refused.to_string().ends_with("for member 2 of the group"),
+        "{refused}"
+    );
+    let plain = Listener::options().reuse_port(false).bind(address);
+    plain.expect("none is left behind");
+}
+
+#[test]
+fn listeners_go_out_and_come_back() {
+    let group = Group::bind(ANY_PORT, 3).unwrap();
+    let address = group.local_addr();
+    let elsewhere: Vec<TcpListener> = group
+        .into_listeners()
+        .into_iter()
+        .map(TcpListener::from)
+        .collect();
+    let back = elsewhere.into_iter().map(Listener::from).collect();
+    let mut group = Group::from_listeners(back).unwrap();
+    assert_eq!(group.local_addr(), address);
+    group.steer(Steering::Random).unwrap();
+    group.add().unwrap();
+    assert_eq!(group.listeners().len(), 4);
+
+    assert_eq!(
+        Group::from_listeners(Vec::new()).unwrap_err(),
+        GroupError::Empty
+    );
+    let stranger = Listener::bind(ANY_PORT).unwrap();
+    let mixed = group
+        .into_listeners()
+        .into_iter()
+        .chain([stranger])
+        .collect();
+    assert_eq!(
+        Group::from_listeners(mixed).unwrap_err(),
+        GroupError::Apart { member: 4 }
+    );
+}
+
+#[test]
+fn members_are_counted_and_their_queues_measured_while_they_run() {
+    let group = Group::options().backlog(77).bind(ANY_PORT, 2).unwrap();
+    let address = group.local_addr();
+    let gate = Arc::new(RwLock::new(()));
+    let passed = Arc::clone(&gate);
+    let serving = group.spawn(move |_, _| drop(passed.read())).unwrap();
+    let closed = gate.write().unwrap(); // given up before `serving` if this test fails
+    let mut clients = Vec::new();
+    // Until both are busy, and something waits for each.
+    wait_until("both are busy and have a queue", || {
+        clients.push(TcpStream::connect(address).unwrap());
+        let members = serving.members();
+        members
+            .iter()
+            .all(|member| member.count.accepted == 1 && member.queue.unwrap().waiting > 0)
+    });
+    let members = serving.members();
+    assert!(
+        members
+            .iter()
+            .all(|member| member.queue.unwrap().limit == 77)
+    );
+    let held: usize = members.iter().map(|member| member.count.accepted).sum();
+    let waiting: u32 = members
+        .iter()
+        .map(|member| member.queue.unwrap().waiting)
+        .sum();
+    assert_eq!((held, held + waiting as usize), (2, clients.len()));
+    drop(closed);
+    let accepted = || {
+        serving
+            .members()
+            .iter()
+            .map(|member| member.count.accepted)
+            .sum::<usize>()
+    };
+    wait_until("all are served", || accepted() == clients.len());
+    drop(serving);
+}
+
+#[test]
+fn connections_spread_as_a_fair_lottery_would() {
+    // A chi-square this large has a chance below 1e-7 with a fair lottery (Wilson and Hilferty's
+    // approximation at 5.2 standard deviations); with four groups, below one in a million.
+    let limit = |degrees: f64| {
+        let ninth = 2.0 / (9.0 * degrees);
+        degrees * (1.0 - ninth + 5.2 * ninth.sqrt()).powi(3)
+    };
+    let mut number = 0;
+    for members in [3_u32, 7, 16, 64] {
+        let group = Group::bind(ANY_PORT, members as usize).unwrap();
+        let address = group.local_addr();
+        group
+            .listeners()
+            .iter()
+            .for_each(|member| member.set_nonblocking(true).unwrap());
+        let mut counts = vec![0.0; members as usize];
+        for _ in 0..50 {
+            let clients: Vec<_> = (number..number + 200)
+                .map(|n| connect_from(n, address))
+                .collect();
+            number += 200;
+            for (sum, count) in counts
+                .iter_mut()
+                .zip(drain(group.listeners(), clients.len()))
+            {
+                *sum += f64::from(u32::try_from(count).unwrap());
+            }
+        }
+        let expected = 10_000.0 / f64::from(members);
+        let chi_square: f64 = counts
+            .iter()
+            .map(|n| (n - expected).powi(2) / expected)
+            .sum();
+        let limit = limit(f64::from(members - 1));
+        assert!(
+            chi_square < limit,
+            "{members}: {chi_square} of {limit}, {counts:?}"
+        );
+    }
+}

@@ -1,0 +1,205 @@
+//! Servers beside servers: who may share a port, who is refused, and what can be asked of them.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Child;
+
+use reuseport::Listener;
+use support::{Server, reuseport, run, visit, wait_until};
+
+#[test]
+fn a_second_copy_is_refused_unless_it_joins() {
+    let mut first = Server::start(&["--quiet"]);
+    let address = first.address.to_string();
+    let (code, out, err) = run(&["serve", "--addr", &address]);
+    assert_eq!(
+        (code, out.as_str(), err.lines().count()),
+        (1, "", 1),
+        "{err}"
+    );
+    assert!(
+        err.starts_with(&format!("reuseport: bind {address}: EADDRINUSE: ")),
+        "{err}"
+    );
+    assert!(err.contains("--join"), "{err}");
+
+    let second = Server::start(&["--join", "--quiet", "--addr", &address]);
+    (0..200).for_each(|_| _ = visit(first.address));
+    second.signal(libc::SIGTERM);
+    let counts = second.end().2;
+    first.signal(libc::SIGTERM);
+    let of_first = first.read_stderr_until("acceptor 2");
+    let sum = |tally: &str| -> usize {
+        let counts = tally
+            .lines()
+            .map(|row| row.split_whitespace().nth(2).unwrap());
+        counts.map(|count| count.parse::<usize>().unwrap()).sum()
+    };
+    // One of two equal groups has none of 200 with a chance of 2 * (1/2)^200.
+    assert!(sum(&counts) > 0 && sum(&of_first) > 0, "{counts}{of_first}");
+    assert_eq!(sum(&counts) + sum(&of_first), 200);
+}
+
+#[test]
+fn a_server_that_was_killed_is_followed_at_once() {
+    let mut address = "127.0.0.1:0".to_owned();
+    for _ in 0..3 {
+        let mut server = Server::start(&["--quiet", "--addr", &address]);
+        address = server.address.to_string();
+        // The server closes first: its side of each lingers in TIME_WAIT.
+        (0..1000).for_each(|_| _ = visit(server.address));
+        server.child.kill().unwrap();
+        server.child.wait().unwrap();
+    }
+}
+
+/// Whether `serve` came up: it says so on stderr, or ends.
+fn came_up(child: &mut Child) -> bool {
+    let mut line = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(
+        line.contains("listening on") || line.contains("EADDRINUSE"),
+        "{line}"
+    );
+    line.contains("listening on")
+}
+
+#[test]
+fn of_two_copies_started_at_once_never_both_come_up() {
+    let fresh = Server::start(&["--quiet"]).address;
+    let listener = Listener::bind(([127, 0, 0, 1], 0)).unwrap();
+    let left_over = listener.local_addr().unwrap();
+    let client = TcpStream::connect(left_over).unwrap();
+    drop(listener.accept().unwrap());
+    (&client).read_exact(&mut [0]).unwrap_err();
+    drop((client, listener));
+    for address in [fresh, left_over] {
+        let mut none = 0;
+        for _ in 0..200 {
+            let serve = ["serve", "--quiet", "--addr", &address.to_string()];
+            let mut copies = [
+                reuseport(&serve).spawn().unwrap(),
+                reuseport(&serve).spawn().unwrap(),
+            ];
+            let up = copies
+                .iter_mut()
+                .filter_map(|copy| came_up(copy).then_some(()))
+                .count();
+            for mut copy in copies {
+                _ = copy.kill();
+                copy.wait().unwrap();
+            }
+            assert!(up < 2, "both serve {address}");
+            none += 1 - up;
+        }
+        assert!(none < 10, "nobody served {address} in {none} of 200");
+    }
+    let plain = Listener::options()
+        .reuse_port(false)
+        .reuse_address(true)
+        .bind(left_over);
+    plain.expect_err("the leftovers have lasted");
+}
+
+#[test]
+fn sigusr1_reports_each_member_and_its_queue() {
+    let mut server = Server::start(&["--quiet", "--acceptors", "2", "--backlog", "50"]);
+    (0..7).for_each(|_| _ = visit(server.address));
+    for _ in 0..2 {
+        server.signal(libc::SIGUSR1);
+        let report = server.read_stderr_until("acceptor 1");
+        let rows: Vec<_> = report.lines().collect();
+        assert_eq!(rows.len(), 2, "{report}");
+        assert!(
+            rows.iter().all(|row| row.ends_with("0 of 50 wait")),
+            "{report}"
+        );
+        let counts = rows
+            .iter()
+            .map(|row| row.split_whitespace().nth(2).unwrap());
+        assert_eq!(
+            counts
+                .map(|count| count.parse::<usize>().unwrap())
+                .sum::<usize>(),
+            7
+        );
+    }
+    server.signal(libc::SIGTERM);
+    let (code, _, tally) = server.end();
+    assert_eq!(code, Some(0));
+    assert_eq!(tally.matches("0 of 50 wait").count(), 2, "{tally}");
+}
+
+#[test]
+fn every_way_of_serving_serves() {
+    for args in [
+        &["--steer", "hash"][..],
+        &["--steer", "cpu", "--pin"],
+        &["--steer=random"],
+        &["--shared", "--acceptors", "4"],
+        &["--join"],
+        &["--acceptors", "1"],
+    ] {
+        let server = Server::start(args);
+        (0..50).for_each(|_| _ = visit(server.address));
+        server.signal(libc::SIGINT);
+        let (code, out, _) = server.end();
+        assert_eq!((code, out.lines().count()), (Some(0), 50), "{args:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_said() {
+    let (code, _, err) = run(&["serve", "--join", "--steer", "cpu", "--addr", "127.0.0.1:0"]);
+    assert_eq!((code, err.lines().count()), (1, 1));
+    assert!(err.contains("joined group cannot be steered"), "{err}");
+    let (code, _, err) = run(&[
+        "serve",
+        "--shared",
+        "--steer",
+        "random",
+        "--addr",
+        "127.0.0.1:0",
+    ]);
+    assert_eq!((code, err.lines().count()), (1, 1));
+    assert!(err.contains("share one listener"), "{err}");
+    let (code, _, err) = run(&["serve", "--steer", "left"]);
+    assert_eq!((code, err.lines().count()), (2, 1));
+    assert!(err.contains("--steer needs hash, cpu or random"), "{err}");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    // Nobody reads stdout, and the pipe is full: a handler is stuck, and stop waits for it.
+    let mut server = Server::start(&[]);
+    let address: SocketAddr = server.address;
+    let busy = |server: &Server| {
+        let listeners = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+        let port = format!(":{:04X} ", server.address.port());
+        let row = listeners
+            .lines()
+            .filter(|row| row.contains(&port) && row.contains(" 0A "));
+        row.filter(|row| !row.contains(" 00000000:00000000 "))
+            .count()
+            > 0
+    };
+    wait_until("a connection waits behind a stuck handler", || {
+        (0..100).for_each(|_| drop(TcpStream::connect(address)));
+        busy(&server)
+    });
+    server.signal(libc::SIGTERM);
+    wait_until("it stops listening", || {
+        TcpStream::connect(address).is_err()
+    });
+    assert!(
+        server.child.try_wait().unwrap().is_none(),
+        "it waits for the handler"
+    );
+    server.signal(libc::SIGTERM);
+    wait_until("it ends", || server.child.try_wait().unwrap().is_some());
+}

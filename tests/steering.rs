@@ -1,0 +1,293 @@
+//! The steering programs: interpreted here, and run by the kernel.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+
+use reuseport::steering::{self, Instruction, MAX_INSTRUCTIONS};
+use reuseport::{Call, Error, Group, GroupError, Listener, Steering};
+use support::{cpus, drain, run_on};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+/// What the kernel's interpreter does, for the few instructions that are used. `None`: a load
+/// failed or an instruction is unknown; the kernel would take that for index 0.
+fn interpret(program: &[Instruction], cpu: u32, random: u32) -> Option<u32> {
+    let (mut a, mut at) = (0_u32, 0);
+    loop {
+        let Instruction {
+            code,
+            if_true,
+            if_false,
+            k,
+        } = *program.get(at)?;
+        at += 1;
+        match code {
+            0x20 if k == 0xFFFF_F000 + 36 => a = cpu,
+            0x20 if k == 0xFFFF_F000 + 56 => a = random,
+            0x04 => a = a.wrapping_add(k),
+            0x94 => a = a.checked_rem(k)?,
+            0x15 => at += usize::from(if a == k { if_true } else { if_false }),
+            0x35 => at += usize::from(if a >= k { if_true } else { if_false }),
+            0x06 => return Some(k),
+            0x16 => return Some(a),
+            _ => return None,
+        }
+    }
+}
+
+#[test]
+fn the_programs_return_what_they_say() {
+    for members in 1..20_u32 {
+        let program = steering::random(members);
+        let found: BTreeSet<_> = (0..100)
+            .map(|r| interpret(&program, 0, r).unwrap())
+            .collect();
+        assert_eq!(found, (0..members).collect());
+        for index in 0..members {
+            let program = steering::except(members, index);
+            let found: BTreeSet<_> = (0..100)
+                .map(|r| interpret(&program, 0, r).unwrap())
+                .collect();
+            let mut others: BTreeSet<_> = (0..members).collect();
+            if members > 1 {
+                others.remove(&index);
+                assert_eq!(found, others, "{members} without {index}");
+            }
+        }
+    }
+    let mut space = [Instruction::default(); 64];
+    let cpus = [2, 3, 7, 4000];
+    let program = steering::cpu(&cpus, &mut space).unwrap();
+    for (index, cpu) in (0..).zip(cpus) {
+        assert_eq!(interpret(program, cpu, 9), Some(index));
+    }
+    for stranger in [0, 1, 4, 8, 3999, u32::MAX] {
+        assert_eq!(
+            interpret(program, stranger, 9),
+            Some(u32::MAX),
+            "not the hash"
+        );
+    }
+    let indexes = [5, 1, 9];
+    let program = steering::among(&indexes, &mut space).unwrap();
+    let found: BTreeSet<_> = (0..100)
+        .map(|r| interpret(program, 0, r).unwrap())
+        .collect();
+    assert_eq!(found, BTreeSet::from(indexes));
+}
+
+#[test]
+fn programs_that_do_not_fit_are_none() {
+    assert!(steering::cpu(&[0, 1], &mut [Instruction::default(); 5]).is_none());
+    assert!(steering::cpu(&[0, 1], &mut [Instruction::default(); 6]).is_some());
+    assert!(steering::among(&[], &mut [Instruction::default(); 6]).is_none());
+    let many: Vec<u32> = (0..2048).collect();
+    let mut space = vec![Instruction::default(); 2 * MAX_INSTRUCTIONS];
+    assert!(steering::cpu(&many, &mut space).is_none());
+    let longest = steering::cpu(&many[..2047], &mut space).unwrap();
+    assert_eq!(longest.len(), MAX_INSTRUCTIONS);
+    let group = Group::bind(ANY_PORT, 2).unwrap();
+    group.listeners()[0]
+        .steer(longest)
+        .expect("the kernel takes as many");
+}
+
+/// Nonblocking members, and their address.
+fn members(options: &reuseport::GroupOptions, n: usize) -> (Group, SocketAddr) {
+    let group = options.bind(ANY_PORT, n).unwrap();
+    group
+        .listeners()
+        .iter()
+        .for_each(|member| member.set_nonblocking(true).unwrap());
+    let address = group.local_addr();
+    (group, address)
+}
+
+/// Connects `times`, a few at a time, and counts who got them.
+fn who(group: &[Listener], address: SocketAddr, times: usize) -> Vec<usize> {
+    let mut counts = vec![0; group.len()];
+    for _ in 0..times / 50 {
+        let clients: Vec<_> = (0..50)
+            .map(|_| TcpStream::connect(address).unwrap())
+            .collect();
+        for (sum, count) in counts.iter_mut().zip(drain(group, clients.len())) {
+            *sum += count;
+        }
+    }
+    counts
+}
+
+#[test]
+fn the_receiving_cpu_chooses_its_member() {
+    let cpus = cpus();
+    let (group, address) = members(&Group::options().steering(Steering::Cpu), cpus.len().max(2));
+    for (index, cpu) in cpus.into_iter().enumerate() {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                run_on(cpu);
+                let counts = who(group.listeners(), address, 1000);
+                assert_eq!(counts[index], 1000, "on CPU {cpu}: {counts:?}");
+            });
+        });
+    }
+}
+
+#[test]
+fn cpus_with_holes_and_cpus_without_a_member() {
+    let cpus = cpus();
+    let Some(last) = cpus.get(1..).and_then(<[usize]>::last) else {
+        return support::skip("one CPU");
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // As in a cpuset that leaves out the first: the last CPU is member 0's.
+            run_on(*last);
+            let (group, address) = members(&Group::options().steering(Steering::Cpu), 3);
+            assert_eq!(who(group.listeners(), address, 200), [200, 0, 0]);
+            run_on(cpus[0]);
+            let counts = who(group.listeners(), address, 200);
+            // By the hash one of three has none of 200 with a chance of 3 * (2/3)^200 < 1e-34.
+            assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+        });
+    });
+}
+
+#[test]
+fn the_excepted_member_gets_nothing() {
+    for index in 0..3 {
+        let (group, address) = members(&Group::options().steering(Steering::Except(index)), 3);
+        let counts = who(group.listeners(), address, 1000);
+        assert_eq!(counts[index], 0, "{counts:?}");
+        // Of the two others one has none of 1000 with a chance of 2 * (1/2)^1000.
+        assert_eq!(
+            counts.iter().filter(|count| **count > 0).count(),
+            2,
+            "{counts:?}"
+        );
+    }
+}
+
+#[test]
+fn steering_changes_while_connections_come() {
+    let (mut group, address) = members(&Group::options(), 3);
+    group.steer(Steering::Except(2)).unwrap();
+    assert_eq!(who(group.listeners(), address, 200)[2], 0);
+    group.steer(Steering::Random).unwrap();
+    // One of three has none of 200 with a chance of 3 * (2/3)^200 < 1e-34; so below.
+    assert!(
+        who(group.listeners(), address, 200)
+            .iter()
+            .all(|count| *count > 0)
+    );
+    group.steer(Steering::Hash).unwrap();
+    group
+        .steer(Steering::Hash)
+        .expect("to detach what is detached");
+    assert!(
+        who(group.listeners(), address, 200)
+            .iter()
+            .all(|count| *count > 0)
+    );
+    assert_eq!(
+        group.steer(Steering::Except(3)).unwrap_err(),
+        GroupError::NoSuchMember
+    );
+}
+
+/// A program that always returns `index`.
+fn always(index: u32) -> [Instruction; 1] {
+    [Instruction {
+        code: 0x06,
+        k: index,
+        ..Instruction::default()
+    }]
+}
+
+#[test]
+fn index_order_is_listening_order_and_the_last_moves_into_the_hole() {
+    let (group, address) = members(&Group::options(), 4);
+    let mut listeners = group.into_listeners();
+    for index in 0..4 {
+        listeners[0].steer(&always(index)).unwrap();
+        assert_eq!(who(&listeners, address, 50)[index as usize], 50);
+    }
+    drop(listeners.swap_remove(1)); // as the kernel does: the last takes its place
+    for index in 0..3 {
+        listeners[0].steer(&always(index)).unwrap();
+        assert_eq!(
+            who(&listeners, address, 50)[index as usize],
+            50,
+            "index {index}"
+        );
+    }
+    listeners[0].steer(&always(3)).unwrap();
+    let counts = who(&listeners, address, 200);
+    assert!(
+        counts.iter().all(|count| *count > 0),
+        "no member, so the hash: {counts:?}"
+    );
+}
+
+#[test]
+fn what_the_kernel_refuses_is_told() {
+    let alone = Listener::options()
+        .reuse_port(false)
+        .bind(ANY_PORT)
+        .unwrap();
+    let refused = Err(Error::new(Call::SetSockOpt, libc::EINVAL));
+    assert_eq!(alone.steer(&steering::random(2)), refused);
+    let listener = Listener::bind(ANY_PORT).unwrap();
+    assert_eq!(listener.steer(&[]), refused);
+    assert_eq!(
+        listener.steer(&vec![Instruction::default(); 70_000]),
+        refused
+    );
+    assert_eq!(
+        listener.unsteer(),
+        Err(Error::new(Call::SetSockOpt, libc::ENOENT))
+    );
+}
+
+#[test]
+fn incoming_cpu_prefers_its_member() {
+    let cpus = cpus();
+    let cpu = |index| i32::try_from(cpus[index % cpus.len()]).unwrap();
+    let options = Listener::options().nonblocking(true);
+    let first = options.incoming_cpu(cpu(0)).bind(ANY_PORT).unwrap();
+    let address = first.local_addr().unwrap();
+    let listeners = [first, options.incoming_cpu(cpu(1)).bind(address).unwrap()];
+    if cpus.len() < 2 {
+        return support::skip("one CPU");
+    }
+    for (index, cpu) in cpus.into_iter().take(2).enumerate() {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                run_on(cpu);
+                assert_eq!(who(&listeners, address, 200)[index], 200);
+            });
+        });
+    }
+}
+
+#[test]
+fn pinned_acceptors_run_on_their_cpus() {
+    let (cpus, (send, receive)) = (cpus(), std::sync::mpsc::channel());
+    let group = Group::options().pin(true).bind(ANY_PORT, 3).unwrap();
+    let address = group.local_addr();
+    let serving = group
+        .spawn_with(move |acceptor| {
+            let send = send.clone();
+            move |_, _: &reuseport::Stop| send.send((acceptor, support::cpus())).unwrap()
+        })
+        .unwrap();
+    assert_eq!(support::cpus(), cpus, "the caller runs where it did");
+    (0..100).for_each(|_| _ = support::visit(address));
+    drop(serving);
+    for (acceptor, on) in receive {
+        assert_eq!(on, [cpus[acceptor % cpus.len()]]);
+    }
+}
