@@ -165,10 +165,11 @@ impl<'a> Options<'a> {
 }
 
 impl Listener {
-    /// Lets siblings bind the port of this listener, which may listen already: Linux allows it
-    /// at any time, although `socket(7)` speaks of the time before `bind` alone.
+    /// Lets siblings bind the port of this listener, although it listens already (Linux, Android;
+    /// `socket(7)` speaks of the time before `bind` alone). Bound until then without
+    /// [`reuse_port`](Options::reuse_port), it has kept everybody else out.
     #[cfg(linux_kernel)]
-    pub(crate) fn let_siblings_bind(&self) -> Result<(), Error> {
+    pub fn let_siblings_bind(&self) -> Result<(), Error> {
         self.set_option(SOL_SOCKET, SO_REUSEPORT, 1)
     }
 

@@ -270,6 +270,9 @@ pub fn cpus() -> Vec<usize> {
         .collect()
 }
 
+/// `bind` or `connect`.
+type OnAddress = unsafe extern "C" fn(i32, *const libc::sockaddr, libc::socklen_t) -> i32;
+
 /// Connects from an address of its own for each number (127.1.0.0 and up), so that no four-tuple
 /// comes twice; closes by a reset, so that none lingers.
 #[cfg(target_os = "linux")]
@@ -294,7 +297,6 @@ pub fn connect_from(number: u32, to: SocketAddr) -> TcpStream {
     // SAFETY: `linger` is readable for its eight bytes, and the option takes that struct.
     unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, at, 8) };
     let ip = std::net::Ipv4Addr::from(0x7F01_0000 + number);
-    type OnAddress = unsafe extern "C" fn(i32, *const libc::sockaddr, libc::socklen_t) -> i32;
     let calls: [(SocketAddr, OnAddress); 2] =
         [(SocketAddr::from((ip, 0)), libc::bind), (to, libc::connect)];
     for (address, call) in calls {
