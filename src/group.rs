@@ -223,7 +223,7 @@ fn effective_user() -> u32 {
 }
 
 /// Which member of the group the kernel gives a connection to (Linux, Android): see
-/// [`steering`](crate::steering) for the programs.
+/// the module `steering` for the programs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Steering {
     /// A hash of the four-tuple decides: the kernel's own way.
