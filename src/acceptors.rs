@@ -59,21 +59,22 @@ impl Acceptors {
         let mut acceptors = Acceptors(Vec::new());
         for (id, listener) in listeners.into_iter().enumerate() {
             listener.set_nonblocking(false)?;
-            let acceptor = Acceptor::start(id, listener, Blocking, make(id))?;
-            acceptors.0.push(acceptor);
+            acceptors.0.push(Acceptor::start(id, listener, make(id))?);
         }
         Ok(acceptors)
     }
 
     /// What each acceptor has done so far, in the order of their numbers; to be asked at any time.
     pub fn tally(&self) -> Vec<Count> {
-        self.0.iter().map(|a| a.seat.count()).collect()
+        self.0.iter().map(Acceptor::count).collect()
     }
 
     /// Waits until every acceptor has left of itself: for ever, unless their listeners fail.
     pub fn join(mut self) -> Vec<Count> {
-        self.0.iter_mut().for_each(Acceptor::join);
-        self.tally()
+        mem::take(&mut self.0)
+            .into_iter()
+            .map(Acceptor::join)
+            .collect()
     }
 
     /// Stops at once, and waits for the handlers that run. What waits to be accepted is reset.
@@ -85,50 +86,52 @@ impl Acceptors {
     }
 }
 
+impl Drop for Acceptors {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|acceptor| acceptor.seat.leave());
+        self.0.drain(..).for_each(|acceptor| _ = acceptor.join());
+    }
+}
+
 /// One acceptor: its thread, and what it shares with its owner.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     pub(crate) seat: Arc<Seat>,
-    thread: Option<JoinHandle<()>>,
+    pub(crate) thread: JoinHandle<()>,
 }
 
 impl Acceptor {
-    pub(crate) fn start<N, H>(id: usize, listener: Listener, next: N, h: H) -> io::Result<Acceptor>
+    fn start<H>(id: usize, listener: Listener, handler: H) -> io::Result<Acceptor>
     where
-        N: Next + Send + 'static,
         H: FnMut(Connection, &Stop) + Send + 'static,
     {
-        let (counters, stop) = Default::default();
-        let seat = Arc::new(Seat {
-            id,
-            listener,
-            counters,
-            stop,
-        });
+        let seat = Arc::new(Seat::new(id, listener));
         let taken = Arc::clone(&seat);
         let thread = Builder::new().name(std::format!("acceptor-{id}"));
-        let thread = Some(thread.spawn(move || taken.work(next, h))?);
+        let thread = thread.spawn(move || taken.work(Blocking, handler))?;
         Ok(Acceptor { seat, thread })
     }
 
-    pub(crate) fn join(&mut self) {
-        _ = self.thread.take().map(JoinHandle::join);
+    pub(crate) fn count(&self) -> Count {
+        Count {
+            running: !self.thread.is_finished(),
+            ..self.seat.count()
+        }
+    }
+
+    pub(crate) fn join(self) -> Count {
+        _ = self.thread.join();
+        self.seat.count()
     }
 }
 
-impl Drop for Acceptor {
-    fn drop(&mut self) {
-        self.seat.leave();
-        self.join();
-    }
-}
-
+/// What the thread works with and its owner sees.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    id: usize,
+    pub(crate) id: usize,
     pub(crate) listener: Listener,
+    pub(crate) stop: Stop,
     counters: Counters,
-    stop: Stop,
 }
 
 /// Only the acceptor writes them, so a load and a store add one.
@@ -143,8 +146,18 @@ struct Counters {
 }
 
 impl Seat {
+    pub(crate) fn new(id: usize, listener: Listener) -> Seat {
+        let (stop, counters) = Default::default();
+        Seat {
+            id,
+            listener,
+            stop,
+            counters,
+        }
+    }
+
     /// The thread.
-    fn work(&self, mut next: impl Next, mut handler: impl FnMut(Connection, &Stop)) {
+    pub(crate) fn work(&self, mut next: impl Next, mut handler: impl FnMut(Connection, &Stop)) {
         while let Ok(connection) = next.next(self) {
             add_one(&self.counters.accepted);
             let handling = AssertUnwindSafe(|| handler(connection, &self.stop));
@@ -180,14 +193,14 @@ impl Seat {
         Ok(None)
     }
 
-    pub(crate) fn leave(&self) {
-        self.stop.0.store(true, Relaxed);
+    fn leave(&self) {
+        self.stop.request();
         // It fails where the listener has failed before, and there the acceptor has left.
         // SAFETY: the descriptor is the listener's, which this seat owns.
         _ = unsafe { sys::shutdown(self.listener.raw(), sys::SHUT_RD) };
     }
 
-    pub(crate) fn count(&self) -> Count {
+    fn count(&self) -> Count {
         let live = &self.counters;
         Count {
             acceptor: self.id,
@@ -196,6 +209,7 @@ impl Seat {
             went_on: live.went_on.load(Relaxed),
             backed_off: live.backed_off.load(Relaxed),
             failed: live.failed.get().copied(),
+            running: false,
         }
     }
 }
@@ -213,7 +227,7 @@ pub(crate) trait Next {
 pub(crate) struct Leave;
 
 /// The C program's way: wait in `accept`.
-pub(crate) struct Blocking;
+struct Blocking;
 
 impl Next for Blocking {
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
@@ -235,6 +249,10 @@ impl Stop {
     pub fn requested(&self) -> bool {
         self.0.load(Relaxed)
     }
+
+    pub(crate) fn request(&self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 /// What one acceptor did.
@@ -253,4 +271,6 @@ pub struct Count {
     pub backed_off: usize,
     /// What ended it, if its listener failed: [`Advice::Fatal`].
     pub failed: Option<Error>,
+    /// Its thread still runs.
+    pub running: bool,
 }

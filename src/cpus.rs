@@ -41,6 +41,12 @@ impl Cpus {
     }
 }
 
+/// The CPU of the acceptor in `slot`: the allowed ones in turn, and then from the start again.
+pub(crate) fn of_slot(slot: usize) -> Result<Option<u32>, Error> {
+    let cpus = Cpus::allowed()?.numbers();
+    Ok(cpus.get(slot % cpus.len().max(1)).copied())
+}
+
 /// Runs `start` on one CPU alone: `sched_setaffinity(2)`. A thread started there stays there.
 pub(crate) fn on<T>(cpu: u32, start: impl FnOnce() -> T) -> Result<T, Error> {
     let before = Cpus::allowed()?;

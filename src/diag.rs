@@ -16,7 +16,6 @@ use crate::sys::{self, AF_INET, AF_INET6};
 pub(crate) enum State {
     Listen = 10,
     /// Half open: the handshake's second step is done, its third is awaited.
-    #[expect(dead_code)]
     SynRecv = 3,
 }
 

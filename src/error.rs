@@ -33,6 +33,7 @@ calls! {
     Close = "close" GetSockName = "getsockname" Connect = "connect"
     Ioctl = "ioctl" Fcntl = "fcntl" SchedGetAffinity = "sched_getaffinity"
     SchedSetAffinity = "sched_setaffinity" Fstat = "fstat"
+    PthreadCreate = "pthread_create" SocketPair = "socketpair" Poll = "poll"
 }
 
 /// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.

@@ -15,7 +15,7 @@ use crate::listener::Listener;
 #[cfg(linux_kernel)]
 use crate::steering;
 
-pub use error::GroupError;
+pub use error::{GroupError, SpawnError};
 use options::First;
 pub use options::GroupOptions;
 
@@ -36,6 +36,8 @@ pub(crate) struct Site {
     pub(crate) options: GroupOptions,
     /// Who made it.
     user: u32,
+    /// Other processes hold the listeners too.
+    pub(crate) inherited: bool,
 }
 
 impl Group {
@@ -69,7 +71,7 @@ impl Group {
         while group.listeners.len() < members {
             group.add()?;
         }
-        if options.steering != Steering::Hash {
+        if options.is_steered() {
             group.steer(options.steering)?;
         }
         Ok(group)
@@ -91,14 +93,13 @@ impl Group {
 
     fn of(listeners: Vec<Listener>, options: GroupOptions) -> Result<Group, GroupError> {
         let address = local_addr(listeners.first().ok_or(GroupError::Empty)?, 0)?;
-        Ok(Group {
-            listeners,
-            site: Site {
-                address,
-                options,
-                user: effective_user(),
-            },
-        })
+        let site = Site {
+            address,
+            options,
+            user: effective_user(),
+            inherited: false,
+        };
+        Ok(Group { listeners, site })
     }
 
     /// Binds one more listener, which gets the highest index.
@@ -137,12 +138,16 @@ impl Group {
     /// Fails on kernels that cannot be told, for a joined or shared group, and for an index that
     /// no member has.
     pub fn steer(&mut self, steering: Steering) -> Result<(), GroupError> {
-        self.site.options.steering = steering;
-        self.site.options.check_steering()?;
+        let before = self.site.options.set_steering(steering)?;
         #[cfg(linux_kernel)]
         if let [first, _, ..] = self.listeners.as_slice() {
-            self.site.steer(first, self.listeners.len())?;
+            let slots: Vec<_> = (0..self.listeners.len()).collect();
+            if let Err(error) = self.site.steer(first, &slots) {
+                self.site.options.set_steering(before)?;
+                return Err(error);
+            }
         }
+        _ = before;
         Ok(())
     }
 }
@@ -166,7 +171,7 @@ impl Site {
     }
 
     /// Another descriptor for the one socket of a shared group.
-    fn share(&self, only: &Listener, member: usize) -> Result<Listener, GroupError> {
+    pub(crate) fn share(&self, only: &Listener, member: usize) -> Result<Listener, GroupError> {
         let duplicate = only.as_fd().try_clone_to_owned().map_err(|error| {
             let errno = error.raw_os_error().unwrap_or_default();
             GroupError::call(Error::new(Call::Fcntl, errno), self.address, member)
@@ -174,21 +179,11 @@ impl Site {
         Ok(duplicate.into())
     }
 
-    /// Where acceptor `id` is pinned, if the options say so.
+    /// Steers as the options say, through any one `member`. `slots` has the slot of each member,
+    /// in index order.
     #[cfg(linux_kernel)]
-    pub(crate) fn cpu_of(&self, id: usize) -> Result<Option<u32>, Error> {
-        if !self.options.pin {
-            return Ok(None);
-        }
-        let cpus = Cpus::allowed()?.numbers();
-        Ok(cpus.get(id % cpus.len().max(1)).copied())
-    }
-
-    /// Steers a group of `members` as its options say, through any one `member`.
-    #[cfg(linux_kernel)]
-    pub(crate) fn steer(&self, member: &Listener, members: usize) -> Result<(), GroupError> {
-        let count = u32::try_from(members).unwrap_or(u32::MAX);
-        let mut space = Vec::new();
+    pub(crate) fn steer(&self, member: &Listener, slots: &[usize]) -> Result<(), GroupError> {
+        let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         let result = match self.options.steering {
             Steering::Hash => match member.unsteer() {
                 Err(error) if error.errno() == libc::ENOENT => Ok(()),
@@ -200,10 +195,12 @@ impl Site {
                 _ => return Err(GroupError::NoSuchMember),
             },
             Steering::Cpu => Cpus::allowed().and_then(|cpus| {
-                let mut cpus = cpus.numbers();
-                cpus.truncate(members.min((steering::MAX_INSTRUCTIONS - 2) / 2));
-                space.resize(2 * cpus.len() + 2, steering::Instruction::default());
-                member.steer(steering::cpu(&cpus, &mut space).unwrap_or_default())
+                let cpus = cpus.numbers();
+                let row = |(index, slot): (u32, &usize)| Some((*cpus.get(*slot)?, index));
+                let rows: Vec<_> = (0..).zip(slots).filter_map(row).collect();
+                let rows = &rows[..rows.len().min((steering::MAX_INSTRUCTIONS - 2) / 2)];
+                let mut space = std::vec![steering::Instruction::default(); 2 * rows.len() + 2];
+                member.steer(steering::cpu(rows, &mut space).unwrap_or_default())
             }),
         };
         result.map_err(|error| GroupError::call(error, self.address, 0))

@@ -16,7 +16,8 @@
 //! # let mut greeting = String::new();
 //! # std::net::TcpStream::connect(address)?.read_to_string(&mut greeting)?;
 //! # assert!(greeting.starts_with("acceptor "));
-//! # assert_eq!(serving.stop().len(), 3);
+//! # let grace = std::time::Duration::from_secs(1);
+//! # assert_eq!(serving.stop(grace).len(), 3);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -62,8 +63,12 @@ mod apple;
 mod claim;
 #[cfg(all(feature = "std", linux_kernel))]
 mod cpus;
+#[cfg(feature = "std")]
+mod crew;
 #[cfg(all(feature = "std", linux_kernel))]
 mod diag;
+#[cfg(feature = "std")]
+mod drain;
 mod error;
 #[cfg(feature = "std")]
 mod group;
@@ -83,7 +88,7 @@ pub use acceptors::{Acceptors, Count, Stop, listeners};
 pub use address::SockAddr;
 pub use error::{Advice, Call, Error};
 #[cfg(feature = "std")]
-pub use group::{Group, GroupError, GroupOptions, Steering};
+pub use group::{Group, GroupError, GroupOptions, SpawnError, Steering};
 pub use listener::{Connection, Listener};
 pub use options::Options;
 pub use queue::Queue;

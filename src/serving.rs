@@ -1,21 +1,23 @@
 //! [`Serving`]: a group with its acceptors at work.
 
-use core::fmt;
 use core::net::SocketAddr;
+use core::{fmt, mem};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::{boxed::Box, io, vec::Vec};
+use std::{boxed::Box, vec::Vec};
 
-use crate::acceptors::{Acceptor, Blocking, Count, Stop};
-use crate::group::{Group, Site};
-use crate::listener::{Connection, Listener};
+use crate::acceptors::{Count, Stop};
+use crate::crew::{Crew, Launch, Parked, Post, Way, launch};
+use crate::error::Error;
+use crate::group::{Group, GroupError, Site, SpawnError, Steering};
+use crate::listener::Connection;
 use crate::queue::Queue;
 
 impl Group {
     /// Gives each member a thread: [`Acceptors::spawn`](crate::Acceptors::spawn) for a group.
     ///
-    /// Fails if a thread cannot be started, or not [pinned](crate::GroupOptions::pin); then no
-    /// acceptor is left running.
-    pub fn spawn<H>(self, handler: H) -> io::Result<Serving>
+    /// Fails if a thread cannot be started, or not [pinned](crate::GroupOptions::pin). The group
+    /// comes back with the error, and nothing has been accepted.
+    pub fn spawn<H>(self, handler: H) -> Result<Serving, SpawnError>
     where
         H: Fn(usize, Connection) + Send + Sync + 'static,
     {
@@ -28,93 +30,202 @@ impl Group {
 
     /// As [`spawn`](Self::spawn), with a handler of its own for each acceptor, which also learns
     /// when it is to come to an end. `make` is kept: it makes the handlers of later members too.
-    pub fn spawn_with<M, H>(self, mut make: M) -> io::Result<Serving>
+    pub fn spawn_with<M, H>(self, make: M) -> Result<Serving, SpawnError>
     where
         M: FnMut(usize) -> H + Send + 'static,
         H: FnMut(Connection, &Stop) + Send + 'static,
     {
-        let launch = Box::new(move |id, listener: Listener| {
-            listener.set_nonblocking(false)?;
-            Acceptor::start(id, listener, Blocking, make(id))
-        });
-        let mut crew = Crew {
-            launch,
-            acceptors: Vec::new(),
-        };
-        for listener in self.listeners {
-            crew.start(listener, &self.site)?;
-        }
-        Ok(Serving {
+        let mut plans = Plans {
             site: self.site,
+            launch: launch(make),
+            next_id: 0,
+        };
+        let started = self.listeners.iter().enumerate().map(|(slot, listener)| {
+            let way = Way::new(plans.site.inherited)?;
+            listener.set_nonblocking(Way::polls(plans.site.inherited))?;
+            Ok((slot, plans.park(slot, slot)?, way))
+        });
+        let started = match started.collect::<Result<Vec<_>, Error>>() {
+            Ok(started) => started.into_iter().zip(self.listeners),
+            Err(error) => {
+                let group = Box::new(Group {
+                    listeners: self.listeners,
+                    site: plans.site,
+                });
+                return Err(SpawnError { error, group });
+            }
+        };
+        // From here on nothing fails.
+        let posts =
+            started.map(|((slot, parked, way), listener)| parked.start(listener, way, slot));
+        let crew = Crew {
+            posts: posts.collect(),
+            leaving: Vec::new(),
+            gone: Vec::new(),
+        };
+        plans.next_id = crew.posts.len();
+        let address = plans.site.address;
+        Ok(Serving {
+            address,
+            plans: Mutex::new(plans),
             crew: Mutex::new(crew),
         })
     }
 }
 
-/// A group with its acceptors at work. Dropping it stops them.
+/// A group with its acceptors at work.
+///
+/// Dropping it is [`stop`](Self::stop) with the group's [`grace`](crate::GroupOptions::grace); a
+/// handler that has not returned by then finishes alone.
 pub struct Serving {
-    site: Site,
+    address: SocketAddr,
+    /// Whoever changes the crew holds this for as long as that takes: one at a time.
+    plans: Mutex<Plans>,
+    /// Held to look at it, or to put a change into effect: never for long.
     crew: Mutex<Crew>,
 }
 
-/// The acceptors, in index order, and what starts one more.
-struct Crew {
+/// All that it takes to make one more acceptor.
+pub(crate) struct Plans {
+    pub(crate) site: Site,
     launch: Box<Launch>,
-    acceptors: Vec<Acceptor>,
+    next_id: usize,
 }
 
-type Launch = dyn FnMut(usize, Listener) -> io::Result<Acceptor> + Send;
-
-impl Crew {
-    fn start(&mut self, listener: Listener, site: &Site) -> io::Result<()> {
-        let id = self.acceptors.len();
-        let start = || (self.launch)(id, listener);
+impl Plans {
+    /// Starts a thread, on the CPU of its slot if they are pinned.
+    pub(crate) fn park(&mut self, id: usize, slot: usize) -> Result<Parked, Error> {
         #[cfg(linux_kernel)]
-        let acceptor = match site.cpu_of(id)? {
-            Some(cpu) => crate::cpus::on(cpu, start)??,
-            None => start()?,
-        };
-        #[cfg(not(linux_kernel))]
-        let acceptor = { (_ = site, start()?).1 };
-        self.acceptors.push(acceptor);
-        Ok(())
+        if self.site.options.pin {
+            if let Some(cpu) = crate::cpus::of_slot(slot)? {
+                return crate::cpus::on(cpu, || (self.launch)(id))?;
+            }
+        }
+        _ = slot;
+        (self.launch)(id)
     }
 }
 
 impl Serving {
     /// The address of every member.
     pub fn local_addr(&self) -> SocketAddr {
-        self.site.address
+        self.address
     }
 
-    /// What each acceptor has done so far, and what waits for it now, in index order.
+    /// What each acceptor at work has done so far, and what waits for it now, in index order.
     pub fn members(&self) -> Vec<Member> {
-        self.crew().acceptors.iter().map(Member::of).collect()
+        self.crew().posts.iter().map(Member::of).collect()
+    }
+
+    /// What every acceptor has done so far, also those that have left, in the order of their
+    /// numbers.
+    pub fn tally(&self) -> Vec<Count> {
+        self.crew().counts()
+    }
+
+    /// Adds a member with its acceptor, and returns the acceptor's number: one that no other had.
+    ///
+    /// Connections do not move: those under way stay with the member that the kernel chose.
+    /// Fails with `pthread_create: EAGAIN` if no thread can be had, with
+    /// [`GroupError::OtherUser`] after privileges were dropped, and for inherited listeners; the
+    /// group is then as it was.
+    pub fn add(&self) -> Result<usize, GroupError> {
+        let mut plans = self.plans();
+        self.tidy(&plans);
+        if plans.site.inherited {
+            return Err(GroupError::Inherited);
+        }
+        let (index, slot, only) = {
+            let crew = self.crew();
+            let taken = |slot: &usize| crew.posts.iter().any(|post| post.slot == *slot);
+            let slot = (0..=crew.posts.len())
+                .find(|slot| !taken(slot))
+                .unwrap_or_default();
+            let first = crew.posts.first().filter(|_| plans.site.options.shared);
+            let index = crew.posts.len();
+            (
+                index,
+                slot,
+                first
+                    .map(|first| plans.site.share(first.listener(), index))
+                    .transpose()?,
+            )
+        };
+        let id = plans.next_id;
+        let call = |error| GroupError::call(error, self.address, index);
+        let way = Way::new(false).map_err(call)?;
+        let parked = plans.park(id, slot).map_err(call)?;
+        let listener = only.map_or_else(|| plans.site.open(index), Ok)?;
+        plans.next_id += 1;
+        self.crew().posts.push(parked.start(listener, way, slot));
+        self.steer_all(&plans)?;
+        Ok(id)
+    }
+
+    /// Changes how the kernel chooses a member: [`Group::steer`] while they are at work.
+    pub fn steer(&self, steering: Steering) -> Result<(), GroupError> {
+        let mut plans = self.plans();
+        self.tidy(&plans);
+        let before = plans.site.options.set_steering(steering)?;
+        let steered = self.steer_all(&plans);
+        if steered.is_err() {
+            plans.site.options.set_steering(before)?;
+        }
+        steered
     }
 
     /// Waits until every acceptor has left of itself: for ever, unless their listeners fail.
     pub fn join(self) -> Vec<Count> {
-        let mut crew = self
-            .crew
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        crew.acceptors.iter_mut().for_each(Acceptor::join);
-        crew.acceptors
-            .iter()
-            .map(|acceptor| acceptor.seat.count())
-            .collect()
+        let mut crew = self.crew();
+        let posts = mem::take(&mut crew.posts);
+        let counts = posts.into_iter().map(|post| post.acceptor.join());
+        crew.gone.extend(counts.collect::<Vec<_>>());
+        crew.counts()
     }
 
-    /// Stops at once, and waits for the handlers that run. What waits to be accepted is reset.
-    pub fn stop(self) -> Vec<Count> {
-        self.crew()
-            .acceptors
-            .iter()
-            .for_each(|acceptor| acceptor.seat.leave());
-        self.join()
+    /// Brings the kernel's choice into line with the members that there are.
+    pub(crate) fn steer_all(&self, plans: &Plans) -> Result<(), GroupError> {
+        #[cfg(linux_kernel)]
+        if !plans.site.options.join {
+            let crew = self.crew();
+            let slots: Vec<_> = crew.posts.iter().map(|post| post.slot).collect();
+            if let (Some(first), true) = (crew.posts.first(), plans.site.options.is_steered()) {
+                return plans.site.steer(first.listener(), &slots);
+            }
+            if let [first, _, ..] = crew.posts.as_slice() {
+                return plans.site.steer(first.listener(), &slots);
+            }
+        }
+        _ = plans;
+        Ok(())
     }
 
-    fn crew(&self) -> MutexGuard<'_, Crew> {
+    /// Strikes out those whose thread has ended by itself: their listener has failed, and with it
+    /// they have left the kernel's group.
+    pub(crate) fn tidy(&self, plans: &Plans) {
+        let mut crew = self.crew();
+        crew.reap();
+        let before = crew.posts.len();
+        for index in (0..before).rev() {
+            if crew.posts[index].acceptor.thread.is_finished() {
+                crew.remove(index);
+            }
+        }
+        crew.reap();
+        let changed = crew.posts.len() < before;
+        drop(crew);
+        if changed {
+            // What follows tells of what is wrong with the group, if anything.
+            _ = self.steer_all(plans);
+        }
+    }
+
+    pub(crate) fn plans(&self) -> MutexGuard<'_, Plans> {
+        // If a `make` has panicked, no acceptor has come of it: the plans are as they were.
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn crew(&self) -> MutexGuard<'_, Crew> {
         // Nothing that could panic half way is done while it is locked.
         self.crew.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,7 +234,7 @@ impl Serving {
 impl fmt::Debug for Serving {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Serving")
-            .field("site", &self.site)
+            .field("members", &self.members())
             .finish_non_exhaustive()
     }
 }
@@ -139,13 +250,13 @@ pub struct Member {
 }
 
 impl Member {
-    fn of(acceptor: &Acceptor) -> Member {
+    fn of(post: &Post) -> Member {
         #[cfg(linux_kernel)]
-        let queue = acceptor.seat.listener.queue().ok();
+        let queue = post.listener().queue().ok();
         #[cfg(not(linux_kernel))]
         let queue = None;
         Member {
-            count: acceptor.seat.count(),
+            count: post.acceptor.count(),
             queue,
         }
     }

@@ -14,9 +14,11 @@
 //! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; the kernel's
 //! `Documentation/networking/filter.rst` for the instructions.
 
+use core::ffi::c_int;
+
 use crate::address::socklen;
 use crate::error::Error;
-use crate::listener::Listener;
+use crate::listener::{Connection, Listener};
 use crate::sys::{self, SOL_SOCKET};
 
 /// One instruction: C's `struct sock_filter`.
@@ -35,6 +37,8 @@ pub struct Instruction {
 
 // Codes (linux/bpf_common.h), with A the accumulator and k the operand.
 const LOAD: u16 = 0x20; // A = the 32-bit word at k: BPF_LD | BPF_W | BPF_ABS
+const LOAD_BYTE: u16 = 0x30; // A = the byte at k: BPF_LD | BPF_B | BPF_ABS
+const AND: u16 = 0x54; // A &= k: BPF_ALU | BPF_AND | BPF_K
 const ADD: u16 = 0x04; // A += k: BPF_ALU | BPF_ADD | BPF_K
 const MOD: u16 = 0x94; // A %= k: BPF_ALU | BPF_MOD | BPF_K
 const IF_EQUAL: u16 = 0x15; // A == k: BPF_JMP | BPF_JEQ | BPF_K
@@ -71,17 +75,14 @@ const fn when(code: u16, k: u32) -> Instruction {
     }
 }
 
-/// The member at the place that the receiving CPU has in `cpus`; the hash for a CPU not in it.
+/// The member beside the receiving CPU in `rows`, each a CPU and an index; the hash for a CPU that
+/// has no row.
 ///
-/// The program is written into `space`, which needs two instructions for each CPU and two more.
+/// The program is written into `space`, which needs two instructions for each row and two more.
 /// `None` if it does not fit there, or into [`MAX_INSTRUCTIONS`].
-pub fn cpu<'a>(cpus: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
+pub fn cpu<'a>(rows: &[(u32, u32)], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
     let start = [step(LOAD, CPU)]; // A = the CPU
-    table(
-        &start,
-        (0..).zip(cpus).map(|(index, cpu)| (*cpu, index)),
-        space,
-    )
+    table(&start, rows.iter().copied(), space)
 }
 
 /// One of the first `members`, at random. `members` is at least 1.
@@ -121,6 +122,26 @@ pub fn among<'a>(indexes: &[u32], space: &'a mut [Instruction]) -> Option<&'a [I
     )
 }
 
+/// One of the `count` members from index `first` on, at random. `count` is at least 1.
+pub const fn range(first: u32, count: u32) -> [Instruction; 4] {
+    [
+        step(LOAD, RANDOM),                           // A = a random word
+        step(MOD, if count < 1 { 1 } else { count }), // A %= count
+        step(ADD, first),                             // A += first
+        step(RETURN_A, 0),                            // the member A
+    ]
+}
+
+/// A *packet* filter (`SO_ATTACH_FILTER`), not a steering program: a listener that has it takes no
+/// new connection, and completes those that are under way.
+pub(crate) const NO_NEW: [Instruction; 5] = [
+    step(LOAD_BYTE, 13),    // A = the flags of the TCP header
+    step(AND, 0x12),        // of these, SYN and ACK
+    when(IF_EQUAL, 0x02),   // SYN alone:
+    step(RETURN, 0),        // keep none of the packet
+    step(RETURN, u32::MAX), // anything else: keep all
+];
+
 /// After `start`, ends with the index beside the first key that equals A; without one, the hash.
 fn table<'a>(
     start: &[Instruction],
@@ -159,16 +180,7 @@ impl Listener {
     /// `ENOMEM` for one larger than the sysctl `net.core.optmem_max`; with `EPERM` if the socket
     /// is locked (`SO_LOCK_FILTER`).
     pub fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
-        // What a u16 cannot tell is refused as too long; so is any program of no instructions.
-        let len = u16::try_from(program.len()).unwrap_or(0);
-        let program = Program {
-            len,
-            instructions: program.as_ptr(),
-        };
-        let (value, name) = ((&raw const program).cast(), libc::SO_ATTACH_REUSEPORT_CBPF);
-        // SAFETY: `program` is what the option takes: it and its instructions are readable for the
-        // lengths they state, and the kernel copies both.
-        unsafe { sys::setsockopt(self.raw(), SOL_SOCKET, name, value, socklen::<Program>()) }
+        self.attach(libc::SO_ATTACH_REUSEPORT_CBPF, program)
     }
 
     /// Detaches the group's program: the hash decides again. `SO_DETACH_REUSEPORT_BPF`, since
@@ -177,5 +189,40 @@ impl Listener {
     /// Fails with `ENOENT` if there is none.
     pub fn unsteer(&self) -> Result<(), Error> {
         self.set_option(SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
+    }
+
+    /// From now on this listener drops every SYN, whose sender tries again after a second.
+    pub(crate) fn take_no_more(&self) -> Result<(), Error> {
+        self.attach(libc::SO_ATTACH_FILTER, &NO_NEW)
+    }
+
+    /// Undoes [`take_no_more`](Self::take_no_more).
+    pub(crate) fn take_again(&self) {
+        // It fails where there is no filter.
+        _ = self.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
+    }
+
+    fn attach(&self, name: c_int, program: &[Instruction]) -> Result<(), Error> {
+        // What a u16 cannot tell is refused as too long; so is any program of no instructions.
+        let len = u16::try_from(program.len()).unwrap_or(0);
+        let program = Program {
+            len,
+            instructions: program.as_ptr(),
+        };
+        let value = (&raw const program).cast();
+        // SAFETY: `program` is what both options take: it and its instructions are readable for
+        // the lengths they state, and the kernel copies both.
+        unsafe { sys::setsockopt(self.raw(), SOL_SOCKET, name, value, socklen::<Program>()) }
+    }
+}
+
+impl Connection {
+    /// Takes off the packet filter that it has inherited from a listener that takes no more.
+    pub(crate) fn unfilter(&self) {
+        let (ignored, name) = (0_i32, libc::SO_DETACH_FILTER);
+        let (value, len) = ((&raw const ignored).cast(), socklen::<i32>());
+        // It fails where there is no filter, on a connection that was there before.
+        // SAFETY: `ignored` is readable for `len` bytes, which the option does not look at.
+        _ = unsafe { sys::setsockopt(self.raw(), SOL_SOCKET, name, value, len) };
     }
 }

@@ -188,7 +188,7 @@ fn a_shared_group_is_one_socket() {
         .spawn(|_, connection| _ = connection.send(b"x"))
         .unwrap();
     (0..20).for_each(|_| assert_eq!(visit(address), "x"));
-    let counts = serving.stop();
+    let counts = serving.stop(support::BOUND);
     assert_eq!(counts.len(), 3);
     assert_eq!(counts.iter().map(|count| count.accepted).sum::<usize>(), 20);
     let steered = Group::options()

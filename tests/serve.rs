@@ -130,9 +130,7 @@ fn sigusr1_reports_each_member_and_its_queue() {
         );
     }
     server.signal(libc::SIGTERM);
-    let (code, _, tally) = server.end();
-    assert_eq!(code, Some(0));
-    assert_eq!(tally.matches("0 of 50 wait").count(), 2, "{tally}");
+    assert_eq!(server.end().0, Some(0));
 }
 
 #[test]

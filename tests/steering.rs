@@ -60,9 +60,9 @@ fn the_programs_return_what_they_say() {
         }
     }
     let mut space = [Instruction::default(); 64];
-    let cpus = [2, 3, 7, 4000];
-    let program = steering::cpu(&cpus, &mut space).unwrap();
-    for (index, cpu) in (0..).zip(cpus) {
+    let rows = [(2, 0), (3, 1), (7, 5), (4000, 2)];
+    let program = steering::cpu(&rows, &mut space).unwrap();
+    for (cpu, index) in rows {
         assert_eq!(interpret(program, cpu, 9), Some(index));
     }
     for stranger in [0, 1, 4, 8, 3999, u32::MAX] {
@@ -72,6 +72,11 @@ fn the_programs_return_what_they_say() {
             "not the hash"
         );
     }
+    let program = steering::range(7, 3);
+    let found: BTreeSet<_> = (0..100)
+        .map(|r| interpret(&program, 0, r).unwrap())
+        .collect();
+    assert_eq!(found, BTreeSet::from([7, 8, 9]));
     let indexes = [5, 1, 9];
     let program = steering::among(&indexes, &mut space).unwrap();
     let found: BTreeSet<_> = (0..100)
@@ -82,10 +87,10 @@ fn the_programs_return_what_they_say() {
 
 #[test]
 fn programs_that_do_not_fit_are_none() {
-    assert!(steering::cpu(&[0, 1], &mut [Instruction::default(); 5]).is_none());
-    assert!(steering::cpu(&[0, 1], &mut [Instruction::default(); 6]).is_some());
+    assert!(steering::cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 5]).is_none());
+    assert!(steering::cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 6]).is_some());
     assert!(steering::among(&[], &mut [Instruction::default(); 6]).is_none());
-    let many: Vec<u32> = (0..2048).collect();
+    let many: Vec<_> = (0..2048).zip(0..).collect();
     let mut space = vec![Instruction::default(); 2 * MAX_INSTRUCTIONS];
     assert!(steering::cpu(&many, &mut space).is_none());
     let longest = steering::cpu(&many[..2047], &mut space).unwrap();

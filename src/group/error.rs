@@ -2,7 +2,10 @@
 
 use core::fmt;
 use core::net::SocketAddr;
+use std::boxed::Box;
+use std::io;
 
+use super::Group;
 use crate::error::{Call, Error};
 
 /// Why there is no group, or not the one asked for.
@@ -41,10 +44,14 @@ pub enum GroupError {
     NotBalanced,
     /// Steering by index, in a group whose indexes are not this program's alone.
     NotItsOwn,
-    /// Steering among acceptors that share one socket.
+    /// Steering among, or retiring one of, acceptors that share one socket.
     OneSocket,
-    /// Steering to, or around, a member that is not there.
+    /// Steering around, or retiring, a member that is not there.
     NoSuchMember,
+    /// Retiring the last member: [`Serving::stop`](crate::Serving::stop) does that.
+    LastMember,
+    /// Adding to, or retiring from, listeners that other processes hold too.
+    Inherited,
     /// This kernel steers no connections, or pins no threads that we know how to pin.
     NotHere,
 }
@@ -107,11 +114,41 @@ impl fmt::Display for GroupError {
                 "a joined group cannot be steered: its members are not all this program's, \
                  and their indexes shift when a stranger leaves"
             }
-            GroupError::OneSocket => "acceptors that share one listener cannot be steered",
-            GroupError::NoSuchMember => "steering needs a member to steer to",
+            GroupError::OneSocket => {
+                "acceptors that share one listener can be neither steered nor retired one by one"
+            }
+            GroupError::NoSuchMember => "the group has no such member",
+            GroupError::LastMember => "the last member cannot be retired",
+            GroupError::Inherited => {
+                "the listeners are inherited and others hold them too: who is to listen is theirs \
+                 to say"
+            }
             GroupError::NotHere => "this kernel neither steers connections nor pins threads",
         })
     }
 }
 
 impl core::error::Error for GroupError {}
+
+/// Why no acceptors work, and the group that they were meant for, as it was.
+#[derive(Debug)]
+pub struct SpawnError {
+    /// Which call failed, and why.
+    pub error: Error,
+    /// The group.
+    pub group: Box<Group>,
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "starting the acceptors: {}", self.error)
+    }
+}
+
+impl core::error::Error for SpawnError {}
+
+impl From<SpawnError> for io::Error {
+    fn from(failure: SpawnError) -> io::Error {
+        failure.error.into()
+    }
+}

@@ -3,27 +3,45 @@
 use core::ffi::c_int;
 use core::fmt;
 use core::net::SocketAddr;
+use core::time::Duration;
 use std::sync::Arc;
 
 use super::{Group, GroupError, Steering};
+use crate::crew::Way;
 use crate::error::Error;
 use crate::listener::Listener;
 use crate::options::Options;
 
 /// How to make a [`Group`].
-#[derive(Clone, Default)]
+#[derive(Clone)]
 #[must_use]
 pub struct GroupOptions {
-    join: bool,
-    pub(super) shared: bool,
-    pub(super) steering: Steering,
+    pub(crate) join: bool,
+    pub(crate) shared: bool,
+    pub(crate) steering: Steering,
     pub(crate) pin: bool,
     backlog: Option<c_int>,
     only_v6: Option<bool>,
     before_bind: Option<Arc<Hook>>,
+    pub(crate) grace: Duration,
 }
 
 type Hook = dyn Fn(c_int) -> Result<(), Error> + Send + Sync;
+
+impl Default for GroupOptions {
+    fn default() -> GroupOptions {
+        GroupOptions {
+            join: false,
+            shared: false,
+            steering: Steering::Hash,
+            pin: false,
+            backlog: None,
+            only_v6: None,
+            before_bind: None,
+            grace: Duration::from_secs(1),
+        }
+    }
+}
 
 impl GroupOptions {
     /// Joins a group that another program may have made already, or makes one that others may
@@ -77,6 +95,14 @@ impl GroupOptions {
         self
     }
 
+    /// How long a member that leaves waits at most for the handshakes that it has begun, and for
+    /// its handler. Unset: a second, which is enough for any round-trip time on earth, and for one
+    /// lost packet.
+    pub fn grace(mut self, grace: Duration) -> GroupOptions {
+        self.grace = grace;
+        self
+    }
+
     /// As [`Group::bind`].
     pub fn bind(
         &self,
@@ -92,7 +118,7 @@ impl GroupOptions {
     }
 
     /// Whether such a group may be steered like this.
-    pub(super) fn check_steering(&self) -> Result<(), GroupError> {
+    fn check_steering(&self) -> Result<(), GroupError> {
         let steered = self.steering != Steering::Hash;
         match () {
             () if (steered || self.pin) && !cfg!(linux_kernel) => Err(GroupError::NotHere),
@@ -102,9 +128,23 @@ impl GroupOptions {
         }
     }
 
+    /// Takes a steering for such a group, and returns the one before.
+    pub(crate) fn set_steering(&mut self, steering: Steering) -> Result<Steering, GroupError> {
+        let changed = GroupOptions {
+            steering,
+            ..self.clone()
+        };
+        changed.check_steering()?;
+        Ok(core::mem::replace(self, changed).steering)
+    }
+
+    pub(crate) fn is_steered(&self) -> bool {
+        self.steering != Steering::Hash
+    }
+
     /// What the calls of each member are made with.
     pub(super) fn of_a_member(&self) -> Options<'_> {
-        let mut options = Listener::options();
+        let mut options = Listener::options().nonblocking(Way::polls(false));
         if let Some(connections) = self.backlog {
             options = options.backlog(connections);
         }
@@ -158,9 +198,8 @@ impl fmt::Debug for GroupOptions {
         shown
             .field("backlog", &self.backlog)
             .field("only_v6", &self.only_v6);
-        shown
-            .field("before_bind", &self.before_bind.is_some())
-            .finish()
+        shown.field("before_bind", &self.before_bind.is_some());
+        shown.field("grace", &self.grace).finish()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use reuseport::{Group, Member};
+use reuseport::{Count, Group};
 
 use crate::args::Args;
 use crate::client::Client;
@@ -44,26 +44,22 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             .visit()
             .map_err(|error| Failure::Failed(format!("{address}: {error}")))?;
     }
-    let mut members = serving.members();
-    members.iter_mut().for_each(|member| member.queue = None); // all are served
-    drop(serving);
-    print(&format!("\n{}", tally(&members)));
-    if let Some(note) = note(&members, connections) {
+    let counts = serving.stop(timeout);
+    let rows: Vec<_> = counts.iter().map(|count| (*count, None)).collect();
+    print(&format!("\n{}", tally(&rows)));
+    if let Some(note) = note(&counts, connections) {
         print(&note);
     }
     Ok(())
 }
 
 /// Says so if an acceptor had no connection: it is no fault.
-fn note(members: &[Member], connections: usize) -> Option<String> {
-    let idle = members
-        .iter()
-        .filter(|member| member.count.accepted == 0)
-        .count();
+fn note(counts: &[Count], connections: usize) -> Option<String> {
+    let idle = counts.iter().filter(|count| count.accepted == 0).count();
     if idle == 0 {
         return None;
     }
-    let acceptors = members.len();
+    let acceptors = counts.len();
     let chance = 100.0 * chance_of_a_miss(acceptors, connections);
     Some(format!(
         "\n{idle} of {acceptors} had none. The kernel's hash decides, not a rota: {connections} \

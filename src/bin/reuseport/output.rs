@@ -4,7 +4,7 @@ use core::fmt::Write as _;
 use std::io::{self, ErrorKind, Write};
 use std::process;
 
-use reuseport::{Call, GroupError, Member};
+use reuseport::{Call, Count, GroupError, Queue};
 
 /// Prints to stdout. Where its reader is gone (`serve | head -3`), the command ends quietly.
 pub(crate) fn print(text: &str) {
@@ -50,18 +50,18 @@ pub(crate) fn explain(failure: &GroupError) -> String {
 }
 
 /// One line an acceptor: count, share, bar, queue; and what else happened to it.
-pub(crate) fn tally(members: &[Member]) -> String {
+pub(crate) fn tally(members: &[(Count, Option<Queue>)]) -> String {
     const BAR: usize = 40;
-    let total: usize = members.iter().map(|member| member.count.accepted).sum();
+    let total: usize = members.iter().map(|(count, _)| count.accepted).sum();
     let most = members
         .iter()
-        .map(|member| member.count.accepted)
+        .map(|(count, _)| count.accepted)
         .max()
         .unwrap_or(0)
         .max(1);
     let width = most.to_string().len();
     let mut text = String::new();
-    for Member { count, queue, .. } in members {
+    for (count, queue) in members {
         let (id, accepted) = (count.acceptor, count.accepted);
         let share = 100.0 * ratio(accepted, total.max(1));
         let bar = "#".repeat((accepted * BAR).div_ceil(most));
@@ -80,6 +80,9 @@ pub(crate) fn tally(members: &[Member]) -> String {
             if times > 0 {
                 _ = write!(text, ", {times} {what}");
             }
+        }
+        if count.running && queue.is_none() {
+            text.push_str(", a handler still runs");
         }
         if let Some(error) = count.failed {
             _ = write!(text, ", {error}");

@@ -1,6 +1,7 @@
 //! `reuseport serve`: the C program.
 
 use core::net::SocketAddr;
+use core::time::Duration;
 
 use reuseport::{Group, GroupOptions, Serving, Steering};
 
@@ -22,10 +23,12 @@ Usage: reuseport serve [OPTIONS]
   --shared           one listening socket for all threads
   --steer HOW        hash: the kernel's own way; cpu: the receiving CPU's acceptor; random [hash]
   --pin              run each acceptor on one CPU
+  --grace MS         at the end, how long to wait for handshakes and handlers at most [1000]
   --quiet            print no connections
 
 SIGUSR1 prints what each acceptor did, and its queue, on stderr. SIGINT (Ctrl-C) and SIGTERM end
-it with the same as a tally; a second one ends it at once.
+it: every connection made by then is served, and a tally comes on stderr. A second one ends it at
+once.
 ";
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
@@ -53,6 +56,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     options = options
         .join(args.flag("--join"))
         .shared(args.flag("--shared"));
+    let grace = Duration::from_millis(args.number("--grace", 0, 86_400_000, 1000)? as u64);
     let quiet = args.flag("--quiet");
     let addresses = args.addresses()?;
     args.finish()?;
@@ -70,15 +74,19 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         "listening on {address} with {acceptors} acceptors"
     ));
     while signals.wait() == Caught::Report {
-        report_lines(&tally(&serving.members()));
+        let members = serving
+            .members()
+            .into_iter()
+            .map(|member| (member.count, member.queue));
+        report_lines(&tally(&members.collect::<Vec<_>>()));
     }
-    let queues = serving.members();
-    let counts = serving.stop();
-    let last = counts.into_iter().zip(queues).map(|(count, mut member)| {
-        member.count = count;
-        member
-    });
-    report_lines(&tally(&last.collect::<Vec<_>>()));
+    let counts = serving.stop(grace);
+    report_lines(&tally(
+        &counts
+            .into_iter()
+            .map(|count| (count, None))
+            .collect::<Vec<_>>(),
+    ));
     Ok(())
 }
 
@@ -103,5 +111,5 @@ pub(crate) fn spawn(
     each: impl Fn(usize) + Send + Sync + 'static,
 ) -> Result<Serving, Failure> {
     let spawned = group.spawn(move |acceptor, _| each(acceptor));
-    spawned.map_err(|error| Failure::Failed(format!("starting the acceptors: {error}")))
+    spawned.map_err(|failure| Failure::Failed(failure.to_string()))
 }
