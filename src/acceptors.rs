@@ -2,7 +2,7 @@
 
 use core::hash::{BuildHasher, Hasher};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use core::{mem, net::SocketAddr, panic::AssertUnwindSafe, time::Duration};
+use core::{mem, panic::AssertUnwindSafe, time::Duration};
 use std::collections::hash_map::RandomState;
 use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle, sleep};
@@ -11,20 +11,6 @@ use std::{io, panic::catch_unwind, vec::Vec};
 use crate::error::{Advice, Error};
 use crate::listener::{Connection, Listener};
 use crate::sys;
-
-/// Binds `n` listeners to one address; the first turns port 0 into the port that the others join.
-///
-/// All are bound or none is: an error closes those that were.
-pub fn listeners(address: impl Into<SocketAddr>, n: usize) -> Result<Vec<Listener>, Error> {
-    let mut address = address.into();
-    let mut listeners = Vec::new();
-    while listeners.len() < n {
-        let listener = Listener::bind(address)?;
-        address.set_port(listener.local_addr()?.port());
-        listeners.push(listener);
-    }
-    Ok(listeners)
-}
 
 /// Running acceptor threads, named `acceptor-0` and so on. Dropping them stops them.
 #[derive(Debug)]
@@ -71,10 +57,7 @@ impl Acceptors {
 
     /// Waits until every acceptor has left of itself: for ever, unless their listeners fail.
     pub fn join(mut self) -> Vec<Count> {
-        mem::take(&mut self.0)
-            .into_iter()
-            .map(Acceptor::join)
-            .collect()
+        self.0.drain(..).map(Acceptor::join).collect()
     }
 
     /// Stops at once, and waits for the handlers that run. What waits to be accepted is reset.
@@ -113,10 +96,9 @@ impl Acceptor {
     }
 
     pub(crate) fn count(&self) -> Count {
-        Count {
-            running: !self.thread.is_finished(),
-            ..self.seat.count()
-        }
+        let mut count = self.seat.count();
+        count.running = !self.thread.is_finished();
+        count
     }
 
     pub(crate) fn join(self) -> Count {

@@ -249,7 +249,9 @@ impl Serving {
             }
         }
         let Err(error) = result else { return Ok(()) };
-        posts.iter().for_each(|post| post.listener().take_again());
+        posts
+            .iter()
+            .for_each(|post| _ = post.listener().take_again());
         drop(crew);
         // The first error counts.
         _ = self.steer_all(plans);

@@ -75,8 +75,8 @@ impl Error {
     pub fn symbol(self) -> Option<&'static str> {
         SYMBOLS
             .iter()
-            .find(|(errno, _)| *errno == self.errno)
-            .map(|(_, symbol)| *symbol)
+            .find(|row| row.0 == self.errno)
+            .map(|row| row.1)
     }
 
     /// What a loop around `accept(2)` ought to do about this error.
@@ -110,7 +110,7 @@ impl Error {
     }
 }
 
-/// What an accept loop ought to do about an [`Error`]: see [`Error::advice`].
+/// What [`Error::advice`] tells an accept loop to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Advice {
     /// One connection is lost, or a signal came: accept the next at once.

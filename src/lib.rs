@@ -84,7 +84,7 @@ pub mod steering;
 pub mod sys;
 
 #[cfg(feature = "std")]
-pub use acceptors::{Acceptors, Count, Stop, listeners};
+pub use acceptors::{Acceptors, Count, Stop};
 pub use address::SockAddr;
 pub use error::{Advice, Call, Error};
 #[cfg(feature = "std")]

@@ -134,7 +134,7 @@ pub const fn range(first: u32, count: u32) -> [Instruction; 4] {
 
 /// A *packet* filter (`SO_ATTACH_FILTER`), not a steering program: a listener that has it takes no
 /// new connection, and completes those that are under way.
-pub(crate) const NO_NEW: [Instruction; 5] = [
+const NO_NEW: [Instruction; 5] = [
     step(LOAD_BYTE, 13),    // A = the flags of the TCP header
     step(AND, 0x12),        // of these, SYN and ACK
     when(IF_EQUAL, 0x02),   // SYN alone:
@@ -191,15 +191,18 @@ impl Listener {
         self.set_option(SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
     }
 
-    /// From now on this listener drops every SYN, whose sender tries again after a second.
-    pub(crate) fn take_no_more(&self) -> Result<(), Error> {
+    /// From now on drops every SYN that reaches this listener, and completes the handshakes that
+    /// are under way: a packet filter, `SO_ATTACH_FILTER`. Whoever sent the SYN tries again after
+    /// a second.
+    ///
+    /// Connections that complete meanwhile inherit the filter: [`Connection::unfilter`].
+    pub fn take_no_more(&self) -> Result<(), Error> {
         self.attach(libc::SO_ATTACH_FILTER, &NO_NEW)
     }
 
-    /// Undoes [`take_no_more`](Self::take_no_more).
-    pub(crate) fn take_again(&self) {
-        // It fails where there is no filter.
-        _ = self.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0);
+    /// Undoes [`take_no_more`](Self::take_no_more). Fails with `ENOENT` if there is no filter.
+    pub fn take_again(&self) -> Result<(), Error> {
+        self.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
     }
 
     fn attach(&self, name: c_int, program: &[Instruction]) -> Result<(), Error> {
@@ -217,8 +220,9 @@ impl Listener {
 }
 
 impl Connection {
-    /// Takes off the packet filter that it has inherited from a listener that takes no more.
-    pub(crate) fn unfilter(&self) {
+    /// Takes off the packet filter that it has inherited from a listener that
+    /// [takes no more](Listener::take_no_more), if it has one.
+    pub fn unfilter(&self) {
         let (ignored, name) = (0_i32, libc::SO_DETACH_FILTER);
         let (value, len) = ((&raw const ignored).cast(), socklen::<i32>());
         // It fails where there is no filter, on a connection that was there before.

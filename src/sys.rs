@@ -36,8 +36,7 @@ pub const MAX_BACKLOG: c_int = c_int::MAX;
 /// `int socket(int domain, int type, int protocol);` — `socket(2)`, type also with
 /// [`SOCK_CLOEXEC`] and [`SOCK_NONBLOCK`].
 ///
-/// Fails with `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`, `EACCES`; `EAFNOSUPPORT` for a family the
-/// kernel lacks.
+/// Fails with `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`, `EACCES`, `EAFNOSUPPORT`.
 ///
 /// # Safety
 /// The descriptor returned is the caller's to close, once.
@@ -47,8 +46,7 @@ pub unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> Result<c_in
     check(Call::Socket, result)
 }
 
-/// `int setsockopt(int fd, int level, int name, const void *value, socklen_t len);` —
-/// `setsockopt(2)`.
+/// `int setsockopt(int fd, int level, int name, const void *value, socklen_t len);`
 ///
 /// Fails with `ENOPROTOOPT` for an option the kernel lacks, `EINVAL`, `EPERM`, `EBADF`, `ENOTSOCK`.
 ///
@@ -66,8 +64,7 @@ pub unsafe fn setsockopt(
     check(Call::SetSockOpt, result).map(drop)
 }
 
-/// `int getsockopt(int fd, int level, int name, void *value, socklen_t *len);` —
-/// `getsockopt(2)`.
+/// `int getsockopt(int fd, int level, int name, void *value, socklen_t *len);`
 ///
 /// Fails as [`setsockopt`].
 ///

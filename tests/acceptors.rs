@@ -1,4 +1,5 @@
 //! The driver: threads, counters, panics, stopping.
+#![cfg(feature = "std")]
 
 mod support;
 
@@ -9,20 +10,14 @@ use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 
-use reuseport::{Acceptors, BALANCES, Call, Connection, Error, Listener, Stop, listeners};
-use support::{visit, wait_until};
+use reuseport::{Acceptors, BALANCES, Call, Connection, Error, Listener, Stop};
+use support::{listeners, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
-fn bound(n: usize) -> (Vec<Listener>, SocketAddr) {
-    let listeners = listeners(ANY_PORT, n).unwrap();
-    let address = listeners[0].local_addr().unwrap();
-    (listeners, address)
-}
-
 #[test]
 fn every_acceptor_gets_some_and_the_counts_add_up() {
-    let (listeners, address) = bound(3);
+    let (listeners, address) = listeners(3);
     let names = Arc::new(Mutex::new(BTreeSet::new()));
     let seen = Arc::clone(&names);
     let acceptors = Acceptors::spawn(listeners, move |acceptor, connection| {
@@ -63,7 +58,7 @@ fn a_panicking_handler_is_counted_and_the_acceptor_goes_on() {
             panic!("a payload that panics when it is dropped");
         }
     }
-    let (listeners, address) = bound(1);
+    let (listeners, address) = listeners(1);
     let calls = AtomicUsize::new(0);
     let acceptors = Acceptors::spawn(listeners, move |_, connection| {
         match calls.fetch_add(1, SeqCst) {
@@ -82,7 +77,7 @@ fn a_panicking_handler_is_counted_and_the_acceptor_goes_on() {
 
 #[test]
 fn each_acceptor_owns_its_state() {
-    let (listeners, address) = bound(2);
+    let (listeners, address) = listeners(2);
     let (send, receive) = mpsc::channel();
     let acceptors = Acceptors::spawn_with(listeners, |acceptor| {
         let (own, send) = (Cell::new(0), send.clone());
@@ -115,7 +110,7 @@ fn each_acceptor_owns_its_state() {
 
 #[test]
 fn a_long_handler_learns_of_the_stop() {
-    let (listeners, address) = bound(1);
+    let (listeners, address) = listeners(1);
     let entered = Arc::new(Barrier::new(2));
     let inside = Arc::clone(&entered);
     let acceptors = Acceptors::spawn_with(listeners, |_| {
@@ -135,7 +130,7 @@ fn a_long_handler_learns_of_the_stop() {
 
 #[test]
 fn dropping_stops() {
-    let (listeners, address) = bound(2);
+    let (listeners, address) = listeners(2);
     drop(Acceptors::spawn(listeners, |_, _| {}).unwrap());
     Listener::options()
         .reuse_port(false)
@@ -166,19 +161,6 @@ fn a_nonblocking_listener_is_set_to_block() {
     assert_eq!(acceptors.stop()[0].backed_off, 0);
 }
 
-#[test]
-fn all_listeners_are_bound_or_none_is() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let error = listeners(taken.local_addr().unwrap(), 3).unwrap_err();
-    assert_eq!(error, Error::new(Call::Bind, libc::EADDRINUSE));
-    assert!(listeners(ANY_PORT, 0).unwrap().is_empty());
-    let (many, address) = bound(64);
-    assert!(
-        many.iter()
-            .all(|listener| listener.local_addr().unwrap() == address)
-    );
-}
-
 /// A server whose handler keeps its connections until its process has no descriptor left.
 #[test]
 #[ignore = "a role that another test plays in a process of its own"]
@@ -190,7 +172,7 @@ fn hoards_connections() {
     // SAFETY: `limit` is readable.
     let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     assert_eq!(set, 0);
-    let (listeners, address) = bound(3);
+    let (listeners, address) = listeners(3);
     let hoard = Arc::new(Mutex::new(Some(Vec::new())));
     let into = Arc::clone(&hoard);
     let acceptors = Acceptors::spawn(listeners, move |_, connection| {

@@ -1,4 +1,5 @@
 //! The command, as a person uses it.
+#![cfg(feature = "std")]
 
 mod support;
 

@@ -42,6 +42,7 @@ fn every_symbol_is_its_own_number() {
 }
 
 #[test]
+#[cfg(feature = "std")]
 fn io_error_keeps_the_number() {
     let error = std::io::Error::from(Error::new(Call::Bind, libc::EADDRINUSE));
     assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));

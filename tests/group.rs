@@ -1,5 +1,5 @@
 //! A group is this program's alone, whole or not there, and in the kernel's order.
-#![cfg(target_os = "linux")]
+#![cfg(all(feature = "std", target_os = "linux"))]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! `Listener` and `Connection` on the real kernel.
+#![cfg(feature = "std")]
 
 mod support;
 

@@ -1,5 +1,6 @@
 //! The C program and its Rust twin are one program: the same lines, the same system calls, but for
 //! the deviations that the README's table lists.
+#![cfg(feature = "std")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Every option is what the kernel then reports; and none is set that was not asked for.
+#![cfg(feature = "std")]
 
 mod support;
 

@@ -1,5 +1,5 @@
 //! Servers beside servers: who may share a port, who is refused, and what can be asked of them.
-#![cfg(target_os = "linux")]
+#![cfg(all(feature = "std", target_os = "linux"))]
 
 mod support;
 
@@ -174,30 +174,83 @@ fn what_cannot_be_is_said() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     // Nobody reads stdout, and the pipe is full: a handler is stuck, and stop waits for it.
-    let mut server = Server::start(&[]);
+    let mut server = Server::start(&["--grace", "600000"]);
     let address: SocketAddr = server.address;
-    let busy = |server: &Server| {
-        let listeners = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-        let port = format!(":{:04X} ", server.address.port());
-        let row = listeners
+    let waiting = || -> usize {
+        let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+        let port = format!(":{:04X} ", address.port());
+        let rows = table
             .lines()
             .filter(|row| row.contains(&port) && row.contains(" 0A "));
-        row.filter(|row| !row.contains(" 00000000:00000000 "))
-            .count()
-            > 0
+        let queues = rows.map(|row| row.split([' ', ':']).filter(|word| word.len() == 8).nth(3));
+        queues
+            .map(|queue| usize::from_str_radix(queue.unwrap(), 16).unwrap())
+            .sum()
     };
-    wait_until("a connection waits behind a stuck handler", || {
+    wait_until("connections wait behind stuck handlers", || {
         (0..100).for_each(|_| drop(TcpStream::connect(address)));
-        busy(&server)
+        waiting() > 200
     });
     server.signal(libc::SIGTERM);
-    wait_until("it stops listening", || {
-        TcpStream::connect(address).is_err()
-    });
+    // Then it lets the next one through.
+    let held_back = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let set = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigBlk:"))
+            .unwrap();
+        u64::from_str_radix(set.trim(), 16).unwrap() & 1 << (libc::SIGTERM - 1) != 0
+    };
+    wait_until("it has seen the first", || !held_back());
     assert!(
         server.child.try_wait().unwrap().is_none(),
         "it waits for the handler"
     );
     server.signal(libc::SIGTERM);
     wait_until("it ends", || server.child.try_wait().unwrap().is_some());
+}
+
+#[test]
+fn a_stuck_handler_is_told_and_keeps_nobody_waiting() {
+    let server = Server::start(&["--grace", "300", "--acceptors", "2"]);
+    let address = server.address;
+    // As above: the pipe is full.
+    let mut count = 0;
+    wait_until("a handler is stuck", || {
+        (0..500).for_each(|_| drop(TcpStream::connect(address)));
+        count += 500;
+        count > 8000
+    });
+    server.signal(libc::SIGTERM);
+    let begun = std::time::Instant::now();
+    let mut server = server;
+    let told = server.read_stderr_until("acceptor 1");
+    assert!(
+        begun.elapsed() < std::time::Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(told.contains("a handler still runs"), "{told}");
+    wait_until("it ends", || server.child.try_wait().unwrap().is_some());
+}
+
+#[test]
+fn what_waits_at_sigterm_is_served() {
+    // One acceptor that is stopped with its process while 60 connections come.
+    let server = Server::start(&["--quiet"]);
+    server.signal(libc::SIGSTOP);
+    let mut clients: Vec<_> = (0..60)
+        .map(|_| TcpStream::connect(server.address).unwrap())
+        .collect();
+    server.signal(libc::SIGTERM);
+    server.signal(libc::SIGCONT);
+    for client in &mut clients {
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "served to its end");
+    }
+    let (code, _, err) = server.end();
+    let counts = err
+        .lines()
+        .map(|row| row.split_whitespace().nth(2).unwrap());
+    let served: usize = counts.map(|count| count.parse::<usize>().unwrap()).sum();
+    assert_eq!((code, served), (Some(0), 60), "{err}");
 }

@@ -1,5 +1,5 @@
 //! The steering programs: interpreted here, and run by the kernel.
-#![cfg(target_os = "linux")]
+#![cfg(all(feature = "std", target_os = "linux"))]
 
 mod support;
 

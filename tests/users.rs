@@ -1,5 +1,5 @@
 //! Who may join, and where the same port means different groups.
-#![cfg(target_os = "linux")]
+#![cfg(all(feature = "std", target_os = "linux"))]
 
 mod support;
 

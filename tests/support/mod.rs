@@ -307,3 +307,12 @@ pub fn connect_from(number: u32, to: SocketAddr) -> TcpStream {
     }
     stream
 }
+
+/// Several listeners on one port of the loopback, bound as the C program binds them; and where.
+#[track_caller]
+pub fn listeners(n: usize) -> (Vec<reuseport::Listener>, SocketAddr) {
+    let first = reuseport::Listener::bind(([127, 0, 0, 1], 0)).expect("a listener");
+    let address = first.local_addr().expect("an address");
+    let others = (1..n).map(|_| reuseport::Listener::bind(address).expect("a sibling"));
+    (std::iter::once(first).chain(others).collect(), address)
+}

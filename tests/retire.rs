@@ -1,0 +1,117 @@
+//! Members come and go under load, and no connection is lost.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+#[path = "support/load.rs"]
+mod load;
+mod support;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use load::{Load, Report};
+use reuseport::{Acceptors, Connection, Group, GroupError, Listener, Serving};
+
+/// Reads the client's byte and answers it.
+fn answer(connection: &Connection) {
+    if connection.recv(&mut [0]) == Ok(1) {
+        _ = connection.send(b"!");
+    }
+}
+
+fn serve(ip: IpAddr, members: usize) -> Serving {
+    let group = Group::bind((ip, 0), members).unwrap();
+    group.spawn(|_, connection| answer(&connection)).unwrap()
+}
+
+/// Replaces members, add first, the oldest but `kept` first, until `times` have left.
+fn churn(serving: &Serving, kept: usize, times: usize) {
+    for _ in 0..times {
+        serving.add().unwrap();
+        let mut ids: Vec<_> = serving
+            .members()
+            .iter()
+            .map(|member| member.count.acceptor)
+            .collect();
+        ids.sort_unstable();
+        let count = serving.retire(ids[kept]).unwrap();
+        assert!(
+            !count.running && count.failed.is_none() && count.panicked == 0,
+            "{count:?}"
+        );
+    }
+}
+
+fn churn_under_load(ip: IpAddr, kept: usize, times: usize, clients: usize) -> Report {
+    let serving = serve(ip, 4);
+    let load = Load::start(serving.local_addr(), clients);
+    support::wait_until("the load is on", || load.made() > 100);
+    churn(&serving, kept, times);
+    let report = load.stop();
+    let counts = serving.stop(support::BOUND);
+    let accepted: usize = counts.iter().map(|count| count.accepted).sum();
+    assert_eq!(counts.len(), 4 + times);
+    assert!(
+        accepted >= report.made,
+        "{accepted} accepted, {} made",
+        report.made
+    );
+    report
+}
+
+#[test]
+fn nothing_is_lost_while_members_are_replaced() {
+    for (ip, kept) in [
+        (Ipv4Addr::LOCALHOST.into(), 0),
+        (Ipv6Addr::LOCALHOST.into(), 1),
+    ] {
+        let report = churn_under_load(ip, kept, 250, 16);
+        println!("{ip}: {report:?}");
+        assert_eq!(report.lost(), 0, "{report:?}");
+    }
+}
+
+#[test]
+fn a_plain_close_loses_some() {
+    // The control: without it the test above could not fail.
+    let (keep, address) = support::listeners(3);
+    let keep = Acceptors::spawn(keep, |_, connection| answer(&connection)).unwrap();
+    let load = Load::start(address, 16);
+    support::wait_until("the load is on", || load.made() > 100);
+    for _ in 0..250 {
+        let coming = vec![Listener::bind(address).unwrap()];
+        let made = load.made();
+        let coming = Acceptors::spawn(coming, |_, connection| answer(&connection)).unwrap();
+        support::wait_until("it works", || load.made() > made + 20);
+        coming.stop();
+    }
+    let report = load.stop();
+    keep.stop();
+    println!("{report:?}");
+    assert!(report.lost() >= 10, "{report:?}");
+}
+
+#[test]
+fn the_last_member_and_strangers_cannot_be_retired() {
+    let serving = serve(Ipv4Addr::LOCALHOST.into(), 2);
+    assert_eq!(serving.retire(7).unwrap_err(), GroupError::NoSuchMember);
+    assert_eq!(
+        serving.retire_all(&[]).unwrap_err(),
+        GroupError::NoSuchMember
+    );
+    assert_eq!(
+        serving.retire_all(&[0, 1]).unwrap_err(),
+        GroupError::LastMember
+    );
+    assert_eq!(serving.retire(0).unwrap().acceptor, 0);
+    assert_eq!(serving.retire(0).unwrap_err(), GroupError::NoSuchMember);
+    assert_eq!(serving.retire(1).unwrap_err(), GroupError::LastMember);
+    assert_eq!(serving.add().unwrap(), 2, "a number of its own");
+    let address = serving.local_addr();
+    let shared = Group::options()
+        .shared(true)
+        .bind(([127, 0, 0, 1], 0), 2)
+        .unwrap();
+    let shared = shared.spawn(|_, _| {}).unwrap();
+    assert_eq!(shared.retire(0).unwrap_err(), GroupError::OneSocket);
+    drop(serving);
+    Group::bind(address, 1).expect("nothing is left behind");
+}

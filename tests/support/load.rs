@@ -1,0 +1,124 @@
+//! Clients that connect as fast as they can, send a byte, and want the answer and the end; and a
+//! count of every one that did not get them.
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations
+)]
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// A SYN that was dropped is sent again after a second.
+pub const LATE: Duration = Duration::from_millis(900);
+
+#[derive(Default, Debug)]
+pub struct Report {
+    pub made: usize,
+    /// What became of the others, and how often.
+    pub lost: BTreeMap<String, usize>,
+    pub late: usize,
+    pub longest: Duration,
+}
+
+impl Report {
+    pub fn lost(&self) -> usize {
+        self.lost.values().sum()
+    }
+}
+
+pub struct Load {
+    end: Arc<AtomicBool>,
+    made: Arc<AtomicUsize>,
+    clients: Vec<JoinHandle<Report>>,
+}
+
+impl Load {
+    pub fn start(address: SocketAddr, clients: usize) -> Load {
+        Load::start_in(address, clients, || {})
+    }
+
+    /// `enter` runs first in each client's thread: to enter a network namespace.
+    pub fn start_in(
+        address: SocketAddr,
+        clients: usize,
+        enter: impl Fn() + Clone + Send + 'static,
+    ) -> Load {
+        let (end, made) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let client = |_| {
+            let (end, made, enter) = (Arc::clone(&end), Arc::clone(&made), enter.clone());
+            let thread = thread::Builder::new().stack_size(256 * 1024);
+            let run = move || {
+                enter();
+                client(address, &end, &made)
+            };
+            thread.spawn(run).unwrap()
+        };
+        let clients = (0..clients).map(client).collect();
+        Load { end, made, clients }
+    }
+
+    /// How many have been served so far.
+    pub fn made(&self) -> usize {
+        self.made.load(Relaxed)
+    }
+
+    pub fn stop(self) -> Report {
+        self.end.store(true, Relaxed);
+        let mut all = Report::default();
+        for client in self.clients {
+            let report = client.join().unwrap();
+            all.made += report.made;
+            all.late += report.late;
+            all.longest = all.longest.max(report.longest);
+            for (what, times) in report.lost {
+                *all.lost.entry(what).or_default() += times;
+            }
+        }
+        all
+    }
+}
+
+fn client(address: SocketAddr, end: &AtomicBool, made: &AtomicUsize) -> Report {
+    let mut report = Report::default();
+    while !end.load(Relaxed) {
+        let begun = Instant::now();
+        match visit(address) {
+            Ok(()) => {
+                report.made += 1;
+                made.fetch_add(1, Relaxed);
+            }
+            Err(what) => *report.lost.entry(what).or_default() += 1,
+        }
+        let took = begun.elapsed();
+        report.longest = report.longest.max(took);
+        report.late += usize::from(took >= LATE);
+    }
+    report
+}
+
+fn visit(address: SocketAddr) -> Result<(), String> {
+    let name = |call: &'static str| move |error: std::io::Error| format!("{call}: {error}");
+    let limit = Duration::from_secs(10);
+    let mut stream = TcpStream::connect_timeout(&address, limit).map_err(name("connect"))?;
+    stream
+        .set_read_timeout(Some(limit))
+        .map_err(name("timeout"))?;
+    stream.write_all(b"?").map_err(name("write"))?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).map_err(name("read"))?;
+    if answer == b"!" {
+        Ok(())
+    } else {
+        Err(format!("answered {answer:?}"))
+    }
+}
