@@ -2,9 +2,10 @@
 
 use core::mem;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::Builder;
 use std::{boxed::Box, io, vec::Vec};
 
@@ -46,8 +47,8 @@ pub(crate) enum Exit {
 pub(crate) struct Flags {
     /// The listener has a packet filter, which its connections inherit.
     pub(crate) filtered: AtomicBool,
-    /// Leave when nothing waits.
-    pub(crate) last: AtomicBool,
+    /// What waited when the listener was shut down.
+    waiting: Mutex<VecDeque<Connection>>,
 }
 
 /// Where connections come from.
@@ -151,17 +152,25 @@ struct Alone(Arc<Flags>);
 impl Next for Alone {
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
         loop {
-            if let Some(connection) = seat.accept(&seat.listener)? {
-                if self.0.filtered.load(Relaxed) {
-                    connection.unfilter();
+            match seat.accept(&seat.listener) {
+                Ok(Some(connection)) => {
+                    if self.0.filtered.load(Relaxed) {
+                        connection.unfilter();
+                    }
+                    return Ok(connection);
                 }
-                return Ok(connection);
-            }
-            if self.0.last.load(Relaxed) && seat.listener.queue().is_ok_and(|q| q.waiting == 0) {
-                shut_down(&seat.listener);
-                return Err(Leave);
+                Ok(None) => {}
+                Err(Leave) => return self.0.taken().pop_front().ok_or(Leave),
             }
         }
+    }
+}
+
+#[cfg(linux_kernel)]
+impl Flags {
+    /// What was taken from the queue for the acceptor.
+    pub(crate) fn taken(&self) -> MutexGuard<'_, VecDeque<Connection>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -112,14 +112,16 @@ impl Serving {
     }
 
     /// Waits until nothing more can come to the members at `indexes`, and nothing waits there.
-    fn drain(&self, plans: &mut Plans, indexes: &[usize], deadline: Instant) {
+    pub(crate) fn drain(&self, plans: &mut Plans, indexes: &[usize], deadline: Instant) {
         let begun = Instant::now();
         let crew = self.crew();
         for post in indexes.iter().filter_map(|index| crew.posts.get(*index)) {
             post.acceptor.seat.stop.request();
+            #[cfg(seeded = "early_close")]
+            crew::shut_down(post.listener());
         }
         drop(crew);
-        if plans.site.inherited {
+        if plans.site.inherited || cfg!(seeded = "no_drain") {
             return;
         }
         #[cfg(linux_kernel)]
@@ -139,7 +141,7 @@ impl Serving {
 
     /// Tells the members at `indexes` to leave, the last first, so that the places of the others
     /// among them do not change.
-    fn remove(&self, indexes: &[usize]) {
+    pub(crate) fn remove(&self, indexes: &[usize]) {
         let mut crew = self.crew();
         for index in indexes.iter().rev() {
             crew.remove(*index);
@@ -148,7 +150,7 @@ impl Serving {
     }
 
     /// Waits for those who leave, until `deadline`.
-    fn wait_for_threads(&self, deadline: Instant) {
+    pub(crate) fn wait_for_threads(&self, deadline: Instant) {
         loop {
             let mut crew = self.crew();
             crew.reap();
@@ -169,22 +171,20 @@ impl Drop for Serving {
 }
 
 impl Post {
-    /// Tells the acceptor to leave: at once if nothing waits, else when nothing waits any more.
+    /// Tells the acceptor to leave. What still waits behind its handler is taken from the queue,
+    /// for the acceptor to handle before it leaves.
     fn dismiss(&self) {
         match &self.exit {
             #[cfg(linux_kernel)]
             Exit::ShutDown(flags) => {
-                flags
-                    .last
-                    .store(true, core::sync::atomic::Ordering::Relaxed);
-                let something_waits = || self.listener().queue().is_ok_and(|q| q.waiting > 0);
-                // It does not wait in `accept` again; and if it does so now, nothing waits.
-                if !something_waits()
-                    || self.listener().set_nonblocking(true).is_err()
-                    || !something_waits()
-                {
-                    crew::shut_down(self.listener());
+                if self.listener().set_nonblocking(true).is_ok() {
+                    let mut waiting = flags.taken();
+                    while let Ok(connection) = self.listener().accept() {
+                        connection.unfilter();
+                        waiting.push_back(connection);
+                    }
                 }
+                crew::shut_down(self.listener());
             }
             Exit::HangUp(near) => _ = near.shutdown(std::net::Shutdown::Both),
         }
@@ -206,7 +206,7 @@ impl Serving {
 impl Serving {
     /// Steers new connections to the members that are not at `indexes`.
     fn steer_around(&self, plans: &Plans, indexes: &[usize]) -> Result<(), GroupError> {
-        if plans.site.options.join {
+        if plans.site.options.join || cfg!(seeded = "no_steer") {
             return Ok(());
         }
         let crew = self.crew();
@@ -233,9 +233,9 @@ impl Serving {
     }
 
     /// Has the members at `indexes` drop every SYN from now on. If one cannot, none does.
-    fn take_no_more(&self, plans: &Plans, indexes: &[usize]) -> Result<(), GroupError> {
+    pub(crate) fn take_no_more(&self, plans: &Plans, indexes: &[usize]) -> Result<(), GroupError> {
         use core::sync::atomic::Ordering::Relaxed;
-        if plans.site.inherited {
+        if plans.site.inherited || cfg!(seeded = "no_steer") {
             return Ok(());
         }
         let crew = self.crew();

@@ -11,6 +11,7 @@ use crate::claim::claim;
 #[cfg(linux_kernel)]
 use crate::cpus::Cpus;
 use crate::error::{Call, Error};
+use crate::inherit::Ready;
 use crate::listener::Listener;
 #[cfg(linux_kernel)]
 use crate::steering;
@@ -27,6 +28,8 @@ pub use options::GroupOptions;
 pub struct Group {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) site: Site,
+    /// Who is told when they are served.
+    pub(crate) ready: Option<Ready>,
 }
 
 /// Where the group is and how its members are made: all that it takes to add one.
@@ -99,7 +102,46 @@ impl Group {
             user: effective_user(),
             inherited: false,
         };
-        Ok(Group { listeners, site })
+        Ok(Group {
+            listeners,
+            site,
+            ready: None,
+        })
+    }
+
+    /// A group of one that another process has opened. `alone`: it has given it away.
+    pub(crate) fn inherited(
+        listener: Listener,
+        alone: bool,
+        ready: Option<Ready>,
+    ) -> Result<Group, GroupError> {
+        let mut group = Group::of(Vec::from([listener]), Group::options())?;
+        group.site.inherited = !alone;
+        group.ready = ready;
+        Ok(group)
+    }
+
+    /// Has `acceptors` share the one listener of this group, as
+    /// [`shared`](GroupOptions::shared) does: for a single one that was inherited.
+    pub fn share_among(mut self, acceptors: usize) -> Result<Group, GroupError> {
+        let [only] = self.listeners.as_slice() else {
+            return Err(GroupError::OneSocket);
+        };
+        self.site.options = self.site.options.shared(true);
+        let copies = (1..acceptors).map(|member| self.site.share(only, member));
+        let copies = copies.collect::<Result<Vec<_>, _>>()?;
+        self.listeners.extend(copies);
+        Ok(self)
+    }
+
+    /// Says how a group was made that this program has not made itself: how its acceptors work,
+    /// and how members that are added later are made. Steering is noted, not changed: a predecessor
+    /// that hands a group over leaves it steered.
+    #[must_use]
+    pub fn with(mut self, options: GroupOptions) -> Group {
+        let shared = self.site.options.shared;
+        self.site.options = options.shared(shared);
+        self
     }
 
     /// Binds one more listener, which gets the highest index.
@@ -107,6 +149,9 @@ impl Group {
     /// Fails with [`GroupError::OtherUser`] if the group was made by another user than the process
     /// is now.
     pub fn add(&mut self) -> Result<(), GroupError> {
+        if self.site.inherited {
+            return Err(GroupError::Inherited);
+        }
         let listener = match self.listeners.first() {
             Some(only) if self.site.options.shared => {
                 self.site.share(only, self.listeners.len())?
@@ -130,6 +175,9 @@ impl Group {
     /// Hands the members out in index order, for another runtime to serve. They stay a group, and
     /// steered as they were.
     pub fn into_listeners(self) -> Vec<Listener> {
+        if let Some(ready) = self.ready {
+            ready.say();
+        }
         self.listeners
     }
 
@@ -138,6 +186,9 @@ impl Group {
     /// Fails on kernels that cannot be told, for a joined or shared group, and for an index that
     /// no member has.
     pub fn steer(&mut self, steering: Steering) -> Result<(), GroupError> {
+        if self.site.inherited {
+            return Err(GroupError::Inherited);
+        }
         let before = self.site.options.set_steering(steering)?;
         #[cfg(linux_kernel)]
         if let [first, _, ..] = self.listeners.as_slice() {

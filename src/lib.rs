@@ -72,6 +72,10 @@ mod drain;
 mod error;
 #[cfg(feature = "std")]
 mod group;
+#[cfg(all(feature = "std", linux_kernel))]
+mod handover;
+#[cfg(feature = "std")]
+mod inherit;
 #[cfg(feature = "std")]
 mod interop;
 mod listener;
@@ -89,6 +93,8 @@ pub use address::SockAddr;
 pub use error::{Advice, Call, Error};
 #[cfg(feature = "std")]
 pub use group::{Group, GroupError, GroupOptions, SpawnError, Steering};
+#[cfg(all(feature = "std", linux_kernel))]
+pub use handover::HandOverError;
 pub use listener::{Connection, Listener};
 pub use options::Options;
 pub use queue::Queue;

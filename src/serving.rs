@@ -35,6 +35,7 @@ impl Group {
         M: FnMut(usize) -> H + Send + 'static,
         H: FnMut(Connection, &Stop) + Send + 'static,
     {
+        let ready = self.ready;
         let mut plans = Plans {
             site: self.site,
             launch: launch(make),
@@ -51,6 +52,7 @@ impl Group {
                 let group = Box::new(Group {
                     listeners: self.listeners,
                     site: plans.site,
+                    ready,
                 });
                 return Err(SpawnError { error, group });
             }
@@ -65,6 +67,9 @@ impl Group {
         };
         plans.next_id = crew.posts.len();
         let address = plans.site.address;
+        if let Some(ready) = ready {
+            ready.say();
+        }
         Ok(Serving {
             address,
             plans: Mutex::new(plans),
@@ -93,6 +98,14 @@ pub(crate) struct Plans {
 }
 
 impl Plans {
+    /// A thread for the next acceptor, under a number of its own.
+    #[cfg(linux_kernel)]
+    pub(crate) fn next(&mut self) -> Result<Parked, Error> {
+        let parked = self.park(self.next_id, self.next_id)?;
+        self.next_id += 1;
+        Ok(parked)
+    }
+
     /// Starts a thread, on the CPU of its slot if they are pinned.
     pub(crate) fn park(&mut self, id: usize, slot: usize) -> Result<Parked, Error> {
         #[cfg(linux_kernel)]
@@ -166,6 +179,9 @@ impl Serving {
     pub fn steer(&self, steering: Steering) -> Result<(), GroupError> {
         let mut plans = self.plans();
         self.tidy(&plans);
+        if plans.site.inherited {
+            return Err(GroupError::Inherited);
+        }
         let before = plans.site.options.set_steering(steering)?;
         let steered = self.steer_all(&plans);
         if steered.is_err() {

@@ -115,3 +115,51 @@ fn the_last_member_and_strangers_cannot_be_retired() {
     drop(serving);
     Group::bind(address, 1).expect("nothing is left behind");
 }
+
+#[test]
+fn who_leaves_a_joined_group_loses_nobody() {
+    // No index is ours there, so the filter alone turns clients away: a few connect a second late.
+    let join = Group::options().join(true);
+    let stays = join.bind(([127, 0, 0, 1], 0), 2).unwrap();
+    let address = stays.local_addr();
+    let stays = stays.spawn(|_, connection| answer(&connection)).unwrap();
+    let load = Load::start(address, 16);
+    for _ in 0..5 {
+        let leaves = join.bind(address, 2).unwrap();
+        let leaves = leaves.spawn(|_, connection| answer(&connection)).unwrap();
+        let accepted = || {
+            leaves
+                .tally()
+                .iter()
+                .map(|count| count.accepted)
+                .sum::<usize>()
+        };
+        support::wait_until("it serves its share", || accepted() > 200);
+        leaves.stop(support::BOUND);
+    }
+    let report = load.stop();
+    println!("{report:?}: {} late", report.late);
+    assert_eq!(report.lost(), 0, "{report:?}");
+    drop(stays);
+}
+
+#[test]
+fn a_stop_under_load_resets_nobody() {
+    for _ in 0..5 {
+        let serving = serve(Ipv4Addr::LOCALHOST.into(), 3);
+        let load = Load::start(serving.local_addr(), 16);
+        support::wait_until("the load is on", || load.made() > 200);
+        let counts = serving.stop(support::BOUND);
+        let report = load.stop();
+        // Once nobody listens, clients are refused; whoever was connected has been served.
+        let refused = "connect: Connection refused (os error 111)";
+        let others: Vec<_> = report
+            .lost
+            .iter()
+            .filter(|(what, _)| *what != refused)
+            .collect();
+        assert!(others.is_empty(), "{report:?}");
+        let accepted: usize = counts.iter().map(|count| count.accepted).sum();
+        assert_eq!(accepted, report.made);
+    }
+}

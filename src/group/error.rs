@@ -50,8 +50,17 @@ pub enum GroupError {
     NoSuchMember,
     /// Retiring the last member: [`Serving::stop`](crate::Serving::stop) does that.
     LastMember,
-    /// Adding to, or retiring from, listeners that other processes hold too.
+    /// Adding to, retiring from, or steering listeners that other processes hold, too or alone.
     Inherited,
+    /// `LISTEN_FDS` is no number.
+    Environment,
+    /// A descriptor from `LISTEN_FDS` is no TCP socket that listens.
+    NotAListener {
+        /// Which.
+        descriptor: i32,
+        /// What the kernel says of it.
+        error: Error,
+    },
     /// This kernel steers no connections, or pins no threads that we know how to pin.
     NotHere,
 }
@@ -120,8 +129,11 @@ impl fmt::Display for GroupError {
             GroupError::NoSuchMember => "the group has no such member",
             GroupError::LastMember => "the last member cannot be retired",
             GroupError::Inherited => {
-                "the listeners are inherited and others hold them too: who is to listen is theirs \
-                 to say"
+                "other processes hold the listeners: who is to listen is theirs to say"
+            }
+            GroupError::Environment => "LISTEN_FDS is not a number",
+            GroupError::NotAListener { descriptor, error } => {
+                return write!(f, "descriptor {descriptor} is no TCP listener: {error}");
             }
             GroupError::NotHere => "this kernel neither steers connections nor pins threads",
         })

@@ -113,11 +113,14 @@ impl Seen {
         let seconds = elapsed.as_secs_f64();
         #[allow(clippy::cast_precision_loss)] // printed as a whole number
         let rate = made as f64 / seconds;
-        let [half, most] = [500, 990].map(|at| self.durations.percentile(at).as_secs_f64() * 1e3);
+        let [half, most, all] =
+            [500, 990, 1000].map(|at| self.durations.percentile(at).as_secs_f64() * 1e3);
         print(&format!(
             "{made} connections in {seconds:.2} s, {rate:.0} a second; "
         ));
-        print(&format!("p50 {half:.3} ms, p99 {most:.3} ms\n"));
+        print(&format!(
+            "p50 {half:.3} ms, p99 {most:.3} ms, max {all:.3} ms\n"
+        ));
         for (failure, times) in &self.failures {
             print(&format!("{times} failed: {failure}\n"));
         }

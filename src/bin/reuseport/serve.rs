@@ -2,6 +2,12 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
+#[cfg(target_os = "linux")]
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::{env, process};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use std::{path::Path, process::Command};
 
 use reuseport::{Group, GroupOptions, Serving, Steering};
 
@@ -26,6 +32,9 @@ Usage: reuseport serve [OPTIONS]
   --grace MS         at the end, how long to wait for handshakes and handlers at most [1000]
   --quiet            print no connections
 
+Under systemd it serves the listeners of its socket unit, and tells when it is ready.
+
+SIGHUP hands the port over to a fresh start of the same program file; the new pid is on stderr.
 SIGUSR1 prints what each acceptor did, and its queue, on stderr. SIGINT (Ctrl-C) and SIGTERM end
 it: every connection made by then is served, and a tally comes on stderr. A second one ends it at
 once.
@@ -61,24 +70,50 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let addresses = args.addresses()?;
     args.finish()?;
 
+    // Taken at the start: the file may have been replaced since, by what is to come next.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let program = env::current_exe().map_err(|error| Failure::Failed(error.to_string()))?;
     // Before the first thread, which inherits it.
     let signals = Signals::hold();
-    let group = bind(&options, &addresses, acceptors)?;
-    let address = group.local_addr();
+    let group = match inherited()? {
+        Some(group) if group.listeners().len() == 1 && acceptors > 1 => group
+            .share_among(acceptors)
+            .map_err(|error| Failure::Failed(explain(&error)))?,
+        Some(group) => group.with(options),
+        None => bind(&options, &addresses, acceptors)?,
+    };
+    let (address, acceptors) = (group.local_addr(), group.listeners().len());
     let serving = spawn(group, move |acceptor| {
         if !quiet {
             print(&format!("acceptor {acceptor}\n"));
         }
     })?;
+    notify("READY=1");
     report(&format!(
-        "listening on {address} with {acceptors} acceptors"
+        "listening on {address} with {acceptors} acceptors, pid {}",
+        process::id()
     ));
-    while signals.wait() == Caught::Report {
-        let members = serving
-            .members()
-            .into_iter()
-            .map(|member| (member.count, member.queue));
-        report_lines(&tally(&members.collect::<Vec<_>>()));
+    loop {
+        match signals.wait() {
+            Caught::Report => {
+                let members = serving.members().into_iter();
+                let rows = members.map(|member| (member.count, member.queue));
+                report_lines(&tally(&rows.collect::<Vec<_>>()));
+            }
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            Caught::HandOver => match serving.hand_over(successor(&program), PATIENCE) {
+                Ok(child) => {
+                    notify(&format!("MAINPID={}", child.id()));
+                    report(&format!("handed over to pid {}", child.id()));
+                    signals.let_the_next_end_it();
+                    break;
+                }
+                Err(error) => report(&error.to_string()),
+            },
+            #[cfg(not(any(target_os = "linux", target_os = "android")))]
+            Caught::HandOver => report("this kernel cannot hand a port over"),
+            Caught::End => break,
+        }
     }
     let counts = serving.stop(grace);
     report_lines(&tally(
@@ -88,6 +123,45 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             .collect::<Vec<_>>(),
     ));
     Ok(())
+}
+
+/// How long a successor may take to start.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// This program again, as it was called.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn successor(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(env::args_os().skip(1))
+        .stdin(process::Stdio::null());
+    command
+}
+
+/// The group that systemd or a predecessor has passed.
+fn inherited() -> Result<Option<Group>, Failure> {
+    let mut groups = Group::from_env().map_err(|error| Failure::Failed(explain(&error)))?;
+    match groups.len() {
+        0 | 1 => Ok(groups.pop()),
+        _ => Err(Failure::Failed(
+            "listeners for more than one address were passed".to_owned(),
+        )),
+    }
+}
+
+/// Tells systemd, where it listens for it: `sd_notify(3)`.
+fn notify(state: &str) {
+    let Ok(path) = env::var("NOTIFY_SOCKET") else {
+        return;
+    };
+    let to = match path.strip_prefix('@') {
+        #[cfg(target_os = "linux")]
+        Some(name) => UnixAddr::from_abstract_name(name),
+        _ => UnixAddr::from_pathname(path),
+    };
+    // If nobody listens there, nobody wants to know.
+    _ = to.and_then(|to| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &to));
 }
 
 /// Binds a group to the first of `addresses` that lets it.

@@ -8,6 +8,8 @@ use core::ptr::null_mut;
 pub(crate) enum Caught {
     /// SIGUSR1.
     Report,
+    /// SIGHUP.
+    HandOver,
     /// SIGINT, SIGTERM.
     End,
 }
@@ -22,7 +24,7 @@ impl Signals {
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
         // SAFETY: initialised by the line above.
         let mut set = unsafe { set.assume_init() };
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1] {
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP] {
             // SAFETY: `set` is an initialised set, `signal` a valid number.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
@@ -31,16 +33,24 @@ impl Signals {
         Signals(set)
     }
 
-    /// Waits for one of them. After one that says to end, the next has its usual deadly effect.
+    /// Waits for one of them. After one that says to end, the next does so at once.
     pub(crate) fn wait(&self) -> Caught {
         let mut signal = 0;
         // SAFETY: the set is initialised, `signal` writable.
         unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
-        if signal == libc::SIGUSR1 {
-            return Caught::Report;
+        match signal {
+            libc::SIGUSR1 => Caught::Report,
+            libc::SIGHUP => Caught::HandOver,
+            _ => {
+                self.let_the_next_end_it();
+                Caught::End
+            }
         }
+    }
+
+    /// The next signal has its usual deadly effect.
+    pub(crate) fn let_the_next_end_it(&self) {
         // SAFETY: as in `hold`.
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, null_mut()) };
-        Caught::End
     }
 }

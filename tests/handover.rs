@@ -1,0 +1,293 @@
+//! One process takes the place of another, and no client notices.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod support;
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread;
+use std::time::Duration;
+
+use reuseport::{Group, GroupError, HandOverError, Listener};
+use support::{BOUND, Server, reuseport, run, text, visit, wait_until};
+
+/// Sends SIGHUP to the newest server and returns its successor's pid, once that serves.
+fn sighup(server: &mut Server, pid: i32) -> i32 {
+    // SAFETY: takes two integers; the process lives, for nothing has ended it.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGHUP) }, 0);
+    let said = server.read_stderr_until("handed over to pid ");
+    let next = said.split("handed over to pid ").nth(1).unwrap();
+    next.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Ends a server that is not a child of this process, but of one that has ended.
+fn end(pid: i32) {
+    // SAFETY: takes two integers; the process lives, for nothing has ended it.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+#[test]
+fn ten_hand_overs_under_load_lose_nobody() {
+    let mut server = Server::start(&["--quiet"]);
+    let address = server.address.to_string();
+    let done = AtomicBool::new(false);
+    let reports = thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut reports = Vec::new();
+            while !done.load(SeqCst) {
+                let few = ["connect", "--addr", &address, "--connections", "5000"];
+                let mut connect = reuseport(&few);
+                let connect = connect.args(["--concurrency", "8"]).output().unwrap();
+                reports.push((connect.status.code(), text(&connect.stdout).to_owned()));
+            }
+            reports
+        });
+        let mut pid = server.pid();
+        for _ in 0..10 {
+            pid = sighup(&mut server, pid);
+        }
+        wait_until("the first server has ended", || {
+            server.child.try_wait().unwrap().is_some()
+        });
+        done.store(true, SeqCst);
+        let reports = load.join().unwrap();
+        visit(server.address);
+        end(pid);
+        reports
+    });
+    for (code, report) in reports {
+        assert_eq!(code, Some(0), "{report}");
+        let longest = report
+            .split("max ")
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap();
+        assert!(
+            longest.parse::<f64>().unwrap() < 900.0,
+            "a SYN was dropped: {report}"
+        );
+    }
+}
+
+#[test]
+fn the_index_order_of_the_successor_is_its_own() {
+    // With the CPU's steering an index that is wrong would be seen: pinned clients would reach
+    // another acceptor.
+    let cpus = support::cpus();
+    let mut server = Server::start(&["--steer", "cpu", "--acceptors", "2"]);
+    let address = server.address;
+    let pid = server.pid();
+    let pid = sighup(&mut server, pid);
+    let mut stdout = std::io::BufReader::new(server.child.stdout.take().unwrap());
+    for (index, cpu) in cpus.into_iter().enumerate().take(2) {
+        thread::spawn(move || {
+            support::run_on(cpu);
+            (0..50).for_each(|_| _ = visit(address));
+        })
+        .join()
+        .unwrap();
+        for _ in 0..50 {
+            let mut line = String::new();
+            std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+            assert_eq!(line, format!("acceptor {index}\n"), "on CPU {cpu}");
+        }
+    }
+    end(pid);
+}
+
+#[test]
+fn a_successor_that_fails_changes_nothing() {
+    for members in [1, 3] {
+        let group = Group::bind(([127, 0, 0, 1], 0), members).unwrap();
+        let address = group.local_addr();
+        let serving = group
+            .spawn(|_, connection| _ = connection.send(b"x"))
+            .unwrap();
+        let descriptors = support::descriptors("self");
+        let patience = Duration::from_millis(200);
+        let failed = serving.hand_over(Command::new("true"), BOUND).unwrap_err();
+        assert!(matches!(failed, HandOverError::Ended), "{failed}");
+        let failed = serving
+            .hand_over(Command::new("/no/such/program"), BOUND)
+            .unwrap_err();
+        assert!(matches!(failed, HandOverError::Spawn(_)), "{failed}");
+        let mut sleep = Command::new("sleep");
+        sleep.arg("1000");
+        let failed = serving.hand_over(sleep, patience).unwrap_err();
+        assert!(matches!(failed, HandOverError::Late), "{failed}");
+        let mut changed = Command::new("true");
+        changed.env("COLOUR", "blue");
+        let failed = serving.hand_over(changed, BOUND).unwrap_err();
+        assert!(matches!(failed, HandOverError::Environment), "{failed}");
+        assert_eq!(serving.members().len(), members);
+        (0..50).for_each(|_| assert_eq!(visit(address), "x"));
+        // Other tests of this process come and go.
+        wait_until("nothing is left open", || {
+            support::descriptors("self") <= descriptors
+        });
+        serving.stop(BOUND);
+    }
+}
+
+#[test]
+fn what_cannot_be_handed_over_is_said() {
+    let any = ([127, 0, 0, 1], 0);
+    for (options, error) in [
+        (Group::options().join(true), GroupError::NotItsOwn),
+        (Group::options().shared(true), GroupError::OneSocket),
+    ] {
+        let serving = options.bind(any, 2).unwrap().spawn(|_, _| {}).unwrap();
+        let refused = serving.hand_over(Command::new("true"), BOUND).unwrap_err();
+        assert!(
+            matches!(refused, HandOverError::Group(found) if found == error),
+            "{refused}"
+        );
+    }
+}
+
+/// Starts `command` with these descriptors from 3 on, as systemd does.
+fn pass(command: &mut Command, given: Vec<RawFd>, names: &str) {
+    let count = given.len();
+    let arrange = move || {
+        // First out of each other's way.
+        let mut moved = [0; 8];
+        for (to, fd) in moved.iter_mut().zip(&given) {
+            // SAFETY: takes integers; the descriptors are open in this process.
+            *to = unsafe { libc::fcntl(*fd, libc::F_DUPFD, 100) };
+        }
+        for (to, fd) in (3..).zip(&moved[..given.len()]) {
+            // SAFETY: takes two integers; the new numbers have no CLOEXEC.
+            unsafe { libc::dup2(*fd, to) };
+            // SAFETY: the copy is this block's.
+            unsafe { libc::close(*fd) };
+        }
+        Ok(())
+    };
+    // SAFETY: makes system calls alone.
+    unsafe { command.pre_exec(arrange) };
+    // The pid is known only to the child: a shell says it and becomes the program.
+    command
+        .env("LISTEN_FDS", count.to_string())
+        .env("LISTEN_FDNAMES", names);
+}
+
+/// `serve` behind a shell that sets `LISTEN_PID`.
+fn activated(args: &str) -> Command {
+    let program = env!("CARGO_BIN_EXE_reuseport");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("LISTEN_PID=$$ exec {program} serve {args}")]);
+    shell.stdout(std::process::Stdio::piped());
+    shell
+}
+
+#[test]
+fn systemds_listeners_are_served_and_left_as_they_are() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let directory = support::scratch("notify");
+    let notify = UnixDatagram::bind(directory.join("socket")).unwrap();
+    let mut serve = activated("--acceptors 3");
+    pass(&mut serve, vec![listener.as_raw_fd()], "http");
+    let server = Server::from(serve.env("NOTIFY_SOCKET", directory.join("socket")));
+    assert_eq!(server.address, listener.local_addr().unwrap());
+    let mut state = [0; 64];
+    notify.set_read_timeout(Some(BOUND)).unwrap();
+    let length = notify.recv(&mut state).unwrap();
+    assert_eq!(&state[..length], b"READY=1");
+    (0..30).for_each(|_| _ = visit(server.address));
+    server.signal(libc::SIGTERM);
+    let (code, out, err) = server.end();
+    assert_eq!((code, out.lines().count()), (Some(0), 30), "{err}");
+    assert_eq!(err.matches("acceptor ").count(), 3, "three share it: {err}");
+    // The service has ended; what comes now waits for the next.
+    let waiting = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let mut serve = activated("");
+    pass(&mut serve, vec![listener.as_raw_fd()], "http");
+    let server = Server::from(&mut serve);
+    (&waiting)
+        .read_exact(&mut [0])
+        .expect_err("served to its end");
+    drop(server);
+}
+
+#[test]
+fn several_reuseport_listeners_of_systemd_are_one_group() {
+    let first = Listener::bind(([127, 0, 0, 1], 0)).unwrap();
+    let address = first.local_addr().unwrap();
+    let second = Listener::bind(address).unwrap();
+    let mut serve = activated("");
+    pass(
+        &mut serve,
+        vec![first.as_raw_fd(), second.as_raw_fd()],
+        "http:http",
+    );
+    let server = Server::from(&mut serve);
+    assert_eq!(server.address, address);
+    (0..200).for_each(|_| _ = visit(address));
+    server.signal(libc::SIGHUP); // not theirs to hand over
+    server.signal(libc::SIGTERM);
+    let (code, out, err) = server.end();
+    assert_eq!((code, out.lines().count()), (Some(0), 200), "{err}");
+    // One of two has none of 200 with a chance of 2 * (1/2)^200.
+    assert!(
+        out.contains("acceptor 0\n") && out.contains("acceptor 1\n"),
+        "{out}"
+    );
+}
+
+#[test]
+fn what_is_no_listener_is_refused() {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (pipe, _other) = UnixStream::pair().unwrap();
+    let (connected, _listener) = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        (
+            TcpStream::connect(listener.local_addr().unwrap()).unwrap(),
+            listener,
+        )
+    };
+    let fds = [
+        udp.into_raw_fd(),
+        pipe.into_raw_fd(),
+        connected.into_raw_fd(),
+    ];
+    for fd in fds {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut serve = activated("");
+        pass(&mut serve, vec![listener.as_raw_fd(), fd], "a:b");
+        let done = serve.output().unwrap();
+        let err = text(&done.stderr);
+        assert_eq!(
+            (done.status.code(), err.lines().count()),
+            (Some(1), 1),
+            "{err}"
+        );
+        assert!(err.contains("descriptor 4 is no TCP listener"), "{err}");
+    }
+    let mut nonsense = activated("");
+    let done = nonsense.env("LISTEN_FDS", "many").output().unwrap();
+    assert!(
+        text(&done.stderr).contains("LISTEN_FDS is not a number"),
+        "{done:?}"
+    );
+}
+
+#[test]
+fn variables_for_another_process_are_none_of_ours() {
+    let mut serve = reuseport(&["serve", "--addr", "127.0.0.1:0"]);
+    let server = Server::from(serve.env("LISTEN_PID", "1").env("LISTEN_FDS", "1"));
+    visit(server.address);
+    let (code, _, _) = run(&["demo", "--addr", "127.0.0.1:0"]);
+    assert_eq!(code, 0);
+    assert!(
+        Group::from_env().unwrap().is_empty(),
+        "this process was passed none"
+    );
+    let _: SocketAddr = server.address;
+}
