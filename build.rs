@@ -21,10 +21,6 @@ fn main() {
     for cfg in ["balances", "reuseport_lb", "linux_kernel", "accept4"] {
         println!("cargo::rustc-check-cfg=cfg({cfg})");
     }
-    // Faults put in on purpose: the tests are seen to find them (.ci/run).
-    println!(
-        "cargo::rustc-check-cfg=cfg(seeded, values(\"no_steer\", \"no_drain\", \"early_close\"))"
-    );
     // Faults put in on purpose: .ci/run sees the tests find them.
     println!(
         "cargo::rustc-check-cfg=cfg(seeded, values(\"no_steer\", \"no_drain\", \"early_close\"))"

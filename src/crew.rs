@@ -1,19 +1,17 @@
 //! The acceptors of a group: how each waits, how it is woken, and the order that the kernel keeps.
 
 use core::mem;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::collections::VecDeque;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::Builder;
 use std::{boxed::Box, io, vec::Vec};
 
-use crate::acceptors::{Acceptor, Count, Leave, Next, Seat, Stop};
-use crate::error::{Call, Error, check};
-use crate::listener::{Connection, Listener};
+use crate::acceptors::{Acceptor, Count, Seat, Stop};
 #[cfg(linux_kernel)]
-use crate::sys;
+use crate::alone::{Alone, Flags};
+use crate::error::{Call, Error};
+use crate::listener::{Connection, Listener};
+use crate::polling::Polling;
 
 /// Every acceptor at work, in index order: where one leaves, the last takes its place, as in the
 /// kernel's own array.
@@ -40,15 +38,6 @@ pub(crate) enum Exit {
     ShutDown(Arc<Flags>),
     /// It polls the other end of this, which hangs up.
     HangUp(UnixStream),
-}
-
-/// What the acceptor of a listener that is about to be shut down has to know.
-#[derive(Default)]
-pub(crate) struct Flags {
-    /// The listener has a packet filter, which its connections inherit.
-    pub(crate) filtered: AtomicBool,
-    /// What waited when the listener was shut down.
-    waiting: Mutex<VecDeque<Connection>>,
 }
 
 /// Where connections come from.
@@ -119,7 +108,7 @@ impl Way {
         #[cfg(linux_kernel)]
         if !inherited {
             let flags = Arc::new(Flags::default());
-            let source = Source::Alone(Alone(Arc::clone(&flags)));
+            let source = Source::Alone(Alone::new(Arc::clone(&flags)));
             return Ok(Way {
                 source,
                 exit: Exit::ShutDown(flags),
@@ -128,10 +117,7 @@ impl Way {
         let errno = |error: io::Error| error.raw_os_error().unwrap_or_default();
         let pair = UnixStream::pair();
         let (near, far) = pair.map_err(|error| Error::new(Call::SocketPair, errno(error)))?;
-        let source = Source::Polling(Polling {
-            hung_up: far,
-            inherited,
-        });
+        let source = Source::Polling(Polling::new(far, inherited));
         Ok(Way {
             source,
             exit: Exit::HangUp(near),
@@ -142,75 +128,6 @@ impl Way {
     pub(crate) const fn polls(inherited: bool) -> bool {
         inherited || cfg!(not(linux_kernel))
     }
-}
-
-/// Two system calls a connection: a blocking `accept` and the `close`.
-#[cfg(linux_kernel)]
-struct Alone(Arc<Flags>);
-
-#[cfg(linux_kernel)]
-impl Next for Alone {
-    fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
-        loop {
-            match seat.accept(&seat.listener) {
-                Ok(Some(connection)) => {
-                    if self.0.filtered.load(Relaxed) {
-                        connection.unfilter();
-                    }
-                    return Ok(connection);
-                }
-                Ok(None) => {}
-                Err(Leave) => return self.0.taken().pop_front().ok_or(Leave),
-            }
-        }
-    }
-}
-
-#[cfg(linux_kernel)]
-impl Flags {
-    /// What was taken from the queue for the acceptor.
-    pub(crate) fn taken(&self) -> MutexGuard<'_, VecDeque<Connection>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Three: `poll`, `accept`, `close`. For listeners that somebody else holds too, which must not be
-/// shut down; and for kernels where that would wake nobody.
-struct Polling {
-    hung_up: UnixStream,
-    inherited: bool,
-}
-
-impl Next for Polling {
-    fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
-        let row = |fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let mut rows = [row(seat.listener.raw()), row(self.hung_up.as_raw_fd())];
-        loop {
-            // SAFETY: two rows, readable and writable; the descriptors are open.
-            let result = unsafe { libc::poll(rows.as_mut_ptr(), 2, -1) };
-            let [listener, hung_up] = rows;
-            let leaving = check(Call::Poll, result).is_ok() && hung_up.revents != 0;
-            // What waits on an inherited listener is for those who hold it on.
-            if leaving && (self.inherited || listener.revents == 0) {
-                return Err(Leave);
-            }
-            if let Some(connection) = seat.accept(&seat.listener)? {
-                return Ok(connection);
-            }
-        }
-    }
-}
-
-/// Takes a listener that nobody else holds out of its group, and wakes who waits there.
-#[cfg(linux_kernel)]
-pub(crate) fn shut_down(listener: &Listener) {
-    // It fails where it has been done before.
-    // SAFETY: the descriptor is the listener's.
-    _ = unsafe { sys::shutdown(listener.raw(), sys::SHUT_RD) };
 }
 
 impl Post {

@@ -15,7 +15,6 @@
 //! there the filter alone turns new clients away. Their SYN is sent again after a second, and then
 //! finds another server, or none.
 
-use core::mem;
 use core::time::Duration;
 use std::time::Instant;
 use std::{thread, vec::Vec};
@@ -25,7 +24,7 @@ use crate::crew::{Exit, Post};
 use crate::group::GroupError;
 use crate::serving::{Plans, Serving};
 #[cfg(linux_kernel)]
-use crate::{crew, diag, error::Error, steering};
+use crate::{alone, crew, diag, error::Error, steering};
 
 /// Between two looks at what is waited for.
 const BEAT: Duration = Duration::from_millis(1);
@@ -118,7 +117,7 @@ impl Serving {
         for post in indexes.iter().filter_map(|index| crew.posts.get(*index)) {
             post.acceptor.seat.stop.request();
             #[cfg(seeded = "early_close")]
-            crew::shut_down(post.listener());
+            alone::shut_down(post.listener());
         }
         drop(crew);
         if plans.site.inherited || cfg!(seeded = "no_drain") {
@@ -130,7 +129,7 @@ impl Serving {
             let halfway = begun + deadline.saturating_duration_since(begun) / 2;
             let mut helped = false;
             while Instant::now() < deadline && !self.nothing_waits(indexes) {
-                if Instant::now() > halfway && !mem::replace(&mut helped, true) {
+                if Instant::now() > halfway && !core::mem::replace(&mut helped, true) {
                     self.help(plans, indexes);
                 }
                 thread::sleep(BEAT);
@@ -184,7 +183,7 @@ impl Post {
                         waiting.push_back(connection);
                     }
                 }
-                crew::shut_down(self.listener());
+                alone::shut_down(self.listener());
             }
             Exit::HangUp(near) => _ = near.shutdown(std::net::Shutdown::Both),
         }

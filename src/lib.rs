@@ -39,8 +39,12 @@
 //!    kernel's place; how many connections wait.
 //! 8. `group.rs`, `claim.rs` (feature `std`): `Group`, listeners made together, on a port that no
 //!    other program has, or deliberately on one that it has.
-//! 9. `serving.rs` (feature `std`): `Serving`, a group with its acceptors at work.
-//! 10. `diag.rs` (the kernel's list of sockets), `cpus.rs` (pinning), `interop.rs` (conversions
+//! 9. `serving.rs`, `crew.rs`, `alone.rs`, `polling.rs` (feature `std`): `Serving`, a group with its
+//!    acceptors at work; how they wait, and how they are woken.
+//! 10. `drain.rs` (feature `std`): how members leave without losing a connection.
+//! 11. `inherit.rs`, `handover.rs` (feature `std`): listeners from systemd, or from the process
+//!     whose place this one takes.
+//! 12. `diag.rs` (the kernel's list of sockets), `cpus.rs` (pinning), `interop.rs` (conversions
 //!     to and from the standard library's types): feature `std`.
 //!
 //! # Without the standard library
@@ -57,6 +61,8 @@ extern crate std;
 #[cfg(feature = "std")]
 mod acceptors;
 mod address;
+#[cfg(all(feature = "std", linux_kernel))]
+mod alone;
 #[cfg(not(accept4))]
 mod apple;
 #[cfg(feature = "std")]
@@ -80,6 +86,8 @@ mod inherit;
 mod interop;
 mod listener;
 mod options;
+#[cfg(feature = "std")]
+mod polling;
 mod queue;
 #[cfg(feature = "std")]
 mod serving;
