@@ -189,6 +189,7 @@ impl Group {
         if self.site.inherited {
             return Err(GroupError::Inherited);
         }
+        steering.check(self.listeners.len())?;
         let before = self.site.options.set_steering(steering)?;
         #[cfg(linux_kernel)]
         if let [first, _, ..] = self.listeners.as_slice() {
@@ -243,7 +244,8 @@ impl Site {
             Steering::Random => member.steer(&steering::random(count)),
             Steering::Except(index) => match u32::try_from(index) {
                 Ok(index) if index < count => member.steer(&steering::except(count, index)),
-                _ => return Err(GroupError::NoSuchMember),
+                // It has left since: none is excepted.
+                _ => member.steer(&steering::random(count)),
             },
             Steering::Cpu => Cpus::allowed().and_then(|cpus| {
                 let cpus = cpus.numbers();
@@ -284,4 +286,14 @@ pub enum Steering {
     Random,
     /// Any but the member with this index, at random.
     Except(usize),
+}
+
+impl Steering {
+    /// Whether it makes sense among so many.
+    pub(crate) fn check(self, members: usize) -> Result<(), GroupError> {
+        match self {
+            Steering::Except(index) if index >= members => Err(GroupError::NoSuchMember),
+            _ => Ok(()),
+        }
+    }
 }

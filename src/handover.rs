@@ -7,7 +7,8 @@
 //! each hole, ends with the fresh ones in their order.
 //!
 //! They are passed in the way of `sd_listen_fds(3)`: descriptors from 3 on, told in `LISTEN_FDS`,
-//! `LISTEN_PID` and `LISTEN_FDNAMES`. The successor takes them by [`Group::from_env`](crate::Group::from_env).
+//! `LISTEN_PID` and `LISTEN_FDNAMES`. The successor takes them by
+//! [`Group::from_env`](crate::Group::from_env).
 
 use core::ffi::{c_char, c_int};
 use core::fmt;
@@ -31,8 +32,8 @@ impl Serving {
     /// come by then handled here. Afterwards this has no members: [`stop`](Self::stop) has only
     /// the tally left to tell, and handlers that still run.
     ///
-    /// The successor takes its group by [`Group::from_env`](crate::Group::from_env), with as many members as here, and is
-    /// ready once it has spawned its acceptors. If it is not within `patience` it is killed, and
+    /// The successor takes its group by [`Group::from_env`](crate::Group::from_env), with as many
+    /// members as here, and is ready once it has spawned its acceptors. If it is not within `patience` it is killed, and
     /// all is as it was. That is also so if it ends before.
     ///
     /// The environment of `command` must be untouched: the successor has this process's own.

@@ -182,6 +182,7 @@ impl Serving {
         if plans.site.inherited {
             return Err(GroupError::Inherited);
         }
+        steering.check(self.crew().posts.len())?;
         let before = plans.site.options.set_steering(steering)?;
         let steered = self.steer_all(&plans);
         if steered.is_err() {

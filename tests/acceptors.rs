@@ -258,3 +258,17 @@ fn without_descriptors_it_waits_and_then_serves_all() {
     let rest: Vec<_> = lines.map(Result::unwrap).collect();
     assert!(server.wait().unwrap().success(), "{rest:#?}");
 }
+
+#[test]
+#[ignore = "a race on purpose, which .ci/sanitize sees reported"]
+fn races() {
+    static mut SHARED: usize = 0;
+    let (listeners, address) = listeners(2);
+    let acceptors = Acceptors::spawn(listeners, |_, _| {
+        // SAFETY: there is none: two threads write what neither guards.
+        unsafe { SHARED += 1 };
+    })
+    .unwrap();
+    (0..100).for_each(|_| _ = visit(address));
+    acceptors.stop();
+}

@@ -103,37 +103,51 @@ fn the_index_order_of_the_successor_is_its_own() {
 }
 
 #[test]
-fn a_successor_that_fails_changes_nothing() {
+#[ignore = "a role that another test plays in a process of its own"]
+fn tries_to_hand_over() {
     for members in [1, 3] {
         let group = Group::bind(([127, 0, 0, 1], 0), members).unwrap();
         let address = group.local_addr();
         let serving = group
             .spawn(|_, connection| _ = connection.send(b"x"))
             .unwrap();
-        let descriptors = support::descriptors("self");
-        let patience = Duration::from_millis(200);
-        let failed = serving.hand_over(Command::new("true"), BOUND).unwrap_err();
-        assert!(matches!(failed, HandOverError::Ended), "{failed}");
+        let descriptors = || {
+            // The sanitizers' own are opened once; those of closed connections go on their own.
+            (0..50).for_each(|_| assert_eq!(visit(address), "x"));
+            support::descriptors("self")
+        };
+        let ends = || serving.hand_over(Command::new("true"), BOUND).unwrap_err();
+        assert!(matches!(ends(), HandOverError::Ended));
+        let before = descriptors();
+        assert!(matches!(ends(), HandOverError::Ended));
         let failed = serving
             .hand_over(Command::new("/no/such/program"), BOUND)
             .unwrap_err();
         assert!(matches!(failed, HandOverError::Spawn(_)), "{failed}");
         let mut sleep = Command::new("sleep");
         sleep.arg("1000");
-        let failed = serving.hand_over(sleep, patience).unwrap_err();
+        let failed = serving
+            .hand_over(sleep, Duration::from_millis(200))
+            .unwrap_err();
         assert!(matches!(failed, HandOverError::Late), "{failed}");
         let mut changed = Command::new("true");
         changed.env("COLOUR", "blue");
         let failed = serving.hand_over(changed, BOUND).unwrap_err();
         assert!(matches!(failed, HandOverError::Environment), "{failed}");
         assert_eq!(serving.members().len(), members);
-        (0..50).for_each(|_| assert_eq!(visit(address), "x"));
-        // Other tests of this process come and go.
-        wait_until("nothing is left open", || {
-            support::descriptors("self") <= descriptors
-        });
+        wait_until("nothing is left open", || descriptors() == before);
         serving.stop(BOUND);
     }
+}
+
+#[test]
+fn a_successor_that_fails_changes_nothing() {
+    let played = support::role("tries_to_hand_over").output().unwrap();
+    assert!(played.status.success(), "{}", text(&played.stdout));
+    assert!(
+        text(&played.stdout).contains("1 passed"),
+        "the role was not played"
+    );
 }
 
 #[test]
