@@ -33,10 +33,20 @@ pub(crate) struct Socket {
 /// All sockets in `state` on the local `port`, of both families.
 pub(crate) fn sockets(state: State, port: u16) -> Result<Vec<Socket>, Error> {
     let mut found = Vec::new();
-    for family in [AF_INET, AF_INET6] {
-        dump(family, state, port, &mut found)?;
-    }
+    dump(AF_INET, state, port, &mut found)?;
+    dump(AF_INET6, state, port, &mut found)?;
     Ok(found)
+}
+
+/// The peers of the handshakes under way on `local`'s port, which may be IPv4 ones for an IPv6
+/// socket too. The kernel walks all its connections for each family, those in `TIME_WAIT` as well.
+pub(crate) fn handshakes(local: SocketAddr) -> Result<Vec<SocketAddr>, Error> {
+    let mut found = Vec::new();
+    dump(AF_INET, State::SynRecv, local.port(), &mut found)?;
+    if local.is_ipv6() {
+        dump(AF_INET6, State::SynRecv, local.port(), &mut found)?;
+    }
+    Ok(found.into_iter().map(|socket| socket.remote).collect())
 }
 
 // linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h

@@ -15,6 +15,7 @@
 //! there the filter alone turns new clients away. Their SYN is sent again after a second, and then
 //! finds another server, or none.
 
+use core::net::SocketAddr;
 use core::time::Duration;
 use std::time::Instant;
 use std::{thread, vec::Vec};
@@ -24,7 +25,7 @@ use crate::crew::{Exit, Post};
 use crate::group::GroupError;
 use crate::serving::{Plans, Serving};
 #[cfg(linux_kernel)]
-use crate::{alone, crew, diag, error::Error, steering};
+use crate::{alone, crew, diag, steering};
 
 /// Between two looks at what is waited for.
 const BEAT: Duration = Duration::from_millis(1);
@@ -34,8 +35,8 @@ impl Serving {
     /// listener is closed. Returns what it did. No connection is lost.
     ///
     /// To replace a member, [`add`](Self::add) first. It takes as long as the slowest handshake
-    /// under way, at most the group's [`grace`](crate::GroupOptions::grace). A handler that then
-    /// still runs is left to finish alone ([`Count::running`]), and what waits behind it with it.
+    /// under way, with any member, and at most the group's [`grace`](crate::GroupOptions::grace): a
+    /// client that never answers costs the whole grace. A handler that then still runs is left to finish alone ([`Count::running`]), and what waits behind it with it.
     ///
     /// On Linux in one of some hundred cases a client connects a second late: if the newest member
     /// of an IPv4 group leaves, or the oldest of an IPv6 group. Elsewhere handshakes under way are
@@ -125,7 +126,7 @@ impl Serving {
         }
         #[cfg(linux_kernel)]
         {
-            wait_for_handshakes(self.local_addr().port(), deadline);
+            wait_for_handshakes(self.local_addr(), deadline);
             let halfway = begun + deadline.saturating_duration_since(begun) / 2;
             let mut helped = false;
             while Instant::now() < deadline && !self.nothing_waits(indexes) {
@@ -305,24 +306,22 @@ impl Serving {
     }
 }
 
-/// Waits until the handshakes that are under way on `port` have ended, at most until `deadline`.
+/// Waits until the handshakes that are under way on the group's port have ended, at most until
+/// `deadline`. The kernel does not tell which member began them, so all are awaited.
 #[cfg(linux_kernel)]
-fn wait_for_handshakes(port: u16, deadline: Instant) {
-    let half_open = || -> Result<Vec<_>, Error> {
-        let sockets = diag::sockets(diag::State::SynRecv, port)?;
-        Ok(sockets.into_iter().map(|socket| socket.remote).collect())
-    };
+fn wait_for_handshakes(local: SocketAddr, deadline: Instant) {
     // A SYN that was being looked up when the steering changed has become a handshake by now.
     thread::sleep(BEAT);
-    let Ok(begun) = half_open() else {
+    let Ok(begun) = diag::handshakes(local) else {
         // Nobody tells which there are.
         return thread::sleep(deadline.saturating_duration_since(Instant::now()));
     };
     loop {
         thread::sleep(BEAT);
-        let ended = half_open().is_ok_and(|now| !now.iter().any(|one| begun.contains(one)));
+        let now = diag::handshakes(local);
+        let ended = now.is_ok_and(|now| !now.iter().any(|one| begun.contains(one)));
         // Between its handshake's end and the queue a connection is in neither list for a moment:
-        // the sleep above is behind the look at the one, and before the look at the other.
+        // this sleep is behind the look at the one, and before the look at the other.
         if ended || Instant::now() >= deadline {
             return thread::sleep(BEAT);
         }

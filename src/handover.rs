@@ -33,8 +33,8 @@ impl Serving {
     /// the tally left to tell, and handlers that still run.
     ///
     /// The successor takes its group by [`Group::from_env`](crate::Group::from_env), with as many
-    /// members as here, and is ready once it has spawned its acceptors. If it is not within `patience` it is killed, and
-    /// all is as it was. That is also so if it ends before.
+    /// members as here, and is ready once it has spawned its acceptors. If it is not within
+    /// `patience` it is killed, and all is as it was. That is also so if it ends before.
     ///
     /// The environment of `command` must be untouched: the successor has this process's own.
     pub fn hand_over(&self, command: Command, patience: Duration) -> Result<Child, HandOverError> {

@@ -39,8 +39,8 @@
 //!    kernel's place; how many connections wait.
 //! 8. `group.rs`, `claim.rs` (feature `std`): `Group`, listeners made together, on a port that no
 //!    other program has, or deliberately on one that it has.
-//! 9. `serving.rs`, `crew.rs`, `alone.rs`, `polling.rs` (feature `std`): `Serving`, a group with its
-//!    acceptors at work; how they wait, and how they are woken.
+//! 9. `serving.rs`, `crew.rs`, `alone.rs`, `polling.rs` (feature `std`): `Serving`, a group with
+//!    its acceptors at work; how they wait, and how they are woken.
 //! 10. `drain.rs` (feature `std`): how members leave without losing a connection.
 //! 11. `inherit.rs`, `handover.rs` (feature `std`): listeners from systemd, or from the process
 //!     whose place this one takes.

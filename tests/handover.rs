@@ -9,21 +9,11 @@ use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
 use reuseport::{Group, GroupError, HandOverError, Listener};
 use support::{BOUND, Server, reuseport, run, text, visit, wait_until};
-
-/// Sends SIGHUP to the newest server and returns its successor's pid, once that serves.
-fn sighup(server: &mut Server, pid: i32) -> i32 {
-    // SAFETY: takes two integers; the process lives, for nothing has ended it.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGHUP) }, 0);
-    let said = server.read_stderr_until("handed over to pid ");
-    let next = said.split("handed over to pid ").nth(1).unwrap();
-    next.split_whitespace().next().unwrap().parse().unwrap()
-}
 
 /// Ends a server that is not a child of this process, but of one that has ended.
 fn end(pid: i32) {
@@ -33,47 +23,9 @@ fn end(pid: i32) {
 
 #[test]
 fn ten_hand_overs_under_load_lose_nobody() {
-    let mut server = Server::start(&["--quiet"]);
-    let address = server.address.to_string();
-    let done = AtomicBool::new(false);
-    let reports = thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let mut reports = Vec::new();
-            while !done.load(SeqCst) {
-                let few = ["connect", "--addr", &address, "--connections", "5000"];
-                let mut connect = reuseport(&few);
-                let connect = connect.args(["--concurrency", "8"]).output().unwrap();
-                reports.push((connect.status.code(), text(&connect.stdout).to_owned()));
-            }
-            reports
-        });
-        let mut pid = server.pid();
-        for _ in 0..10 {
-            pid = sighup(&mut server, pid);
-        }
-        wait_until("the first server has ended", || {
-            server.child.try_wait().unwrap().is_some()
-        });
-        done.store(true, SeqCst);
-        let reports = load.join().unwrap();
-        visit(server.address);
-        end(pid);
-        reports
+    support::ten_hand_overs(Server::start(&["--quiet"]), |connect| {
+        connect.output().unwrap()
     });
-    for (code, report) in reports {
-        assert_eq!(code, Some(0), "{report}");
-        let longest = report
-            .split("max ")
-            .nth(1)
-            .unwrap()
-            .split(' ')
-            .next()
-            .unwrap();
-        assert!(
-            longest.parse::<f64>().unwrap() < 900.0,
-            "a SYN was dropped: {report}"
-        );
-    }
 }
 
 #[test]
@@ -84,7 +36,7 @@ fn the_index_order_of_the_successor_is_its_own() {
     let mut server = Server::start(&["--steer", "cpu", "--acceptors", "2"]);
     let address = server.address;
     let pid = server.pid();
-    let pid = sighup(&mut server, pid);
+    let pid = server.hand_over(pid);
     let mut stdout = std::io::BufReader::new(server.child.stdout.take().unwrap());
     for (index, cpu) in cpus.into_iter().enumerate().take(2) {
         thread::spawn(move || {

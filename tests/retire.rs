@@ -7,66 +7,72 @@ mod support;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use load::{Load, Report};
-use reuseport::{Acceptors, Connection, Group, GroupError, Listener, Serving};
-
-/// Reads the client's byte and answers it.
-fn answer(connection: &Connection) {
-    if connection.recv(&mut [0]) == Ok(1) {
-        _ = connection.send(b"!");
-    }
-}
+use load::{Load, Report, answer, churn};
+use reuseport::{Acceptors, Group, GroupError, Listener, Serving};
 
 fn serve(ip: IpAddr, members: usize) -> Serving {
-    let group = Group::bind((ip, 0), members).unwrap();
+    // A busy machine may take long.
+    let group = Group::options()
+        .grace(support::BOUND)
+        .bind((ip, 0), members)
+        .unwrap();
     group.spawn(|_, connection| answer(&connection)).unwrap()
 }
 
-/// Replaces members, add first, the oldest but `kept` first, until `times` have left.
-fn churn(serving: &Serving, kept: usize, times: usize) {
-    for _ in 0..times {
-        serving.add().unwrap();
-        let mut ids: Vec<_> = serving
-            .members()
-            .iter()
-            .map(|member| member.count.acceptor)
-            .collect();
-        ids.sort_unstable();
-        let count = serving.retire(ids[kept]).unwrap();
-        assert!(
-            !count.running && count.failed.is_none() && count.panicked == 0,
-            "{count:?}"
-        );
-    }
-}
-
-fn churn_under_load(ip: IpAddr, kept: usize, times: usize, clients: usize) -> Report {
+/// Replaces members under load while `goes_on`, which is told how many have left and how many
+/// clients were served. The load's report, and how many left.
+fn churn_under_load(
+    ip: IpAddr,
+    kept: usize,
+    clients: usize,
+    goes_on: impl Fn(usize, usize) -> bool,
+) -> (Report, usize) {
     let serving = serve(ip, 4);
     let load = Load::start(serving.local_addr(), clients);
     support::wait_until("the load is on", || load.made() > 100);
-    churn(&serving, kept, times);
+    let took = churn(&serving, kept, |retired| goes_on(retired, load.made()));
     let report = load.stop();
     let counts = serving.stop(support::BOUND);
     let accepted: usize = counts.iter().map(|count| count.accepted).sum();
-    assert_eq!(counts.len(), 4 + times);
+    assert_eq!(counts.len(), 4 + took.len());
     assert!(
         accepted >= report.made,
         "{accepted} accepted, {} made",
         report.made
     );
-    report
+    (report, took.len())
 }
+
+/// Both families, and which of the members stays: the kernel's lists are in opposite order.
+const FAMILIES: [(IpAddr, usize); 2] = [
+    (IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
+    (IpAddr::V6(Ipv6Addr::LOCALHOST), 1),
+];
 
 #[test]
 fn nothing_is_lost_while_members_are_replaced() {
-    for (ip, kept) in [
-        (Ipv4Addr::LOCALHOST.into(), 0),
-        (Ipv6Addr::LOCALHOST.into(), 1),
-    ] {
-        let report = churn_under_load(ip, kept, 250, 16);
-        println!("{ip}: {report:?}");
+    for (ip, kept) in FAMILIES {
+        let (report, retired) = churn_under_load(ip, kept, 16, |retired, _| retired < 250);
+        report.say(&ip.to_string(), retired);
         assert_eq!(report.lost(), 0, "{report:?}");
     }
+}
+
+#[test]
+#[ignore = "the long form: cargo test --release --test retire -- --ignored --nocapture"]
+fn nothing_is_lost_in_a_million_connections() {
+    let mut both = Report::default();
+    let mut retirements = 0;
+    for (ip, kept) in FAMILIES {
+        let goes_on = |retired, made| retired < 1_000 || made < 500_000;
+        let (report, retired) = churn_under_load(ip, kept, 16, goes_on);
+        report.say(&ip.to_string(), retired);
+        both.add(report);
+        retirements += retired;
+    }
+    both.say("in all", retirements);
+    assert!(both.made >= 1_000_000 && retirements >= 2_000);
+    assert!(both.lost() < 2, "{both:?}");
 }
 
 #[test]

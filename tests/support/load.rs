@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use reuseport::{Connection, Serving};
+
 /// A SYN that was dropped is sent again after a second.
 pub const LATE: Duration = Duration::from_millis(900);
 
@@ -30,6 +32,26 @@ pub struct Report {
 impl Report {
     pub fn lost(&self) -> usize {
         self.lost.values().sum()
+    }
+
+    pub fn add(&mut self, other: Report) {
+        self.made += other.made;
+        self.late += other.late;
+        self.longest = self.longest.max(other.longest);
+        for (what, times) in other.lost {
+            *self.lost.entry(what).or_default() += times;
+        }
+    }
+
+    /// Says what so many retirements have proved, at 95 %: 0 lost in N is a rate below 3/N.
+    pub fn say(&self, what: &str, retirements: usize) {
+        let lost = self.lost();
+        let below = [3.0, 4.8].get(lost).map_or(String::new(), |most| {
+            let retirements = u32::try_from(retirements).expect("not that many");
+            let rate = most / f64::from(retirements);
+            format!("; below {rate:.5} a retirement (95 %)")
+        });
+        println!("{what}: {lost} lost in {retirements} retirements{below}: {self:?}");
     }
 }
 
@@ -76,13 +98,7 @@ impl Load {
         self.end.store(true, Relaxed);
         let mut all = Report::default();
         for client in self.clients {
-            let report = client.join().unwrap();
-            all.made += report.made;
-            all.late += report.late;
-            all.longest = all.longest.max(report.longest);
-            for (what, times) in report.lost {
-                *all.lost.entry(what).or_default() += times;
-            }
+            all.add(client.join().unwrap());
         }
         all
     }
@@ -121,4 +137,38 @@ fn visit(address: SocketAddr) -> Result<(), String> {
     } else {
         Err(format!("answered {answer:?}"))
     }
+}
+
+/// The server's part: reads the client's byte and answers it.
+pub fn answer(connection: &Connection) {
+    if connection.recv(&mut [0]) == Ok(1) {
+        _ = connection.send(b"!");
+    }
+}
+
+/// Replaces members, add first, the oldest but `kept` first, while `goes_on`, which is told how
+/// many have left. How long each retirement took.
+pub fn churn(
+    serving: &Serving,
+    kept: usize,
+    mut goes_on: impl FnMut(usize) -> bool,
+) -> Vec<Duration> {
+    let mut took = Vec::new();
+    while goes_on(took.len()) {
+        serving.add().unwrap();
+        let mut ids: Vec<_> = serving
+            .members()
+            .iter()
+            .map(|member| member.count.acceptor)
+            .collect();
+        ids.sort_unstable();
+        let begun = Instant::now();
+        let count = serving.retire(ids[kept]).unwrap();
+        took.push(begun.elapsed());
+        assert!(
+            !count.running && count.failed.is_none() && count.panicked == 0,
+            "{count:?}"
+        );
+    }
+    took
 }

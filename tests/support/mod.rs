@@ -163,6 +163,20 @@ impl Server {
         all
     }
 
+    /// Has the newest process of this server, `pid`, hand over; returns the pid of the successor.
+    #[track_caller]
+    pub fn hand_over(&mut self, pid: i32) -> i32 {
+        // SAFETY: takes two integers; the process lives, for nothing has ended it.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGHUP) }, 0);
+        let said = self.read_stderr_until("handed over to pid ");
+        let next = said.split("handed over to pid ").nth(1).expect("a pid");
+        next.split_whitespace()
+            .next()
+            .expect("a pid")
+            .parse()
+            .expect("a pid")
+    }
+
     /// Waits for its end: exit code, stdout, what was left of stderr.
     #[track_caller]
     pub fn end(mut self) -> (Option<i32>, String, String) {
@@ -315,4 +329,45 @@ pub fn listeners(n: usize) -> (Vec<reuseport::Listener>, SocketAddr) {
     let address = first.local_addr().expect("an address");
     let others = (1..n).map(|_| reuseport::Listener::bind(address).expect("a sibling"));
     (std::iter::once(first).chain(others).collect(), address)
+}
+
+/// Ten hand-overs while clients come, all through `connect`, which is run by `client`. Nobody may
+/// be lost, or a second late.
+#[track_caller]
+pub fn ten_hand_overs(mut server: Server, client: impl Fn(&mut Command) -> Output + Sync) {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    let done = AtomicBool::new(false);
+    let address = server.address.to_string();
+    let reports = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut reports = Vec::new();
+            while !done.load(SeqCst) {
+                let mut connect = reuseport(&["connect", "--addr", &address, "--concurrency", "8"]);
+                let report = client(connect.args(["--connections", "200"]));
+                reports.push((report.status.code(), text(&report.stdout).to_owned()));
+            }
+            reports
+        });
+        let mut pid = server.pid();
+        for _ in 0..10 {
+            pid = server.hand_over(pid);
+        }
+        wait_until("the first has ended", || {
+            server.child.try_wait().expect("it").is_some()
+        });
+        done.store(true, SeqCst);
+        let reports = load.join().expect("the load");
+        // SAFETY: takes two integers; the last successor lives, for nothing has ended it.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        reports
+    });
+    for (code, report) in reports {
+        assert_eq!(code, Some(0), "{report}");
+        let longest = report
+            .split("max ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next());
+        let longest: f64 = longest.expect("a duration").parse().expect("a number");
+        assert!(longest < 900.0, "somebody was late: {report}");
+    }
 }

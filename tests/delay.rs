@@ -1,0 +1,149 @@
+//! Members come and go where a handshake takes a real round-trip time, and no connection is lost.
+//!
+//! On the loopback a handshake is over before anyone can close its listener, so that only a wire
+//! with a delay shows whether a retirement waits for those under way.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+#[path = "support/load.rs"]
+mod load;
+mod support;
+#[path = "support/wire.rs"]
+mod wire;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use load::{Load, answer, churn};
+use reuseport::{Acceptors, Group, Listener};
+use wire::{SERVER, Wire};
+
+/// As far as the next town, and as the other side of an ocean.
+const NEAR: Duration = Duration::from_millis(20);
+const FAR: Duration = Duration::from_millis(80);
+
+/// One wire at a time: its threads must not wait for a CPU, or the delay is not what it should be.
+static ONE: Mutex<()> = Mutex::new(());
+
+fn wire(round_trip: Duration) -> Option<(Wire, MutexGuard<'static, ()>)> {
+    let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let wire = Wire::new(round_trip);
+    if let Err(error) = &wire {
+        support::skip(&format!("no namespaces with TUN devices: {error}"));
+    }
+    Some((wire.ok()?, one))
+}
+
+/// Clients at the far end of the wire. A visit takes two round trips, and they begin spread over
+/// that time: in step, they would all shake hands at once and then for a while none would.
+fn start(wire: &Wire, round_trip: Duration, address: SocketAddr, clients: u32) -> Load {
+    let (client, begun) = (wire.client.clone(), Arc::new(AtomicU32::new(0)));
+    let enter = move || {
+        client.enter();
+        thread::sleep(2 * round_trip * begun.fetch_add(1, Relaxed) / clients);
+    };
+    let clients = clients as usize;
+    let load = Load::start_in(address, clients, enter);
+    support::wait_until("the load is on", || load.made() > 2 * clients);
+    load
+}
+
+/// Replaces members under load while `goes_on`, which is told how many have left and how many
+/// clients were served. Says what came of it; fails if more than `most` clients were lost.
+fn churn_over(
+    round_trip: Duration,
+    clients: u32,
+    most: usize,
+    goes_on: impl Fn(usize, usize) -> bool + Sync,
+) {
+    let Some((wire, _one)) = wire(round_trip) else {
+        return;
+    };
+    let (report, mut took) = wire.server.inside(|| {
+        // A busy machine may take long.
+        let patient = Group::options().grace(support::BOUND);
+        let group = patient.bind((SERVER, 0), 4).unwrap();
+        let serving = group.spawn(|_, connection| answer(&connection)).unwrap();
+        let load = start(&wire, round_trip, serving.local_addr(), clients);
+        let took = churn(&serving, 0, |retired| goes_on(retired, load.made()));
+        let report = load.stop();
+        let counts = serving.stop(support::BOUND);
+        assert_eq!(counts.len(), 4 + took.len());
+        let accepted: usize = counts.iter().map(|count| count.accepted).sum();
+        assert!(accepted >= report.made, "{accepted} accepted, {report:?}");
+        (report, took)
+    });
+    report.say(&format!("{round_trip:?}"), took.len());
+    assert_eq!(wire.lost(), 0, "packets");
+    assert!(report.lost() <= most, "{report:?}");
+    took.sort_unstable();
+    let median = took[took.len() / 2];
+    println!(
+        "a retirement took {median:?}, at most {:?}",
+        took[took.len() - 1]
+    );
+    // Of so many handshakes under way, some have most of their way before them.
+    assert!(median >= round_trip / 2, "{median:?}: it did not wait");
+}
+
+#[test]
+fn nothing_is_lost_over_a_round_trip() {
+    churn_over(NEAR, 64, 0, |retired, _| retired < 100);
+    churn_over(FAR, 64, 0, |retired, _| retired < 40);
+}
+
+#[test]
+#[ignore = "the long form: cargo test --release --test delay -- --ignored --nocapture"]
+fn nothing_is_lost_in_50_000_connections_over_a_round_trip() {
+    for round_trip in [NEAR, FAR] {
+        churn_over(round_trip, 256, 1, |retired, made| {
+            retired < 200 || made < 50_000
+        });
+    }
+}
+
+#[test]
+fn a_plain_close_loses_some_over_a_round_trip() {
+    // The control: without it the tests above could not fail.
+    for (round_trip, times) in [(NEAR, 20), (FAR, 10)] {
+        let Some((wire, _one)) = wire(round_trip) else {
+            return;
+        };
+        let report = wire.server.inside(|| {
+            let first = Listener::bind((SERVER, 0)).unwrap();
+            let address = first.local_addr().unwrap();
+            let serve = |listener| Acceptors::spawn(vec![listener], |_, c| answer(&c)).unwrap();
+            let mut members = VecDeque::from([serve(first)]);
+            members.extend((1..4).map(|_| serve(Listener::bind(address).unwrap())));
+            let load = start(&wire, round_trip, address, 64);
+            for _ in 0..times {
+                members.push_back(serve(Listener::bind(address).unwrap()));
+                let made = load.made();
+                support::wait_until("they have their share", || load.made() > made + 64);
+                members.pop_front().unwrap().stop();
+            }
+            load.stop()
+        });
+        assert_eq!(wire.lost(), 0, "packets: {report:?}");
+        println!("{round_trip:?}: {times} closed: {report:?}");
+        assert!(report.lost() >= 10, "{report:?}");
+    }
+}
+
+#[test]
+fn hand_overs_over_a_round_trip_lose_nobody() {
+    let Some((wire, _one)) = wire(NEAR) else {
+        return;
+    };
+    let any = SocketAddr::from((SERVER, 0)).to_string();
+    let server = wire
+        .server
+        .inside(|| support::Server::start(&["--quiet", "--addr", &any]));
+    support::ten_hand_overs(server, |connect| {
+        wire.client.inside(|| connect.output().unwrap())
+    });
+    assert_eq!(wire.lost(), 0, "packets");
+}
