@@ -36,7 +36,8 @@ impl Serving {
     ///
     /// To replace a member, [`add`](Self::add) first. It takes as long as the slowest handshake
     /// under way, with any member, and at most the group's [`grace`](crate::GroupOptions::grace): a
-    /// client that never answers costs the whole grace. A handler that then still runs is left to finish alone ([`Count::running`]), and what waits behind it with it.
+    /// client that never answers costs the whole grace. A handler that then still runs finishes
+    /// alone ([`Count::running`]), and with it what waits behind it.
     ///
     /// On Linux in one of some hundred cases a client connects a second late: if the newest member
     /// of an IPv4 group leaves, or the oldest of an IPv6 group. Elsewhere handshakes under way are
