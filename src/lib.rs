@@ -4,7 +4,8 @@
 //! and waits in its own `accept`. No thread hands connections out and none compete for them: the
 //! kernel hashes each new connection's addresses and ports and gives it to one of the sockets.
 //!
-//! ```
+#![cfg_attr(feature = "std", doc = "```")]
+#![cfg_attr(not(feature = "std"), doc = "```ignore")]
 //! use reuseport::Group;
 //!
 //! let group = Group::bind(([127, 0, 0, 1], 0), 3)?; // three sockets, one port, nobody else's
