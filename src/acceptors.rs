@@ -166,9 +166,10 @@ impl Seat {
                 let milliseconds = 10 + RandomState::new().build_hasher().finish() % 91;
                 sleep(Duration::from_millis(milliseconds));
             }
-            Advice::Leave => return Err(Leave),
-            Advice::Fatal => {
-                _ = self.counters.failed.set(error);
+            Advice::Leave | Advice::Fatal => {
+                if !self.stop.requested() {
+                    _ = self.counters.failed.set(error);
+                }
                 return Err(Leave);
             }
         }
@@ -176,8 +177,8 @@ impl Seat {
     }
 
     fn leave(&self) {
-        self.stop.request();
-        // It fails where the listener has failed before, and there the acceptor has left.
+        self.stop.0.store(true, Relaxed);
+        // It fails where the listener has failed before: the acceptor has left.
         // SAFETY: the descriptor is the listener's, which this seat owns.
         _ = unsafe { sys::shutdown(self.listener.raw(), sys::SHUT_RD) };
     }
@@ -192,6 +193,7 @@ impl Seat {
             backed_off: live.backed_off.load(Relaxed),
             failed: live.failed.get().copied(),
             running: false,
+            stolen: 0,
         }
     }
 }
@@ -224,16 +226,12 @@ impl Next for Blocking {
 
 /// Tells a handler whether its acceptors are being stopped.
 #[derive(Debug, Default)]
-pub struct Stop(AtomicBool);
+pub struct Stop(pub(crate) AtomicBool);
 
 impl Stop {
     /// Whether to come to an end.
     pub fn requested(&self) -> bool {
         self.0.load(Relaxed)
-    }
-
-    pub(crate) fn request(&self) {
-        self.0.store(true, Relaxed);
     }
 }
 
@@ -251,8 +249,10 @@ pub struct Count {
     pub went_on: usize,
     /// Pauses for want of a descriptor or of memory: [`Advice::BackOff`].
     pub backed_off: usize,
-    /// What ended it, if its listener failed: [`Advice::Fatal`].
+    /// What ended it, if nobody did: [`Advice::Leave`], [`Advice::Fatal`].
     pub failed: Option<Error>,
     /// Its thread still runs.
     pub running: bool,
+    /// Of those accepted, how many were a busy sibling's.
+    pub stolen: usize,
 }

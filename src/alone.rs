@@ -1,11 +1,12 @@
 //! How an acceptor waits on a listener that this process has made and holds alone: in `accept`
 //! itself, out of which a shutdown wakes it (Linux, Android).
 
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::acceptors::{Leave, Next, Seat};
+use crate::error::Advice;
 use crate::listener::{Connection, Listener};
 use crate::sys;
 
@@ -14,13 +15,67 @@ use crate::sys;
 pub(crate) struct Flags {
     /// The listener has a packet filter, which its connections inherit.
     pub(crate) filtered: AtomicBool,
+    /// Connections taken from siblings.
+    pub(crate) stolen: AtomicUsize,
+    /// The listener is about to be shut down, but could not be emptied yet: no descriptor is left.
+    last: AtomicBool,
     /// What waited when the listener was shut down.
     waiting: Mutex<VecDeque<Connection>>,
 }
 
 impl Flags {
+    /// Takes from a new connection what it has inherited.
+    pub(crate) fn unfilter(&self, connection: &Connection) {
+        if self.filtered.load(Relaxed) {
+            connection.unfilter();
+        }
+    }
+
+    /// Takes what waits on the listener from its queue, for the acceptor, and shuts it down. Where
+    /// there is no descriptor to take it with, the acceptor does both when there is one.
+    pub(crate) fn close(&self, listener: &Listener) {
+        // If this failed, the loop below would wait; nothing is taken then.
+        let mut emptied = listener.set_nonblocking(true).is_err();
+        while !emptied {
+            match listener.accept() {
+                Ok(connection) => {
+                    connection.unfilter();
+                    self.taken().push_back(connection);
+                }
+                Err(error) => match error.advice() {
+                    Advice::GoOn => {}
+                    // Without a descriptor this is also the answer where nothing waits.
+                    Advice::BackOff if nothing_waits(listener) => emptied = true,
+                    Advice::BackOff => return self.last.store(true, Relaxed),
+                    Advice::Wait | Advice::Leave | Advice::Fatal => emptied = true,
+                },
+            }
+        }
+        shut_down(listener);
+    }
+
+    /// What is left for an acceptor that is told to leave.
+    pub(crate) fn last_ones(&self, seat: &Seat) -> Result<Connection, Leave> {
+        loop {
+            if let Some(connection) = self.taken().pop_front() {
+                return Ok(connection);
+            }
+            if !self.last.load(Relaxed) {
+                return Err(Leave);
+            }
+            if let Some(connection) = seat.accept(&seat.listener)? {
+                connection.unfilter();
+                return Ok(connection);
+            }
+            if nothing_waits(&seat.listener) {
+                shut_down(&seat.listener);
+                return Err(Leave);
+            }
+        }
+    }
+
     /// What was taken from the queue for the acceptor.
-    pub(crate) fn taken(&self) -> MutexGuard<'_, VecDeque<Connection>> {
+    fn taken(&self) -> MutexGuard<'_, VecDeque<Connection>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -39,13 +94,19 @@ impl Next for Alone {
         loop {
             match seat.accept(&seat.listener) {
                 Ok(Some(connection)) => {
-                    if self.0.filtered.load(Relaxed) {
-                        connection.unfilter();
-                    }
+                    self.0.unfilter(&connection);
                     return Ok(connection);
                 }
+                Ok(None) if self.0.last.load(Relaxed) => return self.0.last_ones(seat),
                 Ok(None) => {}
-                Err(Leave) => return self.0.taken().pop_front().ok_or(Leave),
+                Err(Leave) => {
+                    if !seat.stop.requested() {
+                        // It has failed, or somebody has shut it down. While it is open the kernel
+                        // may go on choosing it, and nobody would accept.
+                        self.0.close(&seat.listener);
+                    }
+                    return self.0.last_ones(seat);
+                }
             }
         }
     }
@@ -56,4 +117,8 @@ pub(crate) fn shut_down(listener: &Listener) {
     // It fails where it has been done before.
     // SAFETY: the descriptor is the listener's.
     _ = unsafe { sys::shutdown(listener.raw(), sys::SHUT_RD) };
+}
+
+fn nothing_waits(listener: &Listener) -> bool {
+    listener.queue().is_ok_and(|queue| queue.waiting == 0)
 }

@@ -41,7 +41,8 @@ mod linux {
     use crate::address::socklen;
     use crate::diag::{Socket, State, sockets};
     use crate::error::{Call, check};
-    use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY};
+    use crate::steering;
+    use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEPORT, SOL_SOCKET};
 
     /// How often two programs that claim at the same time may make way for each other.
     const ATTEMPTS: usize = 20;
@@ -50,11 +51,8 @@ mod linux {
         let alone = options.reuse_port(false).reuse_address(true);
         let mut attempts = 0;
         loop {
-            let refused = match alone.bind(address) {
-                Ok(first) => {
-                    first.let_siblings_bind()?;
-                    return Ok(first);
-                }
+            let refused = match claim_alone(&alone, address) {
+                Ok(first) => return Ok(first),
                 Err(error) => error,
             };
             // A refused `listen` says that somebody listens. A refused `bind` may be due to no one.
@@ -69,16 +67,34 @@ mod linux {
                     sleep(Duration::from_millis(millis));
                 }
                 Outcome::MadeWay | Outcome::Held => return Err(refused),
+                Outcome::Failed(error) => return Err(error),
             }
         }
+    }
+
+    fn claim_alone(alone: &Options<'_>, address: SocketAddr) -> Result<Listener, Error> {
+        let first = alone.bind_only(address)?;
+        // A socket that has the option neither when it binds nor when it listens has no group, and
+        // without a sibling it could not be steered. Attaching a program to it in between makes it
+        // one. Where that fails there is no steering, and who asks for it will be told.
+        first.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
+        if first.steer(&steering::random(1)).is_ok() {
+            first.unsteer()?;
+        }
+        first.set_option(SOL_SOCKET, SO_REUSEPORT, 0)?;
+        alone.listen(&first)?;
+        first.let_siblings_bind()?;
+        Ok(first)
     }
 
     enum Outcome {
         Claimed(Listener),
         /// Another claims at the same time.
         MadeWay,
-        /// Another listens, or it could not be told.
+        /// Another listens, or the kernel does not tell.
         Held,
+        /// A call failed that says nothing of others.
+        Failed(Error),
     }
 
     /// Connections in `TIME_WAIT`, left by a server that set `SO_REUSEPORT` alone (the C program
@@ -88,14 +104,19 @@ mod linux {
     /// at the same time, the one whose second look comes later sees the other and makes way.
     fn claim_from_leftovers(options: &Options<'_>, address: SocketAddr) -> Outcome {
         let options = options.reuse_port(true).reuse_address(true);
-        let Ok(first) = options.bind_only(address) else {
-            return Outcome::Held;
+        let refused = |error: Error| match error.errno() {
+            libc::EADDRINUSE => Outcome::Held,
+            _ => Outcome::Failed(error),
+        };
+        let first = match options.bind_only(address) {
+            Ok(first) => first,
+            Err(error) => return refused(error),
         };
         let Ok(false) = a_stranger_listens(&first, address) else {
             return Outcome::Held;
         };
-        if options.listen(&first).is_err() {
-            return Outcome::Held;
+        if let Err(error) = options.listen(&first) {
+            return refused(error);
         }
         match a_stranger_listens(&first, address) {
             Ok(false) => Outcome::Claimed(first),

@@ -1,5 +1,7 @@
 //! Which CPUs a thread may run on (Linux, Android).
 
+use core::panic::AssertUnwindSafe;
+use std::panic::{catch_unwind, resume_unwind};
 use std::vec::Vec;
 
 use crate::error::{Call, Error, check};
@@ -41,17 +43,13 @@ impl Cpus {
     }
 }
 
-/// The CPU of the acceptor in `slot`: the allowed ones in turn, and then from the start again.
-pub(crate) fn of_slot(slot: usize) -> Result<Option<u32>, Error> {
-    let cpus = Cpus::allowed()?.numbers();
-    Ok(cpus.get(slot % cpus.len().max(1)).copied())
-}
-
 /// Runs `start` on one CPU alone: `sched_setaffinity(2)`. A thread started there stays there.
 pub(crate) fn on<T>(cpu: u32, start: impl FnOnce() -> T) -> Result<T, Error> {
     let before = Cpus::allowed()?;
     Cpus::only(cpu).apply()?;
-    let started = start();
-    before.apply()?;
-    Ok(started)
+    // It runs the user's code: back also from a panic.
+    let started = catch_unwind(AssertUnwindSafe(start));
+    let back = before.apply();
+    let started = started.unwrap_or_else(|payload| resume_unwind(payload));
+    back.map(|()| started)
 }

@@ -1,6 +1,8 @@
 //! The acceptors of a group: how each waits, how it is woken, and the order that the kernel keeps.
 
 use core::mem;
+#[cfg(linux_kernel)]
+use core::sync::atomic::Ordering::Relaxed;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread::Builder;
@@ -12,6 +14,8 @@ use crate::alone::{Alone, Flags};
 use crate::error::{Call, Error};
 use crate::listener::{Connection, Listener};
 use crate::polling::Polling;
+#[cfg(linux_kernel)]
+use crate::stealing::{Epoll, Place, Ring, Stealing};
 
 /// Every acceptor at work, in index order: where one leaves, the last takes its place, as in the
 /// kernel's own array.
@@ -36,6 +40,9 @@ pub(crate) enum Exit {
     /// Its listener is this process's alone: shut down, it wakes whoever waits in `accept`.
     #[cfg(linux_kernel)]
     ShutDown(Arc<Flags>),
+    /// Its epoll has an event for it.
+    #[cfg(linux_kernel)]
+    Dismiss(Arc<Ring>, Arc<Flags>, Arc<Epoll>),
     /// It polls the other end of this, which hangs up.
     HangUp(UnixStream),
 }
@@ -44,6 +51,8 @@ pub(crate) enum Exit {
 enum Source {
     #[cfg(linux_kernel)]
     Alone(Alone),
+    #[cfg(linux_kernel)]
+    Stealing(Stealing),
     Polling(Polling),
 }
 
@@ -70,6 +79,8 @@ where
             .spawn(move || match begin.recv() {
                 #[cfg(linux_kernel)]
                 Ok((seat, Source::Alone(source))) => seat.work(source, handler),
+                #[cfg(linux_kernel)]
+                Ok((seat, Source::Stealing(source))) => seat.work(source, handler),
                 Ok((seat, Source::Polling(source))) => seat.work(source, handler),
                 Err(mpsc::RecvError) => {}
             });
@@ -124,6 +135,16 @@ impl Way {
         })
     }
 
+    /// As the others of the `ring` do, for a listener that does not block. The acceptor gets
+    /// nothing before its [`Place`] has entered the ring.
+    #[cfg(linux_kernel)]
+    pub(crate) fn stealing(ring: &Arc<Ring>) -> Result<Way, Error> {
+        let (ring, flags, epoll) = (Arc::clone(ring), Arc::default(), Arc::new(Epoll::new()?));
+        let exit = Exit::Dismiss(Arc::clone(&ring), Arc::clone(&flags), Arc::clone(&epoll));
+        let source = Source::Stealing(Stealing { ring, flags, epoll });
+        Ok(Way { source, exit })
+    }
+
     /// Whether the listener must be one that does not block.
     pub(crate) const fn polls(inherited: bool) -> bool {
         inherited || cfg!(not(linux_kernel))
@@ -138,16 +159,69 @@ impl Post {
     pub(crate) fn listener(&self) -> &Listener {
         &self.acceptor.seat.listener
     }
+
+    /// What it has done so far.
+    pub(crate) fn count(&self) -> Count {
+        let mut count = self.acceptor.count();
+        #[cfg(linux_kernel)]
+        if let Some(flags) = self.flags() {
+            count.stolen = flags.stolen.load(Relaxed);
+        }
+        count
+    }
+
+    /// Takes the listener back from an acceptor that has had nothing to do.
+    #[cfg(linux_kernel)]
+    pub(crate) fn disband(self) -> Listener {
+        if let Exit::Dismiss(ring, _, epoll) = &self.exit {
+            ring.leave(&self.acceptor.seat);
+            epoll.dismiss();
+        }
+        _ = self.acceptor.thread.join();
+        let seat = self.acceptor.seat;
+        match Arc::try_unwrap(seat) {
+            Ok(seat) => seat.listener,
+            Err(_) => unreachable!("the thread has ended and the ring has let go"),
+        }
+    }
+
+    /// Waits for its end.
+    pub(crate) fn join(self) -> Count {
+        let stolen = self.count().stolen;
+        Count {
+            stolen,
+            ..self.acceptor.join()
+        }
+    }
+
+    /// What the acceptor of a listener that is this process's alone has to know.
+    #[cfg(linux_kernel)]
+    pub(crate) fn flags(&self) -> Option<&Flags> {
+        match &self.exit {
+            Exit::ShutDown(flags) | Exit::Dismiss(_, flags, _) => Some(flags),
+            Exit::HangUp(_) => None,
+        }
+    }
+
+    /// Where it stands in a ring of those who steal.
+    #[cfg(linux_kernel)]
+    pub(crate) fn place(&self) -> Option<Place> {
+        let Exit::Dismiss(_, flags, epoll) = &self.exit else {
+            return None;
+        };
+        let seat = Arc::clone(&self.acceptor.seat);
+        Some(Place {
+            seat,
+            flags: Arc::clone(flags),
+            epoll: Arc::clone(epoll),
+        })
+    }
 }
 
 impl Crew {
     /// What each has done, in the order of their numbers.
     pub(crate) fn counts(&self) -> Vec<Count> {
-        let here = self
-            .leaving
-            .iter()
-            .chain(&self.posts)
-            .map(|post| post.acceptor.count());
+        let here = self.leaving.iter().chain(&self.posts).map(Post::count);
         let mut counts: Vec<Count> = self.gone.iter().copied().chain(here).collect();
         counts.sort_by_key(|count| count.acceptor);
         // Two that have worked on one listener, under one number, are told as one.
@@ -160,6 +234,7 @@ impl Crew {
                 first.backed_off += later.backed_off;
                 first.failed = first.failed.or(later.failed);
                 first.running |= later.running;
+                first.stolen += later.stolen;
             }
             same
         });
@@ -177,7 +252,6 @@ impl Crew {
         let leaving = mem::take(&mut self.leaving).into_iter();
         let (ended, working) = leaving.partition(|post| post.acceptor.thread.is_finished());
         self.leaving = working;
-        self.gone
-            .extend(Vec::into_iter(ended).map(|post| post.acceptor.join()));
+        self.gone.extend(Vec::into_iter(ended).map(Post::join));
     }
 }

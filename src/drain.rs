@@ -16,7 +16,12 @@
 //! finds another server, or none.
 
 use core::net::SocketAddr;
+#[cfg(linux_kernel)]
+use core::panic::AssertUnwindSafe;
+use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
+#[cfg(linux_kernel)]
+use std::panic::catch_unwind;
 use std::time::Instant;
 use std::{thread, vec::Vec};
 
@@ -25,10 +30,13 @@ use crate::crew::{Exit, Post};
 use crate::group::GroupError;
 use crate::serving::{Plans, Serving};
 #[cfg(linux_kernel)]
-use crate::{alone, crew, diag, steering};
+use crate::{crew, diag};
 
 /// Between two looks at what is waited for.
 const BEAT: Duration = Duration::from_millis(1);
+
+/// An acceptor whose handler has returned needs a moment to leave, though the grace be over.
+const MOMENT: Duration = Duration::from_millis(50);
 
 impl Serving {
     /// Retires one acceptor: no new connection reaches it, what it has begun is finished, then its
@@ -47,7 +55,8 @@ impl Serving {
         counts.into_iter().next().ok_or(GroupError::NoSuchMember)
     }
 
-    /// Retires several at once.
+    /// Retires several at once. Fails before any of them leaves, but for one case: if the group
+    /// cannot be steered as it was before, that is told although they have left.
     pub fn retire_all(&self, acceptors: &[usize]) -> Result<Vec<Count>, GroupError> {
         let mut plans = self.plans();
         self.tidy(&plans);
@@ -58,14 +67,12 @@ impl Serving {
             return Err(GroupError::OneSocket);
         }
         let indexes = self.indexes_of(acceptors)?;
-        let deadline = Instant::now() + plans.site.options.grace;
+        let deadline = after(plans.site.options.grace);
         self.steer_around(&plans, &indexes)?;
         self.take_no_more(&plans, &indexes)?;
-        self.drain(&mut plans, &indexes, deadline);
-        self.remove(&indexes);
-        self.wait_for_threads(deadline);
-        self.steer_all(&plans)?;
+        let steered = self.see_off(&mut plans, &indexes, deadline);
         let all = self.crew().counts();
+        steered?;
         Ok(all
             .into_iter()
             .filter(|count| acceptors.contains(&count.acceptor))
@@ -75,6 +82,9 @@ impl Serving {
     /// Takes no new connection, has every established one handled, closes and returns what each
     /// acceptor did, all within `grace`.
     ///
+    /// Turning new clients away takes `CAP_NET_ADMIN` on recent kernels (6.18). Without it, those
+    /// who come in the last moment may be reset.
+    ///
     /// A handler that still runs then is left to finish alone, and told: [`Count::running`].
     /// Inherited listeners are left as they are, with what waits there, to those who hold them on.
     pub fn stop(self, grace: Duration) -> Vec<Count> {
@@ -83,18 +93,42 @@ impl Serving {
     }
 
     fn end(&self, grace: Duration) {
-        let deadline = Instant::now() + grace;
+        let deadline = after(grace);
         let mut plans = self.plans();
         let all: Vec<usize> = (0..self.crew().posts.len()).collect();
-        if all.is_empty() {
-            return;
+        if !all.is_empty() {
+            // A listener without the filter takes a few more connections than it should, and
+            // serves them.
+            _ = self.take_no_more(&plans, &all);
+            self.drain(&mut plans, &all, deadline);
+            self.remove(&all);
         }
-        // A listener without the filter takes a few more connections than it should, and serves
-        // them.
-        _ = self.take_no_more(&plans, &all);
-        self.drain(&mut plans, &all, deadline);
-        self.remove(&all);
-        self.wait_for_threads(deadline);
+        // Also for those who left before, and whose handlers still run.
+        self.wait_for_threads(deadline, |_| true);
+    }
+
+    /// Has the newest member leave again, to which nobody could be steered.
+    pub(crate) fn take_back(&self, plans: &mut Plans, index: usize) {
+        let deadline = after(plans.site.options.grace);
+        // The failure that has led here is the one that is told.
+        _ = self.steer_around(plans, &[index]);
+        _ = self.take_no_more(plans, &[index]);
+        _ = self.see_off(plans, &[index], deadline);
+    }
+
+    /// Has the members at `indexes`, to which nothing new comes, finish and leave; and steers the
+    /// others as before.
+    pub(crate) fn see_off(
+        &self,
+        plans: &mut Plans,
+        indexes: &[usize],
+        deadline: Instant,
+    ) -> Result<(), GroupError> {
+        self.drain(plans, indexes, deadline);
+        let left = self.remove(indexes);
+        let steered = self.steer_all(plans);
+        self.wait_for_threads(deadline, |id| left.contains(&id));
+        steered
     }
 
     /// The places of these acceptors, in rising order.
@@ -117,9 +151,9 @@ impl Serving {
         let begun = Instant::now();
         let crew = self.crew();
         for post in indexes.iter().filter_map(|index| crew.posts.get(*index)) {
-            post.acceptor.seat.stop.request();
+            post.acceptor.seat.stop.0.store(true, Relaxed);
             #[cfg(seeded = "early_close")]
-            alone::shut_down(post.listener());
+            crate::alone::shut_down(post.listener());
         }
         drop(crew);
         if plans.site.inherited || cfg!(seeded = "no_drain") {
@@ -140,28 +174,54 @@ impl Serving {
         _ = (begun, deadline);
     }
 
-    /// Tells the members at `indexes` to leave, the last first, so that the places of the others
-    /// among them do not change.
-    pub(crate) fn remove(&self, indexes: &[usize]) {
+    /// Tells the members at `indexes` to leave, and returns their numbers. The last goes first,
+    /// here and in the kernel, so that the places of the others among them do not change.
+    pub(crate) fn remove(&self, indexes: &[usize]) -> Vec<usize> {
         let mut crew = self.crew();
+        let mut left = Vec::new();
         for index in indexes.iter().rev() {
+            let Some(id) = crew.posts.get(*index).map(Post::id) else {
+                continue;
+            };
             crew.remove(*index);
+            // Under its number there may be a helper too, on the same listener.
+            crew.leaving
+                .iter()
+                .filter(|post| post.id() == id)
+                .for_each(Post::dismiss);
+            left.push(id);
         }
-        crew.leaving.iter().for_each(Post::dismiss);
+        left
     }
 
-    /// Waits for those who leave, until `deadline`.
-    pub(crate) fn wait_for_threads(&self, deadline: Instant) {
+    /// Waits for those who leave, of the numbers that are `wanted`, until `deadline`, and a moment
+    /// in any case.
+    pub(crate) fn wait_for_threads(&self, deadline: Instant, wanted: impl Fn(usize) -> bool) {
+        let deadline = deadline.max(after(MOMENT));
         loop {
             let mut crew = self.crew();
             crew.reap();
-            if crew.leaving.is_empty() || Instant::now() >= deadline {
+            let mut waited_for = crew
+                .leaving
+                .iter()
+                .filter(|post| wanted(post.id()))
+                .peekable();
+            if waited_for.peek().is_none() || Instant::now() >= deadline {
                 return;
             }
+            // Once more, for a call may have failed.
+            waited_for.for_each(Post::dismiss);
             drop(crew);
             thread::sleep(BEAT);
         }
     }
+}
+
+/// The time after `wait`; where that is beyond reckoning, one that nobody lives to see.
+pub(crate) fn after(wait: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(wait)
+        .unwrap_or_else(|| now + Duration::from_secs(1 << 32))
 }
 
 impl Drop for Serving {
@@ -177,88 +237,20 @@ impl Post {
     fn dismiss(&self) {
         match &self.exit {
             #[cfg(linux_kernel)]
-            Exit::ShutDown(flags) => {
-                if self.listener().set_nonblocking(true).is_ok() {
-                    let mut waiting = flags.taken();
-                    while let Ok(connection) = self.listener().accept() {
-                        connection.unfilter();
-                        waiting.push_back(connection);
-                    }
-                }
-                alone::shut_down(self.listener());
+            Exit::ShutDown(flags) => flags.close(self.listener()),
+            #[cfg(linux_kernel)]
+            Exit::Dismiss(ring, flags, epoll) => {
+                ring.leave(&self.acceptor.seat);
+                flags.close(self.listener());
+                epoll.dismiss();
             }
             Exit::HangUp(near) => _ = near.shutdown(std::net::Shutdown::Both),
         }
     }
 }
 
-#[cfg(not(linux_kernel))]
-impl Serving {
-    fn steer_around(&self, _: &Plans, _: &[usize]) -> Result<(), GroupError> {
-        Ok(())
-    }
-
-    fn take_no_more(&self, _: &Plans, _: &[usize]) -> Result<(), GroupError> {
-        Ok(())
-    }
-}
-
 #[cfg(linux_kernel)]
 impl Serving {
-    /// Steers new connections to the members that are not at `indexes`.
-    fn steer_around(&self, plans: &Plans, indexes: &[usize]) -> Result<(), GroupError> {
-        if plans.site.options.join || cfg!(seeded = "no_steer") {
-            return Ok(());
-        }
-        let crew = self.crew();
-        let number = |index: usize| u32::try_from(index).unwrap_or(u32::MAX);
-        let count = crew.posts.len();
-        let mut others = (0..count)
-            .filter(|index| !indexes.contains(index))
-            .map(number);
-        let mut space = Vec::new();
-        let through = |post: Option<&Post>, program: &[steering::Instruction]| {
-            let post = post.ok_or(GroupError::NoSuchMember)?;
-            let call = |error| GroupError::call(error, self.local_addr(), 0);
-            post.listener().steer(program).map_err(call)
-        };
-        if let [index] = indexes {
-            let stays = crew.posts.get(usize::from(*index == 0));
-            return through(stays, &steering::except(number(count), number(*index)));
-        }
-        let others: Vec<u32> = others.by_ref().collect();
-        space.resize(2 * others.len() + 3, steering::Instruction::default());
-        // Too many to be listed: any member then, and the filter turns away whom it must.
-        let program = steering::among(&others, &mut space);
-        program.map_or(Ok(()), |program| through(crew.posts.first(), program))
-    }
-
-    /// Has the members at `indexes` drop every SYN from now on. If one cannot, none does.
-    pub(crate) fn take_no_more(&self, plans: &Plans, indexes: &[usize]) -> Result<(), GroupError> {
-        use core::sync::atomic::Ordering::Relaxed;
-        if plans.site.inherited || cfg!(seeded = "no_steer") {
-            return Ok(());
-        }
-        let crew = self.crew();
-        let mut result = Ok(());
-        let posts: Vec<&Post> = indexes.iter().filter_map(|i| crew.posts.get(*i)).collect();
-        for post in &posts {
-            if let Exit::ShutDown(flags) = &post.exit {
-                // First the flag: whoever inherits the filter is accepted later.
-                flags.filtered.store(true, Relaxed);
-                result = result.and_then(|()| post.listener().take_no_more());
-            }
-        }
-        let Err(error) = result else { return Ok(()) };
-        posts
-            .iter()
-            .for_each(|post| _ = post.listener().take_again());
-        drop(crew);
-        // The first error counts.
-        _ = self.steer_all(plans);
-        Err(GroupError::call(error, self.local_addr(), 0))
-    }
-
     fn nothing_waits(&self, indexes: &[usize]) -> bool {
         let crew = self.crew();
         let mut posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
@@ -270,29 +262,29 @@ impl Serving {
     }
 
     /// Puts a second acceptor, under the same number, on each of the listeners at `indexes` where
-    /// something waits: their handlers have not returned for half the grace.
+    /// something waits: their handlers have not returned for half the grace. Where one cannot be
+    /// had, what waits is served when the handler returns.
     fn help(&self, plans: &mut Plans, indexes: &[usize]) {
-        let mut crew = self.crew();
-        for index in indexes {
-            let Some(post) = crew.posts.get(*index) else {
-                continue;
-            };
-            if post
-                .listener()
-                .queue()
-                .is_ok_and(|queue| queue.waiting == 0)
-            {
-                continue;
+        let crew = self.crew();
+        let mut wanted = Vec::new();
+        for (index, post) in indexes
+            .iter()
+            .filter_map(|i| Some((*i, crew.posts.get(*i)?)))
+        {
+            // Those who steal help each other.
+            let helps_itself = matches!(post.exit, Exit::Dismiss(..));
+            if !helps_itself && post.listener().queue().is_ok_and(|queue| queue.waiting > 0) {
+                let listener = plans.site.share(post.listener(), index);
+                wanted.push((post.id(), post.slot, listener));
             }
-            let (id, slot) = (post.id(), post.slot);
-            // Where it cannot be had, what waits is served when the handler returns.
-            let Ok(listener) = plans.site.share(post.listener(), *index) else {
+        }
+        // What makes its handler is the user's: it may panic, and may look at the crew.
+        drop(crew);
+        for (id, slot, listener) in wanted {
+            let (Ok(listener), Ok(way)) = (listener, crew::Way::new(false)) else {
                 continue;
             };
-            let Ok(way) = crew::Way::new(false) else {
-                continue;
-            };
-            let Ok(parked) = plans.park(id, slot) else {
+            let Ok(Ok(parked)) = catch_unwind(AssertUnwindSafe(|| plans.park(id, slot))) else {
                 continue;
             };
             if let Exit::ShutDown(flags) = &way.exit {
@@ -301,8 +293,8 @@ impl Serving {
                     .store(true, core::sync::atomic::Ordering::Relaxed);
             }
             let helper = parked.start(listener, way, slot);
-            helper.acceptor.seat.stop.request();
-            crew.leaving.push(helper);
+            helper.acceptor.seat.stop.0.store(true, Relaxed);
+            self.crew().leaving.push(helper);
         }
     }
 }

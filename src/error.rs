@@ -30,10 +30,11 @@ macro_rules! calls {
 calls! {
     Socket = "socket" SetSockOpt = "setsockopt" GetSockOpt = "getsockopt" Bind = "bind"
     Listen = "listen" Accept = "accept" Send = "send" Recv = "recv" Shutdown = "shutdown"
-    Close = "close" GetSockName = "getsockname" Connect = "connect"
-    Ioctl = "ioctl" Fcntl = "fcntl" SchedGetAffinity = "sched_getaffinity"
-    SchedSetAffinity = "sched_setaffinity" Fstat = "fstat"
-    PthreadCreate = "pthread_create" SocketPair = "socketpair" Poll = "poll"
+    Close = "close" GetSockName = "getsockname" Ioctl = "ioctl" Fcntl = "fcntl" Poll = "poll"
+    Connect = "connect" SocketPair = "socketpair" Fstat = "fstat" EventFd = "eventfd"
+    EpollCreate = "epoll_create1" EpollCtl = "epoll_ctl" EpollWait = "epoll_wait"
+    SchedGetAffinity = "sched_getaffinity" SchedSetAffinity = "sched_setaffinity"
+    PthreadCreate = "pthread_create"
 }
 
 /// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.

@@ -5,6 +5,8 @@ mod options;
 
 use core::net::SocketAddr;
 use std::os::fd::AsFd;
+#[cfg(linux_kernel)]
+use std::sync::Arc;
 use std::vec::Vec;
 
 use crate::claim::claim;
@@ -19,6 +21,7 @@ use crate::steering;
 pub use error::{GroupError, SpawnError};
 use options::First;
 pub use options::GroupOptions;
+pub(crate) use options::MOST_THAT_STEAL;
 
 /// Listeners on one port, in the order in which they began to listen: the kernel's own index order.
 ///
@@ -37,8 +40,11 @@ pub struct Group {
 pub(crate) struct Site {
     pub(crate) address: SocketAddr,
     pub(crate) options: GroupOptions,
-    /// Who made it.
+    /// Who opened its first socket.
     user: u32,
+    /// The CPUs that whoever made it may run on.
+    #[cfg(linux_kernel)]
+    cpus: Result<Arc<[u32]>, Error>,
     /// Other processes hold the listeners too.
     pub(crate) inherited: bool,
 }
@@ -72,7 +78,7 @@ impl Group {
         let listener = listener.map_err(|error| GroupError::call(error, address, 0))?;
         let mut group = Group::of(Vec::from([listener]), options.clone())?;
         while group.listeners.len() < members {
-            group.add()?;
+            group.open_one_more()?;
         }
         if options.is_steered() {
             group.steer(options.steering)?;
@@ -96,10 +102,13 @@ impl Group {
 
     fn of(listeners: Vec<Listener>, options: GroupOptions) -> Result<Group, GroupError> {
         let address = local_addr(listeners.first().ok_or(GroupError::Empty)?, 0)?;
+        let user = listeners.first().map_or_else(effective_user, owner);
         let site = Site {
             address,
             options,
-            user: effective_user(),
+            user,
+            #[cfg(linux_kernel)]
+            cpus: Cpus::allowed().map(|cpus| cpus.numbers().into()),
             inherited: false,
         };
         Ok(Group {
@@ -152,14 +161,32 @@ impl Group {
         if self.site.inherited {
             return Err(GroupError::Inherited);
         }
+        self.open_one_more()?;
+        let steering = self.site.options.steering;
+        let steered = if self.site.options.is_steered() {
+            self.steer(steering)
+        } else {
+            Ok(())
+        };
+        if steered.is_err() {
+            self.listeners.pop();
+        }
+        steered
+    }
+
+    fn open_one_more(&mut self) -> Result<(), GroupError> {
+        let member = self.listeners.len();
         let listener = match self.listeners.first() {
-            Some(only) if self.site.options.shared => {
-                self.site.share(only, self.listeners.len())?
-            }
-            _ => self.site.open(self.listeners.len())?,
+            Some(only) if self.site.options.shared => self.site.share(only, member)?,
+            _ => self.site.open(member)?,
         };
         self.listeners.push(listener);
         Ok(())
+    }
+
+    /// Whether other processes hold the listeners too: see [`from_env`](Self::from_env).
+    pub fn is_inherited(&self) -> bool {
+        self.site.inherited
     }
 
     /// The address of every member.
@@ -192,7 +219,7 @@ impl Group {
         steering.check(self.listeners.len())?;
         let before = self.site.options.set_steering(steering)?;
         #[cfg(linux_kernel)]
-        if let [first, _, ..] = self.listeners.as_slice() {
+        if let Some(first) = self.listeners.first() {
             let slots: Vec<_> = (0..self.listeners.len()).collect();
             if let Err(error) = self.site.steer(first, &slots) {
                 self.site.options.set_steering(before)?;
@@ -231,6 +258,13 @@ impl Site {
         Ok(duplicate.into())
     }
 
+    /// The CPU of the acceptor in `slot`: the allowed ones in turn, and then from the start again.
+    #[cfg(linux_kernel)]
+    pub(crate) fn cpu_of(&self, slot: usize) -> Result<Option<u32>, Error> {
+        let cpus = self.cpus.clone()?;
+        Ok(cpus.get(slot % cpus.len().max(1)).copied())
+    }
+
     /// Steers as the options say, through any one `member`. `slots` has the slot of each member,
     /// in index order.
     #[cfg(linux_kernel)]
@@ -247,8 +281,7 @@ impl Site {
                 // It has left since: none is excepted.
                 _ => member.steer(&steering::random(count)),
             },
-            Steering::Cpu => Cpus::allowed().and_then(|cpus| {
-                let cpus = cpus.numbers();
+            Steering::Cpu => self.cpus.clone().and_then(|cpus| {
                 let row = |(index, slot): (u32, &usize)| Some((*cpus.get(*slot)?, index));
                 let rows: Vec<_> = (0..).zip(slots).filter_map(row).collect();
                 let rows = &rows[..rows.len().min((steering::MAX_INSTRUCTIONS - 2) / 2)];
@@ -265,6 +298,17 @@ fn local_addr(listener: &Listener, member: usize) -> Result<SocketAddr, GroupErr
     listener
         .local_addr()
         .map_err(|error| GroupError::call(error, unknown, member))
+}
+
+/// The effective user when the socket was opened: with whom its siblings must agree.
+fn owner(listener: &Listener) -> u32 {
+    // SAFETY: `stat` is made of integers and pointers, for which zeros are a value.
+    let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+    // SAFETY: `stat` is writable, the descriptor the listener's.
+    match unsafe { libc::fstat(listener.raw(), &raw mut stat) } {
+        0 => stat.st_uid,
+        _ => effective_user(),
+    }
 }
 
 fn effective_user() -> u32 {
@@ -292,7 +336,9 @@ impl Steering {
     /// Whether it makes sense among so many.
     pub(crate) fn check(self, members: usize) -> Result<(), GroupError> {
         match self {
-            Steering::Except(index) if index >= members => Err(GroupError::NoSuchMember),
+            Steering::Except(index) if index >= members || members < 2 => {
+                Err(GroupError::NoSuchMember)
+            }
             _ => Ok(()),
         }
     }

@@ -20,6 +20,7 @@ use std::os::unix::{ffi::OsStringExt, net::UnixStream, process::CommandExt};
 use std::process::{Child, Command};
 use std::{env, format, string::String, time::Instant, vec::Vec};
 
+use crate::drain::after;
 use crate::error::{Call, Error, check};
 use crate::group::GroupError;
 use crate::inherit::{FIRST, NAME, READY};
@@ -57,7 +58,7 @@ impl Serving {
                 Ok(child)
             }
             Err(error) => {
-                self.take_back(&mut plans, fresh);
+                self.retire_fresh(&mut plans, fresh);
                 Err(error)
             }
         }
@@ -73,18 +74,14 @@ impl Serving {
         members: usize,
         fresh: &mut Vec<Listener>,
     ) -> Result<Child, HandOverError> {
-        if command.get_envs().next().is_some() {
+        // Only its debug form tells of a cleared environment.
+        let cleared = format!("{command:?}").starts_with("env -i ");
+        if cleared || command.get_envs().next().is_some() {
             return Err(HandOverError::Environment);
         }
-        if members > 1 {
-            self.steer_to(None, 0, members)?;
-        }
+        self.steer_to(None, 0, members)?;
         while fresh.len() < members {
             fresh.push(plans.site.open(members + fresh.len())?);
-            if members == 1 {
-                // A claimed listener is steered only once it has a sibling.
-                self.steer_to(fresh.first(), 0, 1)?;
-            }
         }
         let (near, far) = UnixStream::pair().map_err(HandOverError::Spawn)?;
         let mut child = spawn(command, fresh, &far)?;
@@ -99,7 +96,7 @@ impl Serving {
 
     /// Steers to the fresh members, and has the own ones leave.
     fn give_way(&self, plans: &mut Plans, fresh: &[Listener]) {
-        let deadline = Instant::now() + plans.site.options.grace;
+        let deadline = after(plans.site.options.grace);
         let members = fresh.len();
         let own: Vec<usize> = (0..members).collect();
         // The successor serves already. Where steering fails the hash decides, and the filter
@@ -117,28 +114,24 @@ impl Serving {
             _ = plans.site.steer(first, &slots);
         }
         plans.site.inherited = true;
-        self.wait_for_threads(deadline);
+        self.wait_for_threads(deadline, |_| true);
     }
 
     /// Serves what may have come to the `fresh` members, and retires them.
-    fn take_back(&self, plans: &mut Plans, fresh: Vec<Listener>) {
-        let deadline = Instant::now() + plans.site.options.grace;
+    fn retire_fresh(&self, plans: &mut Plans, fresh: Vec<Listener>) {
+        let deadline = after(plans.site.options.grace);
         let own = self.crew().posts.len();
         for listener in fresh {
-            let started = plans
-                .next()
-                .and_then(|parked| Ok((parked, crew::Way::new(false)?)));
-            // Without a thread to be had they are closed: nothing has been steered to them.
-            let Ok((parked, way)) = started else { break };
+            // Without a thread to be had it is closed: nothing has been steered to it.
+            let Ok(way) = plans.way() else { break };
+            let Ok(parked) = plans.next() else { break };
             let slot = self.crew().posts.len();
-            self.crew().posts.push(parked.start(listener, way, slot));
+            // Outside the ring it is emptied as it leaves.
+            _ = self.enlist(plans, parked.start(listener, way, slot));
         }
         let added: Vec<_> = (own..self.crew().posts.len()).collect();
         _ = self.take_no_more(plans, &added);
-        self.drain(plans, &added, deadline);
-        self.remove(&added);
-        self.wait_for_threads(deadline);
-        _ = self.steer_all(plans);
+        _ = self.see_off(plans, &added, deadline);
     }
 
     /// Steers to `count` members from `first` on.
@@ -252,6 +245,11 @@ impl Environment {
         // SAFETY: takes nothing.
         let pid: c_int = unsafe { libc::getpid() };
         _ = write!(self.pid.split_at_mut(11).1, "{pid}");
+        // Its pointer was taken before it was written to.
+        let at = self.pointers.len().saturating_sub(2);
+        if let Some(pointer) = self.pointers.get_mut(at) {
+            *pointer = self.pid.as_ptr().cast();
+        }
         // SAFETY: no other thread reads it, and what it points to lasts until `execve`.
         unsafe { environ = self.pointers.as_ptr() };
     }
@@ -259,7 +257,7 @@ impl Environment {
 
 /// Waits for the byte by which the successor says that it is ready.
 fn wait_for(mut near: UnixStream, patience: Duration) -> Result<(), HandOverError> {
-    let deadline = Instant::now() + patience;
+    let deadline = after(patience);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         // Zero would mean no limit.

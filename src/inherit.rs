@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::{env, process, string::String, vec::Vec};
 
-use crate::address::socklen;
+use crate::address::{SockAddr, socklen};
 use crate::error::{Call, Error, check};
 use crate::group::{Group, GroupError};
 use crate::listener::{Descriptor, Listener};
@@ -43,10 +43,18 @@ impl Group {
         }
         let count = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok());
         let count = count.ok_or(GroupError::Environment)?;
+        let end = FIRST.checked_add(count).ok_or(GroupError::Environment)?;
+        for fd in FIRST..end {
+            // Before anything is made of a number that may be nonsense.
+            keep(fd).map_err(|error| GroupError::NotAListener {
+                descriptor: fd,
+                error,
+            })?;
+        }
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut names: Vec<String> = names.split(':').map(String::from).collect();
         names.resize(count.unsigned_abs() as usize, String::new());
-        let given = || (FIRST..FIRST + count).zip(&names);
+        let given = || (FIRST..end).zip(&names);
         let listeners = given().filter(|(_, name)| *name != READY);
         for (fd, _) in listeners.clone() {
             check_listener(fd).map_err(|error| GroupError::NotAListener {
@@ -55,6 +63,16 @@ impl Group {
             })?;
         }
         let alone = listeners.clone().all(|(_, name)| name == NAME);
+        for (fd, _) in given().filter(|(_, name)| *name == READY) {
+            // What a predecessor passes is a UNIX stream.
+            let error = Error::new(Call::GetSockOpt, libc::EINVAL);
+            if option(fd, libc::SO_TYPE) != Ok(SOCK_STREAM) || is_internet(fd) {
+                return Err(GroupError::NotAListener {
+                    descriptor: fd,
+                    error,
+                });
+            }
+        }
         let mut ready = given().find(|(_, name)| *name == READY).map(|(fd, _)| {
             // SAFETY: it was passed to this process, which takes it once.
             Ready(unsafe { UnixStream::from_raw_fd(fd) })
@@ -87,23 +105,35 @@ impl Ready {
     }
 }
 
-/// Whether `fd` is a TCP socket that listens; keeps it from programs that this one starts.
+/// Whether `fd` is a TCP socket that listens.
 fn check_listener(fd: RawFd) -> Result<(), Error> {
-    let wrong = Error::new(Call::GetSockOpt, libc::EINVAL);
-    let get = |name: c_int| -> Result<c_int, Error> {
-        let (mut value, mut len) = (0, socklen::<c_int>());
-        let at = (&raw mut value).cast();
-        // SAFETY: `value` is writable for the four bytes that `len` states.
-        unsafe { sys::getsockopt(fd, SOL_SOCKET, name, at, &raw mut len) }?;
-        Ok(value)
-    };
-    if get(libc::SO_TYPE)? != SOCK_STREAM || get(libc::SO_ACCEPTCONN)? != 1 {
-        return Err(wrong);
+    let listens =
+        option(fd, libc::SO_TYPE)? == SOCK_STREAM && option(fd, libc::SO_ACCEPTCONN)? == 1;
+    if listens && is_internet(fd) {
+        return Ok(());
     }
-    #[cfg(linux_kernel)]
-    if get(libc::SO_PROTOCOL)? != libc::IPPROTO_TCP {
-        return Err(wrong);
-    }
+    Err(Error::new(Call::GetSockOpt, libc::EINVAL))
+}
+
+/// Whether `fd` is a socket with an internet address.
+fn is_internet(fd: RawFd) -> bool {
+    let mut address = SockAddr::empty();
+    let (at, len) = (address.as_mut_ptr(), address.len_mut_ptr());
+    // SAFETY: both point into `address`, which has room for the length it states.
+    let named = unsafe { sys::getsockname(fd, at, len) };
+    named.is_ok() && address.get().is_some()
+}
+
+fn option(fd: RawFd, name: c_int) -> Result<c_int, Error> {
+    let (mut value, mut len) = (0, socklen::<c_int>());
+    let at = (&raw mut value).cast();
+    // SAFETY: `value` is writable for the four bytes that `len` states.
+    unsafe { sys::getsockopt(fd, SOL_SOCKET, name, at, &raw mut len) }?;
+    Ok(value)
+}
+
+/// Keeps `fd`, if it is open, from programs that this one starts.
+fn keep(fd: RawFd) -> Result<(), Error> {
     // SAFETY: the command takes an integer.
     check(Call::Fcntl, unsafe {
         libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC)

@@ -42,7 +42,8 @@
 //!    other program has, or deliberately on one that it has.
 //! 9. `serving.rs`, `crew.rs`, `alone.rs`, `polling.rs` (feature `std`): `Serving`, a group with
 //!    its acceptors at work; how they wait, and how they are woken.
-//! 10. `drain.rs` (feature `std`): how members leave without losing a connection.
+//!    `stealing.rs`: idle acceptors help busy siblings.
+//! 10. `drain.rs`, `away.rs` (feature `std`): how members leave without losing a connection.
 //! 11. `inherit.rs`, `handover.rs` (feature `std`): listeners from systemd, or from the process
 //!     whose place this one takes.
 //! 12. `diag.rs` (the kernel's list of sockets), `cpus.rs` (pinning), `interop.rs` (conversions
@@ -66,6 +67,8 @@ mod address;
 mod alone;
 #[cfg(not(accept4))]
 mod apple;
+#[cfg(feature = "std")]
+mod away;
 #[cfg(feature = "std")]
 mod claim;
 #[cfg(all(feature = "std", linux_kernel))]
@@ -92,6 +95,8 @@ mod polling;
 mod queue;
 #[cfg(feature = "std")]
 mod serving;
+#[cfg(all(feature = "std", linux_kernel))]
+mod stealing;
 #[cfg(linux_kernel)]
 pub mod steering;
 pub mod sys;

@@ -94,11 +94,8 @@ impl Listener {
         let client = unsafe { sys::accept(self.raw(), address, length, SOCK_CLOEXEC) }?;
         // SAFETY: the kernel has just opened it for us alone.
         let client = Connection(unsafe { Descriptor::own(client) });
-        Ok((
-            client,
-            peer.get()
-                .ok_or(Error::new(Call::Accept, libc::EAFNOSUPPORT))?,
-        ))
+        let unknown = Error::new(Call::Accept, libc::EAFNOSUPPORT);
+        Ok((client, peer.get().ok_or(unknown)?))
     }
 
     /// The address it is bound to: `getsockname(2)`. Tells what port 0 became.

@@ -8,9 +8,11 @@ use std::{boxed::Box, vec::Vec};
 use crate::acceptors::{Count, Stop};
 use crate::crew::{Crew, Launch, Parked, Post, Way, launch};
 use crate::error::Error;
-use crate::group::{Group, GroupError, Site, SpawnError, Steering};
+use crate::group::{Group, GroupError, MOST_THAT_STEAL, Site, SpawnError, Steering};
 use crate::listener::Connection;
 use crate::queue::Queue;
+#[cfg(linux_kernel)]
+use crate::stealing::Ring;
 
 impl Group {
     /// Gives each member a thread: [`Acceptors::spawn`](crate::Acceptors::spawn) for a group.
@@ -40,10 +42,12 @@ impl Group {
             site: self.site,
             launch: launch(make),
             next_id: 0,
+            #[cfg(linux_kernel)]
+            ring: Arc::default(),
         };
         let started = self.listeners.iter().enumerate().map(|(slot, listener)| {
-            let way = Way::new(plans.site.inherited)?;
-            listener.set_nonblocking(Way::polls(plans.site.inherited))?;
+            let way = plans.way()?;
+            listener.set_nonblocking(plans.polls())?;
             Ok((slot, plans.park(slot, slot)?, way))
         });
         let started = match started.collect::<Result<Vec<_>, Error>>() {
@@ -57,11 +61,24 @@ impl Group {
                 return Err(SpawnError { error, group });
             }
         };
-        // From here on nothing fails.
         let posts =
             started.map(|((slot, parked, way), listener)| parked.start(listener, way, slot));
+        let posts: Vec<Post> = posts.collect();
+        #[cfg(linux_kernel)]
+        if let Err(error) = plans
+            .ring
+            .enter(posts.iter().filter_map(Post::place).collect())
+        {
+            let listeners = posts.into_iter().map(Post::disband).collect();
+            let group = Box::new(Group {
+                listeners,
+                site: plans.site,
+                ready,
+            });
+            return Err(SpawnError { error, group });
+        }
         let crew = Crew {
-            posts: posts.collect(),
+            posts,
             leaving: Vec::new(),
             gone: Vec::new(),
         };
@@ -95,9 +112,30 @@ pub(crate) struct Plans {
     pub(crate) site: Site,
     launch: Box<Launch>,
     next_id: usize,
+    /// Where they stand who steal from one another.
+    #[cfg(linux_kernel)]
+    pub(crate) ring: Arc<Ring>,
 }
 
 impl Plans {
+    /// How an acceptor of this group is to wait.
+    pub(crate) fn way(&self) -> Result<Way, Error> {
+        #[cfg(linux_kernel)]
+        if self.steals() {
+            return Way::stealing(&self.ring);
+        }
+        Way::new(self.site.inherited)
+    }
+
+    /// Whether the listeners must not block.
+    fn polls(&self) -> bool {
+        self.steals() || Way::polls(self.site.inherited)
+    }
+
+    fn steals(&self) -> bool {
+        self.site.options.steal && !self.site.inherited
+    }
+
     /// A thread for the next acceptor, under a number of its own.
     #[cfg(linux_kernel)]
     pub(crate) fn next(&mut self) -> Result<Parked, Error> {
@@ -110,7 +148,7 @@ impl Plans {
     pub(crate) fn park(&mut self, id: usize, slot: usize) -> Result<Parked, Error> {
         #[cfg(linux_kernel)]
         if self.site.options.pin {
-            if let Some(cpu) = crate::cpus::of_slot(slot)? {
+            if let Some(cpu) = self.site.cpu_of(slot)? {
                 return crate::cpus::on(cpu, || (self.launch)(id))?;
             }
         }
@@ -148,6 +186,9 @@ impl Serving {
         if plans.site.inherited {
             return Err(GroupError::Inherited);
         }
+        if plans.steals() && self.crew().posts.len() >= MOST_THAT_STEAL {
+            return Err(GroupError::TooMany);
+        }
         let (index, slot, only) = {
             let crew = self.crew();
             let taken = |slot: &usize| crew.posts.iter().any(|post| post.slot == *slot);
@@ -166,13 +207,29 @@ impl Serving {
         };
         let id = plans.next_id;
         let call = |error| GroupError::call(error, self.address, index);
-        let way = Way::new(false).map_err(call)?;
+        let way = plans.way().map_err(call)?;
         let parked = plans.park(id, slot).map_err(call)?;
         let listener = only.map_or_else(|| plans.site.open(index), Ok)?;
         plans.next_id += 1;
-        self.crew().posts.push(parked.start(listener, way, slot));
-        self.steer_all(&plans)?;
+        let entered = self
+            .enlist(&plans, parked.start(listener, way, slot))
+            .map_err(call);
+        if let Err(error) = entered.and_then(|()| self.steer_all(&plans)) {
+            self.take_back(&mut plans, index);
+            return Err(error);
+        }
         Ok(id)
+    }
+
+    /// Takes a post into the crew, at the end; and into the ring of those who steal, which may
+    /// fail.
+    pub(crate) fn enlist(&self, plans: &Plans, post: Post) -> Result<(), Error> {
+        #[cfg(linux_kernel)]
+        let entered = plans.ring.enter(post.place().into_iter().collect());
+        #[cfg(not(linux_kernel))]
+        let entered = (_ = plans, Ok(())).1;
+        self.crew().posts.push(post);
+        entered
     }
 
     /// Changes how the kernel chooses a member: [`Group::steer`] while they are at work.
@@ -195,7 +252,7 @@ impl Serving {
     pub fn join(self) -> Vec<Count> {
         let mut crew = self.crew();
         let posts = mem::take(&mut crew.posts);
-        let counts = posts.into_iter().map(|post| post.acceptor.join());
+        let counts = posts.into_iter().map(Post::join);
         crew.gone.extend(counts.collect::<Vec<_>>());
         crew.counts()
     }
@@ -203,13 +260,10 @@ impl Serving {
     /// Brings the kernel's choice into line with the members that there are.
     pub(crate) fn steer_all(&self, plans: &Plans) -> Result<(), GroupError> {
         #[cfg(linux_kernel)]
-        if !plans.site.options.join {
+        if !plans.site.options.join && !plans.site.options.shared {
             let crew = self.crew();
             let slots: Vec<_> = crew.posts.iter().map(|post| post.slot).collect();
-            if let (Some(first), true) = (crew.posts.first(), plans.site.options.is_steered()) {
-                return plans.site.steer(first.listener(), &slots);
-            }
-            if let [first, _, ..] = crew.posts.as_slice() {
+            if let Some(first) = crew.posts.first() {
                 return plans.site.steer(first.listener(), &slots);
             }
         }
@@ -273,7 +327,7 @@ impl Member {
         #[cfg(not(linux_kernel))]
         let queue = None;
         Member {
-            count: post.acceptor.count(),
+            count: post.count(),
             queue,
         }
     }

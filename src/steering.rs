@@ -195,7 +195,8 @@ impl Listener {
     /// are under way: a packet filter, `SO_ATTACH_FILTER`. Whoever sent the SYN tries again after
     /// a second.
     ///
-    /// Connections that complete meanwhile inherit the filter: [`Connection::unfilter`].
+    /// Connections that complete meanwhile inherit the filter: [`Connection::unfilter`]. Fails with
+    /// `EPERM` where the kernel wants `CAP_NET_ADMIN` for it (6.18 does).
     pub fn take_no_more(&self) -> Result<(), Error> {
         self.attach(libc::SO_ATTACH_FILTER, &NO_NEW)
     }

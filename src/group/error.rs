@@ -46,6 +46,8 @@ pub enum GroupError {
     NotItsOwn,
     /// Steering among, or retiring one of, acceptors that share one socket.
     OneSocket,
+    /// More members than may steal from one another.
+    TooMany,
     /// Steering around, or retiring, a member that is not there.
     NoSuchMember,
     /// Retiring the last member: [`Serving::stop`](crate::Serving::stop) does that.
@@ -61,7 +63,7 @@ pub enum GroupError {
         /// What the kernel says of it.
         error: Error,
     },
-    /// This kernel steers no connections, or pins no threads that we know how to pin.
+    /// Steering, pinning or stealing on a kernel that has not what it takes.
     NotHere,
 }
 
@@ -126,6 +128,7 @@ impl fmt::Display for GroupError {
             GroupError::OneSocket => {
                 "acceptors that share one listener can be neither steered nor retired one by one"
             }
+            GroupError::TooMany => "at most 128 members can steal from one another",
             GroupError::NoSuchMember => "the group has no such member",
             GroupError::LastMember => "the last member cannot be retired",
             GroupError::Inherited => {
@@ -135,7 +138,7 @@ impl fmt::Display for GroupError {
             GroupError::NotAListener { descriptor, error } => {
                 return write!(f, "descriptor {descriptor} is no TCP listener: {error}");
             }
-            GroupError::NotHere => "this kernel neither steers connections nor pins threads",
+            GroupError::NotHere => "this kernel has not what steering, pinning or stealing takes",
         })
     }
 }

@@ -15,11 +15,13 @@ use crate::options::Options;
 /// How to make a [`Group`].
 #[derive(Clone)]
 #[must_use]
+#[allow(clippy::struct_excessive_bools)] // each is a switch of its own
 pub struct GroupOptions {
     pub(crate) join: bool,
     pub(crate) shared: bool,
     pub(crate) steering: Steering,
     pub(crate) pin: bool,
+    pub(crate) steal: bool,
     backlog: Option<c_int>,
     only_v6: Option<bool>,
     before_bind: Option<Arc<Hook>>,
@@ -35,6 +37,7 @@ impl Default for GroupOptions {
             shared: false,
             steering: Steering::Hash,
             pin: false,
+            steal: false,
             backlog: None,
             only_v6: None,
             before_bind: None,
@@ -71,6 +74,15 @@ impl GroupOptions {
     /// elsewhere it is refused.
     pub fn pin(mut self, on: bool) -> GroupOptions {
         self.pin = on;
+        self
+    }
+
+    /// An idle acceptor takes what waits for a busy sibling; its own listener comes first. Without
+    /// it a connection waits behind the handler of the member that the kernel has chosen, while
+    /// others idle. Costs one system call more for a connection. Linux and Android; elsewhere it is
+    /// refused, and so are more than 128 members.
+    pub fn steal(mut self, on: bool) -> GroupOptions {
+        self.steal = on;
         self
     }
 
@@ -121,9 +133,11 @@ impl GroupOptions {
     fn check_steering(&self) -> Result<(), GroupError> {
         let steered = self.steering != Steering::Hash;
         match () {
-            () if (steered || self.pin) && !cfg!(linux_kernel) => Err(GroupError::NotHere),
+            () if (steered || self.pin || self.steal) && !cfg!(linux_kernel) => {
+                Err(GroupError::NotHere)
+            }
             () if steered && self.join => Err(GroupError::NotItsOwn),
-            () if steered && self.shared => Err(GroupError::OneSocket),
+            () if (steered || self.steal) && self.shared => Err(GroupError::OneSocket),
             () => Ok(()),
         }
     }
@@ -144,7 +158,7 @@ impl GroupOptions {
 
     /// What the calls of each member are made with.
     pub(super) fn of_a_member(&self) -> Options<'_> {
-        let mut options = Listener::options().nonblocking(Way::polls(false));
+        let mut options = Listener::options().nonblocking(self.steal || Way::polls(false));
         if let Some(connections) = self.backlog {
             options = options.backlog(connections);
         }
@@ -157,6 +171,9 @@ impl GroupOptions {
         }
     }
 }
+
+/// The most members that steal from one another: n of them are n * n registrations.
+pub(crate) const MOST_THAT_STEAL: usize = 128;
 
 /// How the first member comes to its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +196,7 @@ fn plan(balances: bool, members: usize, options: &GroupOptions) -> Result<First,
     options.check_steering()?;
     match sockets {
         0 => Err(GroupError::Empty),
+        _ if options.steal && sockets > MOST_THAT_STEAL => Err(GroupError::TooMany),
         _ if !balances && (sockets > 1 || options.join) => Err(GroupError::NotBalanced),
         _ if options.join => Ok(First::Joins),
         1 if options.shared || !balances => Ok(First::Alone),
@@ -195,6 +213,7 @@ impl fmt::Debug for GroupOptions {
         shown
             .field("steering", &self.steering)
             .field("pin", &self.pin);
+        shown.field("steal", &self.steal);
         shown
             .field("backlog", &self.backlog)
             .field("only_v6", &self.only_v6);

@@ -73,6 +73,7 @@ pub(crate) fn tally(members: &[(Count, Option<Queue>)]) -> String {
             _ = write!(text, "  {} of {} wait", queue.waiting, queue.limit);
         }
         for (what, times) in [
+            ("stolen", count.stolen),
             ("handlers panicked", count.panicked),
             ("accepts went wrong", count.went_on),
             ("pauses for want of descriptors", count.backed_off),

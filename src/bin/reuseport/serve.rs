@@ -1,11 +1,12 @@
 //! `reuseport serve`: the C program.
 
 use core::net::SocketAddr;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
 #[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
-use std::{env, process};
+use std::{env, process, thread};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use std::{path::Path, process::Command};
 
@@ -13,7 +14,7 @@ use reuseport::{Group, GroupOptions, Serving, Steering};
 
 use crate::Failure;
 use crate::args::Args;
-use crate::output::{explain, print, report, report_lines, tally};
+use crate::output::{explain, print, ratio, report, report_lines, tally};
 use crate::signals::{Caught, Signals};
 
 const HELP: &str = "\
@@ -30,6 +31,8 @@ Usage: reuseport serve [OPTIONS]
   --steer HOW        hash: the kernel's own way; cpu: the receiving CPU's acceptor; random [hash]
   --pin              run each acceptor on one CPU
   --grace MS         at the end, how long to wait for handshakes and handlers at most [1000]
+  --steal            idle acceptors take what waits for busy ones
+  --slow P:MS        handle P percent of the connections slowly, each for MS milliseconds
   --quiet            print no connections
 
 Under systemd it serves the listeners of its socket unit, and tells when it is ready.
@@ -62,10 +65,17 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     options = options
         .steering(steering.unwrap_or_default())
         .pin(args.flag("--pin"));
-    options = options
-        .join(args.flag("--join"))
-        .shared(args.flag("--shared"));
+    let (join, shared) = (args.flag("--join"), args.flag("--shared"));
+    let made_to_order = join || shared || steering.is_some() || backlog.is_some();
+    options = options.join(join).shared(shared);
     let grace = Duration::from_millis(args.number("--grace", 0, 86_400_000, 1000)? as u64);
+    options = options.steal(args.flag("--steal"));
+    let slow = args.value(
+        "--slow",
+        "PERCENT:MILLISECONDS, such as 0.5:50",
+        Slow::parse,
+    )?;
+    options = options.grace(grace);
     let quiet = args.flag("--quiet");
     let addresses = args.addresses()?;
     args.finish()?;
@@ -76,9 +86,15 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     // Before the first thread, which inherits it.
     let signals = Signals::hold();
     let group = match inherited()? {
-        Some(group) if group.listeners().len() == 1 && acceptors > 1 => group
-            .share_among(acceptors)
-            .map_err(|error| Failure::Failed(explain(&error)))?,
+        Some(group) if group.is_inherited() && made_to_order => {
+            let line = "the listeners are inherited: --join, --shared, --steer and --backlog are \
+                        for those who open them";
+            return Err(Failure::Usage(line.to_owned()));
+        }
+        Some(group) if group.listeners().len() == 1 && group.is_inherited() => {
+            let group = group.with(options).share_among(acceptors);
+            group.map_err(|error| Failure::Failed(explain(&error)))?
+        }
         Some(group) => group.with(options),
         None => bind(&options, &addresses, acceptors)?,
     };
@@ -86,6 +102,9 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let serving = spawn(group, move |acceptor| {
         if !quiet {
             print(&format!("acceptor {acceptor}\n"));
+        }
+        if let Some(slow) = &slow {
+            slow.handle();
         }
     })?;
     notify("READY=1");
@@ -105,6 +124,12 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
                 Ok(child) => {
                     notify(&format!("MAINPID={}", child.id()));
                     report(&format!("handed over to pid {}", child.id()));
+                    if let (Some(signal), Ok(pid)) = (signals.pending_end(), child.id().try_into())
+                    {
+                        // It was meant for whoever serves.
+                        // SAFETY: takes two integers; the child has not been waited for.
+                        unsafe { libc::kill(pid, signal) };
+                    }
                     signals.let_the_next_end_it();
                     break;
                 }
@@ -123,6 +148,37 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             .collect::<Vec<_>>(),
     ));
     Ok(())
+}
+
+/// A share of the connections that takes long, spread evenly over them.
+struct Slow {
+    percent: f64,
+    pause: Duration,
+    handled: AtomicUsize,
+}
+
+impl Slow {
+    fn parse(value: &str) -> Option<Slow> {
+        let (percent, millis) = value.split_once(':')?;
+        let percent = percent
+            .parse()
+            .ok()
+            .filter(|percent| (0.0..=100.0).contains(percent))?;
+        let pause = Duration::from_millis(millis.parse().ok()?);
+        Some(Slow {
+            percent,
+            pause,
+            handled: AtomicUsize::new(0),
+        })
+    }
+
+    fn handle(&self) {
+        let before = self.handled.fetch_add(1, Relaxed);
+        let slow_ones = |handled: usize| (ratio(handled, 100) * self.percent).floor();
+        if slow_ones(before + 1) > slow_ones(before) {
+            thread::sleep(self.pause);
+        }
+    }
 }
 
 /// How long a successor may take to start.

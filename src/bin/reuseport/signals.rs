@@ -48,9 +48,37 @@ impl Signals {
         }
     }
 
-    /// The next signal has its usual deadly effect.
+    /// The next SIGINT or SIGTERM has its usual deadly effect. The others, which ask for what is no
+    /// more, go on being held back.
     pub(crate) fn let_the_next_end_it(&self) {
+        let mut ending = self.0;
+        for signal in [libc::SIGUSR1, libc::SIGHUP] {
+            // SAFETY: `ending` is an initialised set, `signal` a valid number.
+            unsafe { libc::sigdelset(&raw mut ending, signal) };
+        }
         // SAFETY: as in `hold`.
-        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const self.0, null_mut()) };
+        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const ending, null_mut()) };
+    }
+
+    /// Takes a signal that says to end and has come meanwhile, for whoever it concerns now.
+    pub(crate) fn pending_end(&self) -> Option<i32> {
+        let mut pending = self.0;
+        // SAFETY: `pending` is writable; sigpending initialises it.
+        unsafe { libc::sigpending(&raw mut pending) };
+        let both = [libc::SIGINT, libc::SIGTERM];
+        // SAFETY: `pending` is an initialised set.
+        let came = both
+            .into_iter()
+            .find(|s| unsafe { libc::sigismember(&raw const pending, *s) } == 1)?;
+        let mut only = pending;
+        // SAFETY: `only` is a set; sigemptyset initialises it anew.
+        unsafe { libc::sigemptyset(&raw mut only) };
+        // SAFETY: `only` is an initialised set, `came` a valid number.
+        unsafe { libc::sigaddset(&raw mut only, came) };
+        let mut taken = 0;
+        // It is pending, so this does not wait.
+        // SAFETY: the set is initialised, `taken` writable.
+        unsafe { libc::sigwait(&raw const only, &raw mut taken) };
+        Some(came)
     }
 }
