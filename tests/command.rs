@@ -66,18 +66,14 @@ fn a_client_in_another_language_gets_ten_lines() {
     }
     let mut server = Server::start(&["--addr", "localhost:0"]);
     let client = format!(
-        "import socket\nfor _ in range(10):\n  with socket.socket() as s:\n    \
-         s.connect(('localhost', {}))\n    s.recv(1)\n",
+        "import socket\nfor _ in range(10):\n  \
+         with socket.create_connection(('localhost', {})) as s: s.recv(1)\n",
         server.address.port()
     );
     let python = Command::new("python3")
         .args(["-c", &client])
         .status()
         .unwrap();
-    // localhost may be ::1 first, and then is not python's AF_INET.
-    if server.address.is_ipv6() {
-        return;
-    }
     assert!(python.success());
     server.signal(libc::SIGTERM);
     server.read_stderr_until("acceptor 2");
@@ -430,26 +426,19 @@ fn two_system_calls_a_connection() {
     let (mut accepted, mut acceptors) = (0, 0);
     for file in fs::read_dir(directory).unwrap() {
         let log = fs::read_to_string(file.unwrap().path()).unwrap();
-        let Some(first) = log.find("accept4(") else {
+        let lines = log.lines().skip_while(|line| !line.starts_with("accept4("));
+        // At the end one fails, to wake the acceptor; what follows is the thread's own end.
+        let lines = lines.take_while(|line| !line.contains(" = -1"));
+        let names: Vec<_> = lines.map(|line| line.split('(').next().unwrap()).collect();
+        if names.is_empty() {
             continue;
-        };
+        }
         acceptors += 1;
-        let names = log[first..]
-            .lines()
-            .map(|line| line.split('(').next().unwrap());
-        let names: Vec<_> = names
-            .take_while(|name| ["accept4", "close"].contains(name))
-            .collect();
-        // It ends with the accept that the stop wakes; what follows is the thread's own end.
-        let (pairs, [last]) = names.as_chunks::<2>() else {
-            panic!("{names:?}")
-        };
         assert!(
-            pairs.iter().all(|pair| *pair == ["accept4", "close"]),
+            names.chunks(2).all(|pair| pair == ["accept4", "close"]),
             "{names:?}"
         );
-        assert_eq!(*last, "accept4");
-        accepted += pairs.len();
+        accepted += names.len() / 2;
     }
     assert_eq!((acceptors, accepted), (3, 300));
 }

@@ -74,6 +74,11 @@ fn steers_without_privilege() {
     ] {
         group.steer(steering).unwrap();
     }
+    // Nor does a retirement, although the kernel may refuse the packet filter.
+    let serving = group.spawn(|_, _| {}).unwrap();
+    assert_eq!(serving.add(), Ok(3));
+    assert_eq!(serving.retire(0).unwrap().acceptor, 0);
+    assert_eq!(serving.stop(support::BOUND).len(), 4);
 }
 
 #[test]

@@ -1,0 +1,510 @@
+//! What happens to real servers: no thread to be had, no descriptor, handlers that panic or never
+//! return, signals at any moment, a listener that is shut down under its acceptor.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+#[path = "support/load.rs"]
+mod load;
+mod support;
+
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use load::Load;
+use reuseport::{Call, Connection, Error, Group, GroupError, Serving, Stop, sys};
+use support::{descriptors, visit, wait_until};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+const NOBODY: u32 = 65534;
+/// Far more than any grace here, and far less than for ever.
+const SOON: Duration = Duration::from_secs(10);
+
+fn greet(_: usize, connection: Connection) {
+    let greeting = connection.send(b"hello");
+    assert_eq!(greeting, Ok(5));
+    drop(connection);
+}
+
+/// Plays a role as a process of its own, as a user that no limit spares: from a copy of this
+/// program that everybody can reach.
+#[track_caller]
+fn play(role: &str) {
+    // A program that is being written cannot be run, and a process that another thread starts
+    // meanwhile holds it open for a moment too: one at a time.
+    static STARTING: Mutex<()> = Mutex::new(());
+    let program = env::temp_dir().join(format!("reuseport-{role}-{}", std::process::id()));
+    let mut child = std::process::Command::new(&program);
+    child.args(support::role(role).get_args());
+    child
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // SAFETY: takes nothing.
+    if unsafe { libc::geteuid() } == 0 {
+        child.uid(NOBODY);
+    }
+    let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    let child = child.spawn();
+    drop(starting);
+    fs::remove_file(program).unwrap();
+    let done = child.unwrap().wait_with_output().unwrap();
+    let (said, complained) = (support::text(&done.stdout), support::text(&done.stderr));
+    assert!(
+        done.status.success() && said.contains("1 passed"),
+        "{said}{complained}"
+    );
+}
+
+#[cfg(target_env = "gnu")]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(not(target_env = "gnu"))]
+type Resource = i32;
+
+/// Sets a soft limit, at most the hard one, and returns what it was.
+fn limit(resource: Resource, to: libc::rlim_t) -> libc::rlim_t {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    assert_eq!(unsafe { libc::getrlimit(resource, &raw mut limit) }, 0);
+    let before = limit.rlim_cur;
+    limit.rlim_cur = to.min(limit.rlim_max);
+    // SAFETY: `limit` is readable.
+    assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
+    before
+}
+
+/// Has each of the group's members serve: one of three has none of 300 with a chance of 5e-53.
+#[track_caller]
+fn whole(serving: &Serving, members: usize) {
+    let accepted = || -> Vec<usize> {
+        let members = serving.members();
+        assert!(
+            members.iter().all(|member| member.count.running),
+            "{members:?}"
+        );
+        members.iter().map(|member| member.count.accepted).collect()
+    };
+    let before = accepted();
+    assert_eq!(before.len(), members);
+    (0..300).for_each(|_| assert_eq!(visit(serving.local_addr()), "hello"));
+    let after = accepted();
+    assert!(
+        after.iter().zip(&before).all(|(now, then)| now > then),
+        "{before:?} {after:?}"
+    );
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn has_no_thread_left() {
+    let none = Error::new(Call::PthreadCreate, libc::EAGAIN);
+    let group = Group::bind(ANY_PORT, 3).unwrap();
+    let before = descriptors("self");
+    // This process alone has two threads by now.
+    let usual = limit(libc::RLIMIT_NPROC, 1);
+    let failure = group.spawn(greet).unwrap_err();
+    assert_eq!(failure.error, none);
+    assert_eq!(
+        (failure.group.listeners().len(), descriptors("self")),
+        (3, before)
+    );
+    limit(libc::RLIMIT_NPROC, usual);
+    let serving = failure.group.spawn(greet).unwrap();
+    whole(&serving, 3);
+
+    let before = descriptors("self");
+    limit(libc::RLIMIT_NPROC, 1);
+    let failure = serving.add().unwrap_err();
+    let address = serving.local_addr();
+    assert_eq!(
+        failure,
+        GroupError::Call {
+            error: none,
+            address,
+            member: 3
+        }
+    );
+    assert_eq!(descriptors("self"), before);
+    whole(&serving, 3);
+    // To make way takes no thread.
+    assert!(!serving.retire(1).unwrap().running);
+    whole(&serving, 2);
+    limit(libc::RLIMIT_NPROC, usual);
+    assert_eq!(serving.add(), Ok(3));
+    whole(&serving, 3);
+}
+
+#[test]
+fn without_a_thread_all_stays_as_it_was() {
+    play("has_no_thread_left");
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn has_no_descriptor_left() {
+    let none = Error::new(Call::Socket, libc::EMFILE);
+    // Numbers count: behind this one there are no holes.
+    let full: Vec<_> = (0..40)
+        .map(|_| fs::File::open("/dev/null").unwrap())
+        .collect();
+    let last = full.iter().map(AsRawFd::as_raw_fd).max().unwrap();
+    let before = descriptors("self");
+    let room_for = |more: i32| limit(libc::RLIMIT_NOFILE, (last + 1 + more).try_into().unwrap());
+    let usual = room_for(2);
+    let failure = Group::bind(ANY_PORT, 3).unwrap_err();
+    assert!(matches!(failure, GroupError::Call { error, member: 2, .. } if error == none));
+    limit(libc::RLIMIT_NOFILE, usual);
+    assert_eq!(descriptors("self"), before);
+
+    let group = Group::options()
+        .grace(Duration::from_millis(20))
+        .bind(ANY_PORT, 3)
+        .unwrap();
+    let serving = group.spawn(greet).unwrap();
+    whole(&serving, 3);
+    room_for(3);
+    let failure = serving.add().unwrap_err();
+    assert_eq!(
+        failure,
+        GroupError::Call {
+            error: none,
+            address: serving.local_addr(),
+            member: 3
+        }
+    );
+    assert_eq!(serving.members().len(), 3);
+    // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves in
+    // a moment, unless the machine is too busy for that each time.
+    let in_time = (0..10).any(|round| {
+        room_for(3);
+        let count = serving.retire(round).unwrap();
+        limit(libc::RLIMIT_NOFILE, usual);
+        assert_eq!(serving.add(), Ok(3 + round));
+        !count.running
+    });
+    assert!(in_time, "{:?}", serving.tally());
+    wait_until("who has left is gone", || {
+        serving.tally().iter().filter(|count| count.running).count() == 3
+    });
+    whole(&serving, 3);
+    drop(serving);
+    assert_eq!(descriptors("self"), before);
+}
+
+#[test]
+fn without_a_descriptor_all_stays_as_it_was() {
+    play("has_no_descriptor_left");
+}
+
+#[test]
+fn panics_are_counted_and_the_group_goes_on() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("a payload that panics when it is dropped");
+        }
+    }
+    let calls = AtomicUsize::new(0);
+    let group = Group::bind(ANY_PORT, 2).unwrap();
+    let serving = group.spawn(move |id, connection| match calls.fetch_add(1, SeqCst) {
+        0 => panic!("a handler that panics"),
+        1 => std::panic::panic_any(Bomb),
+        _ => greet(id, connection),
+    });
+    let serving = serving.unwrap();
+    assert_eq!(visit(serving.local_addr()), "");
+    assert_eq!(visit(serving.local_addr()), "");
+    whole(&serving, 2);
+    let counts = serving.stop(SOON);
+    assert_eq!(counts.iter().map(|count| count.panicked).sum::<usize>(), 2);
+    assert_eq!(
+        counts.iter().map(|count| count.accepted).sum::<usize>(),
+        302
+    );
+}
+
+/// A handler that does not return, until it is let go.
+#[derive(Default)]
+struct Stuck {
+    entered: AtomicBool,
+    free: Mutex<bool>,
+    freed: Condvar,
+}
+
+impl Stuck {
+    fn hold(&self) {
+        self.entered.store(true, SeqCst);
+        let free = self
+            .freed
+            .wait_while(self.free.lock().unwrap(), |free| !*free);
+        drop(free.unwrap());
+    }
+
+    fn let_go(&self) {
+        *self.free.lock().unwrap() = true;
+        self.freed.notify_all();
+    }
+}
+
+/// A group whose first handler is stuck, and the client there.
+fn with_a_stuck_handler(members: usize) -> (Arc<Stuck>, Serving, TcpStream) {
+    let stuck = Arc::new(Stuck::default());
+    let held = Arc::clone(&stuck);
+    let group = Group::options()
+        .grace(Duration::from_millis(300))
+        .bind(ANY_PORT, members);
+    let first = AtomicBool::new(true);
+    let handler = move |id, connection| {
+        if first.swap(false, SeqCst) {
+            held.hold();
+        }
+        greet(id, connection);
+    };
+    let serving = group.unwrap().spawn(handler).unwrap();
+    let client = TcpStream::connect(serving.local_addr()).unwrap();
+    wait_until("a handler is stuck", || stuck.entered.load(SeqCst));
+    (stuck, serving, client)
+}
+
+/// The greeting, which has come when the server closes.
+#[track_caller]
+fn greeting(mut client: TcpStream) {
+    client.set_read_timeout(Some(SOON)).unwrap();
+    let mut heard = String::new();
+    client
+        .read_to_string(&mut heard)
+        .expect("a greeting, and the end");
+    assert_eq!(heard, "hello");
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn has_handlers_that_never_return() {
+    let grace = Duration::from_millis(300);
+    let before = descriptors("self");
+    let behind = |address: SocketAddr| -> Vec<_> {
+        (0..5)
+            .map(|_| TcpStream::connect(address).unwrap())
+            .collect()
+    };
+    // It is stopped.
+    let (stuck, serving, client) = with_a_stuck_handler(1);
+    let waiting = behind(serving.local_addr());
+    let begun = Instant::now();
+    let counts = serving.stop(grace);
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    waiting.into_iter().for_each(greeting);
+    let [count] = counts[..] else {
+        panic!("{counts:?}")
+    };
+    assert!(count.running && count.accepted == 6, "{count:?}");
+    stuck.let_go();
+    greeting(client);
+    wait_until("all is closed", || descriptors("self") == before);
+
+    // It is dropped.
+    let (stuck, serving, client) = with_a_stuck_handler(1);
+    let waiting = behind(serving.local_addr());
+    let begun = Instant::now();
+    drop(serving);
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    waiting.into_iter().for_each(greeting);
+    stuck.let_go();
+    greeting(client);
+    wait_until("all is closed", || descriptors("self") == before);
+
+    // It is retired.
+    let (stuck, serving, client) = with_a_stuck_handler(2);
+    let members = serving.members();
+    let busy = members
+        .iter()
+        .find(|member| member.count.accepted == 1)
+        .unwrap()
+        .count
+        .acceptor;
+    let waiting = behind(serving.local_addr());
+    let begun = Instant::now();
+    let count = serving.retire(busy).unwrap();
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    assert!(count.running, "{count:?}");
+    waiting.into_iter().for_each(greeting);
+    whole(&serving, 1);
+    stuck.let_go();
+    greeting(client);
+    wait_until("it has returned", || !serving.tally()[busy].running);
+    assert_eq!(serving.add(), Ok(2));
+    whole(&serving, 2);
+    drop(serving);
+    wait_until("all is closed", || descriptors("self") == before);
+}
+
+#[test]
+fn a_handler_that_never_returns_holds_nobody_up() {
+    play("has_handlers_that_never_return");
+}
+
+/// The handlers are made by the user's code, which may panic when a helper needs one too.
+#[test]
+fn a_panic_while_a_helper_is_made_ends_nothing() {
+    let stuck = Arc::new(Stuck::default());
+    let (held, made) = (Arc::clone(&stuck), AtomicUsize::new(0));
+    let group = Group::options()
+        .grace(Duration::from_millis(300))
+        .bind(ANY_PORT, 1)
+        .unwrap();
+    let serving = group.spawn_with(move |_| {
+        assert_eq!(made.fetch_add(1, SeqCst), 0, "one handler is all there is");
+        let held = Arc::clone(&held);
+        move |_: Connection, _: &Stop| held.hold()
+    });
+    let serving = serving.unwrap();
+    let clients = [(); 2].map(|()| TcpStream::connect(serving.local_addr()).unwrap());
+    wait_until("a handler is stuck", || stuck.entered.load(SeqCst));
+    let [count] = serving.stop(Duration::from_millis(300))[..] else {
+        panic!("not one")
+    };
+    assert!(count.running && count.accepted == 1, "{count:?}");
+    stuck.let_go();
+    // Who waited is served when the handler has returned.
+    for mut client in clients {
+        client.set_read_timeout(Some(SOON)).unwrap();
+        assert_eq!(client.read(&mut [0]).expect("the end"), 0);
+    }
+}
+
+#[test]
+fn a_panic_while_a_pinned_member_is_made_leaves_the_caller_where_it_was() {
+    let usual = support::cpus();
+    let made = AtomicUsize::new(0);
+    let group = Group::options().pin(true).bind(ANY_PORT, 1).unwrap();
+    let serving = group.spawn_with(move |id| {
+        assert_ne!(made.fetch_add(1, SeqCst), 1, "the second cannot be made");
+        move |connection: Connection, _: &Stop| greet(id, connection)
+    });
+    let serving = serving.unwrap();
+    let add = std::panic::AssertUnwindSafe(|| serving.add());
+    std::panic::catch_unwind(add).expect_err("`make` has panicked");
+    assert_eq!(support::cpus(), usual);
+    whole(&serving, 1);
+    assert_eq!(serving.add(), Ok(1));
+    whole(&serving, 2);
+}
+
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn count_signal(_: i32) {
+    SIGNALS.fetch_add(1, SeqCst);
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn is_interrupted_all_the_time() {
+    // SAFETY: made of integers, a pointer and a set of bits, for all of which zeros are a value.
+    let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
+    let handler: extern "C" fn(i32) = count_signal;
+    action.sa_sigaction = handler as libc::sighandler_t;
+    // SAFETY: `action` is readable; the handler does but what a handler may, and without
+    // SA_RESTART each signal interrupts the call that it meets.
+    let set = unsafe { libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
+
+    let before = descriptors("self");
+    let serving = Group::bind(ANY_PORT, 3).unwrap().spawn(|_, connection| {
+        let mut asked = connection.recv(&mut [0]);
+        while asked.is_err_and(|error| error.errno() == libc::EINTR) {
+            asked = connection.recv(&mut [0]);
+        }
+        _ = connection.send(b"!");
+    });
+    let serving = serving.unwrap();
+    let load = Load::start(serving.local_addr(), 4);
+    let (over, begun) = (AtomicBool::new(false), Instant::now());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(SeqCst) && begun.elapsed() < support::BOUND {
+                for thread in fs::read_dir("/proc/self/task").unwrap().flatten() {
+                    let id: libc::c_long = thread.file_name().to_str().unwrap().parse().unwrap();
+                    let process = libc::c_long::from(std::process::id());
+                    // SAFETY: takes three integers. A thread that has ended is an error, no more.
+                    unsafe { libc::syscall(libc::SYS_tgkill, process, id, libc::SIGUSR2) };
+                }
+            }
+        });
+        let mut acceptor = 0;
+        wait_until("thousands of signals have come", || {
+            serving.add().unwrap();
+            let count = serving.retire(acceptor).unwrap();
+            assert!(!count.running && count.failed.is_none(), "{count:?}");
+            acceptor += 1;
+            acceptor >= 20 && SIGNALS.load(SeqCst) > 5000 && load.made() > 200
+        });
+        over.store(true, SeqCst);
+    });
+    let report = load.stop();
+    assert_eq!(report.lost(), 0, "{report:?}");
+    let counts = serving.stop(SOON);
+    assert!(
+        counts.iter().map(|count| count.went_on).sum::<usize>() > 0,
+        "no accept was met"
+    );
+    assert!(
+        counts
+            .iter()
+            .all(|count| count.panicked == 0 && count.failed.is_none())
+    );
+    assert_eq!(descriptors("self"), before);
+}
+
+#[test]
+fn signals_lose_nothing() {
+    play("is_interrupted_all_the_time");
+}
+
+#[test]
+fn a_listener_shut_down_under_its_acceptor_is_struck_out() {
+    for retire in [false, true] {
+        let group = Group::bind(ANY_PORT, 3).unwrap();
+        let others = group.listeners().iter();
+        let others: Vec<_> = others
+            .map(|one| one.as_fd().try_clone_to_owned().unwrap())
+            .collect();
+        let wrong = AtomicBool::new(true);
+        let serving = group.spawn(move |id, connection| {
+            if wrong.swap(false, SeqCst) {
+                // SAFETY: the descriptor is open; it is the listener's behind its back.
+                unsafe { sys::shutdown(others[id].as_raw_fd(), sys::SHUT_RD) }.unwrap();
+            }
+            greet(id, connection);
+        });
+        let serving = serving.unwrap();
+        assert_eq!(visit(serving.local_addr()), "hello");
+        let left = || -> Option<usize> { serving.tally().iter().position(|count| !count.running) };
+        wait_until("its acceptor has left", || left().is_some());
+        let gone = left().unwrap();
+        (0..100).for_each(|_| assert_eq!(visit(serving.local_addr()), "hello"));
+        assert_eq!(serving.tally()[gone].accepted, 1);
+        if retire {
+            assert_eq!(serving.retire(gone).unwrap_err(), GroupError::NoSuchMember);
+            let stays = serving.members()[0].count.acceptor;
+            assert!(!serving.retire(stays).unwrap().running);
+            whole(&serving, 1);
+        } else {
+            assert_eq!(serving.add(), Ok(3));
+            whole(&serving, 3);
+        }
+        let running: Vec<_> = serving.tally().iter().map(|count| count.running).collect();
+        assert!(!running[gone], "{running:?}");
+        let counts = serving.stop(SOON);
+        let why = Some(Error::new(Call::Accept, libc::EINVAL));
+        assert_eq!((counts[gone].accepted, counts[gone].failed), (1, why));
+    }
+}

@@ -1,0 +1,335 @@
+//! The steps in whose midst a call fails, and what must hold afterwards.
+#![allow(clippy::needless_pass_by_value)] // they are called from a table
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use reuseport::{
+    Acceptors, Advice, Call, Connection, Count, Error, Group, GroupError, GroupOptions, Listener,
+    Serving, Steering,
+};
+
+use super::support::{self, listeners, wait_until};
+use super::{ANY_PORT, Fault};
+
+/// Answers with one byte.
+pub(crate) fn answer(_: usize, connection: Connection) {
+    _ = connection.send(b"!");
+}
+
+/// Connects and reads the answer, to the end.
+#[track_caller]
+pub(crate) fn served(address: SocketAddr) {
+    let limit = Duration::from_secs(10);
+    let mut client = TcpStream::connect_timeout(&address, limit).expect("a connection");
+    client.set_read_timeout(Some(limit)).expect("a timeout");
+    let mut answer = String::new();
+    client
+        .read_to_string(&mut answer)
+        .expect("an answer, and the end");
+    assert_eq!(answer, "!");
+}
+
+/// Connects ten times, in a thread of its own: its calls count for itself.
+#[track_caller]
+pub(crate) fn ten_served(address: SocketAddr) {
+    thread::scope(|scope| scope.spawn(|| (0..10).for_each(|_| served(address))).join()).unwrap();
+}
+
+/// Has a group of `members` serve, each of them: one of five has none of 300 with a chance of
+/// (4/5)^300 < 1e-28.
+#[track_caller]
+pub(crate) fn whole(serving: &Serving, members: usize) {
+    let accepted = || -> Vec<usize> {
+        let counts = serving.tally().into_iter().filter(|count| count.running);
+        counts.map(|count| count.accepted).collect()
+    };
+    let before = accepted();
+    assert_eq!((before.len(), serving.members().len()), (members, members));
+    // Who shares one socket is served by whoever is there first.
+    let shared = serving.retire_all(&[]).unwrap_err() == GroupError::OneSocket;
+    let served_all = (0..30).any(|_| {
+        ten_served(serving.local_addr());
+        shared || accepted().iter().zip(&before).all(|(now, then)| now > then)
+    });
+    assert!(served_all, "{serving:?}");
+}
+
+pub(crate) fn cause(error: GroupError) -> Error {
+    error
+        .error()
+        .unwrap_or_else(|| panic!("no call has failed: {error}"))
+}
+
+pub(crate) fn binds_a_listener(fault: &Fault) {
+    _ = fault.strike(|| Listener::bind(ANY_PORT).map(drop));
+}
+
+pub(crate) fn binds_with_options(fault: &Fault) {
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    _ = fault.strike(|| {
+        let options = Listener::options().reuse_address(true).only_v6(true);
+        options.incoming_cpu(0).bind(any)
+    });
+}
+
+pub(crate) fn asks_where(fault: &Fault) {
+    let listener = Listener::bind(ANY_PORT).unwrap();
+    _ = fault.strike(|| listener.local_addr());
+}
+
+pub(crate) fn asks_how_many_wait(fault: &Fault) {
+    let listener = Listener::bind(ANY_PORT).unwrap();
+    _ = fault.strike(|| listener.queue());
+    assert_eq!(listener.queue().unwrap().waiting, 0);
+}
+
+pub(crate) fn sets_nonblocking(fault: &Fault) {
+    let listener = Listener::bind(ANY_PORT).unwrap();
+    _ = fault.strike(|| listener.set_nonblocking(true));
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().errno(), libc::EAGAIN);
+}
+
+pub(crate) fn talks(fault: &Fault) {
+    let listener = Listener::bind(ANY_PORT).unwrap();
+    let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let connection = listener.accept().unwrap();
+    client.write_all(b"ab").unwrap();
+    let mut heard = [0];
+    _ = fault.strike(|| {
+        connection.send(b"1")?;
+        connection.recv(&mut heard)?;
+        connection.recv(&mut heard)
+    });
+    // What failed took nothing.
+    let (expected, sent) = if fault.call == Call::Send {
+        (b'a', 0)
+    } else {
+        (b'b', 1)
+    };
+    assert_eq!(connection.recv(&mut heard), Ok(1));
+    assert_eq!(heard, [expected]);
+    drop((connection, listener));
+    let mut all = Vec::new();
+    let left = client.read_to_end(&mut all).unwrap_or(all.len());
+    assert_eq!(left, sent);
+}
+
+pub(crate) fn spawns_acceptors(fault: &Fault) {
+    let (listeners, address) = listeners(3);
+    let spawn = || {
+        Acceptors::spawn(listeners, answer)
+            .map(drop)
+            .map_err(|error| Error::new(fault.call, error.raw_os_error().expect("an errno")))
+    };
+    _ = fault.strike(spawn);
+    Group::bind(address, 1).expect("none is left running");
+}
+
+pub(crate) fn binds_a_group(fault: &Fault, options: GroupOptions) {
+    _ = fault.strike(|| options.bind(ANY_PORT, 3).map_err(cause));
+}
+
+pub(crate) fn claims_a_free_port(fault: &Fault) {
+    let address = listeners(1).1;
+    if let Some(group) = fault.strike(|| Group::bind(address, 1).map_err(cause)) {
+        Listener::options()
+            .reuse_port(false)
+            .bind(address)
+            .expect_err("it is held");
+        drop(group);
+    }
+    Group::bind(address, 1).expect("it is free again");
+}
+
+pub(crate) fn claims_over_leftovers(fault: &Fault, ip: impl Into<IpAddr>) {
+    let listener = Listener::bind((ip.into(), 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let client = TcpStream::connect(address).unwrap();
+    drop(listener.accept().unwrap());
+    (&client).read_exact(&mut [0]).unwrap_err();
+    drop((client, listener));
+    let claim = || Group::bind(address, 1).map_err(cause);
+    drop(fault.strike(claim));
+    claim().expect("the port is nobody's");
+}
+
+pub(crate) fn adds_to_a_group(fault: &Fault, options: GroupOptions) {
+    let mut group = options.bind(ANY_PORT, 2).unwrap();
+    _ = fault.strike(|| group.add().map_err(cause));
+    assert_eq!(group.listeners().len(), 2);
+    group.add().unwrap();
+    whole(&group.spawn(answer).unwrap(), 3);
+}
+
+/// Sees that 60 connections all pass by member 0, as they are steered.
+#[track_caller]
+pub(crate) fn all_pass_by(serving: &Serving) {
+    (0..6).for_each(|_| ten_served(serving.local_addr()));
+    assert_eq!(serving.members()[0].count.accepted, 0, "{serving:?}");
+}
+
+pub(crate) fn steers_a_group(fault: &Fault, to: Steering) {
+    let mut group = Group::options()
+        .steering(Steering::Except(0))
+        .bind(ANY_PORT, 3)
+        .unwrap();
+    _ = fault.strike(|| group.steer(to).map_err(cause));
+    all_pass_by(&group.spawn(answer).unwrap());
+}
+
+pub(crate) fn steers(fault: &Fault, to: Steering) {
+    let group = Group::options()
+        .steering(Steering::Except(0))
+        .bind(ANY_PORT, 3)
+        .unwrap();
+    let serving = group.spawn(answer).unwrap();
+    _ = fault.strike(|| serving.steer(to).map_err(cause));
+    all_pass_by(&serving);
+    serving.add().unwrap();
+    all_pass_by(&serving);
+    serving.steer(Steering::Random).unwrap();
+    whole(&serving, 4);
+}
+
+pub(crate) fn spawns(fault: &Fault, options: GroupOptions) {
+    let group = options.bind(ANY_PORT, 3).unwrap();
+    let mut back = None;
+    _ = fault.strike(|| {
+        group.spawn(answer).map(drop).map_err(|failure| {
+            back = Some(failure.group);
+            failure.error
+        })
+    });
+    whole(&back.expect("the group").spawn(answer).unwrap(), 3);
+}
+
+pub(crate) fn adds(fault: &Fault, options: GroupOptions) {
+    let serving = options
+        .grace(Duration::from_millis(50))
+        .bind(ANY_PORT, 2)
+        .unwrap();
+    let serving = serving.spawn(answer).unwrap();
+    _ = fault.strike(|| serving.add().map_err(cause));
+    whole(&serving, 2);
+    serving.add().unwrap();
+    whole(&serving, 3);
+}
+
+/// Without the kernel's list of handshakes the whole grace is waited; otherwise it must not end
+/// before its time, however busy the machine.
+fn grace(fault: &Fault) -> Duration {
+    match fault.call {
+        Call::Socket | Call::Send | Call::Recv => Duration::from_millis(100),
+        _ => support::BOUND,
+    }
+}
+
+pub(crate) fn retires<const N: usize>(fault: &Fault, acceptors: [usize; N]) {
+    let group = Group::options()
+        .grace(grace(fault))
+        .bind(ANY_PORT, 4)
+        .unwrap();
+    let serving = group.spawn(answer).unwrap();
+    let retired = fault.strike(|| serving.retire_all(&acceptors).map_err(cause));
+    if let Some(counts) = &retired {
+        let ids: Vec<_> = counts.iter().map(|count| count.acceptor).collect();
+        assert_eq!(ids, acceptors);
+        // The grace may be over before its thread is.
+        wait_until("they have left", || {
+            let tally = serving.tally();
+            acceptors.iter().all(|id| !tally[*id].running)
+        });
+    }
+    if retired.is_some() || fault.mark == 'L' {
+        serving.add().unwrap();
+        whole(&serving, 5 - acceptors.len());
+    } else {
+        whole(&serving, 4);
+        serving.retire_all(&acceptors).unwrap();
+        whole(&serving, 4 - acceptors.len());
+    }
+}
+
+pub(crate) fn stops(fault: &Fault) {
+    let serving = Group::bind(ANY_PORT, 3).unwrap().spawn(answer).unwrap();
+    let address = serving.local_addr();
+    ten_served(address);
+    let counts = fault.strike(|| Ok(serving.stop(grace(fault)))).unwrap();
+    assert_eq!(counts.len(), 3);
+    assert_eq!(counts.iter().map(|count| count.accepted).sum::<usize>(), 10);
+    wait_until("nobody listens any more", || {
+        Group::bind(address, 1).is_ok()
+    });
+}
+
+/// Each acceptor's second `accept` fails. What it has done about it is counted; and the group goes
+/// on serving, or its next member does.
+pub(crate) fn accepts(error: Error) {
+    let serving = Group::bind(ANY_PORT, 2).unwrap().spawn(answer).unwrap();
+    let address = serving.local_addr();
+    let leaves = matches!(error.advice(), Advice::Leave | Advice::Fatal);
+    for round in 0..3 {
+        served(address);
+        let met = |count: &Count| {
+            assert_eq!(count.panicked, 0);
+            match error.advice() {
+                Advice::GoOn => count.went_on == 1,
+                Advice::BackOff => count.backed_off == 1,
+                Advice::Wait => count.accepted > 0,
+                Advice::Leave | Advice::Fatal => !count.running && count.failed == Some(error),
+            }
+        };
+        wait_until("the error has been met", || {
+            serving.tally().iter().filter(|count| met(count)).count()
+                > if leaves { round } else { 0 }
+        });
+        if leaves {
+            // The place of whoever has left is free.
+            assert_eq!(serving.add(), Ok(2 + round));
+            assert_eq!(serving.members().len(), 2);
+        }
+    }
+    if !leaves {
+        whole(&serving, 2);
+        serving.add().unwrap();
+        whole(&serving, 3);
+    }
+    // Two and three were there, each met it at most once.
+    for count in serving.stop(support::BOUND) {
+        assert!(
+            count.went_on + count.backed_off <= 1 && !count.running,
+            "{count:?}"
+        );
+    }
+    let (listeners, address) = listeners(1);
+    let acceptors = Acceptors::spawn(listeners, answer).unwrap();
+    served(address);
+    let counts = if leaves {
+        acceptors.join()
+    } else {
+        served(address);
+        acceptors.stop()
+    };
+    let [count] = counts[..] else {
+        panic!("{counts:?}")
+    };
+    let expected = match error.advice() {
+        Advice::GoOn => (2, 1, 0, None),
+        Advice::BackOff => (2, 0, 1, None),
+        Advice::Wait => (2, 0, 0, None),
+        Advice::Leave | Advice::Fatal => (1, 0, 0, Some(error)),
+    };
+    assert_eq!(
+        (
+            count.accepted,
+            count.went_on,
+            count.backed_off,
+            count.failed
+        ),
+        expected
+    );
+}
