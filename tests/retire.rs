@@ -171,3 +171,31 @@ fn a_stop_under_load_resets_nobody() {
         assert_eq!(accepted, report.made);
     }
 }
+
+#[test]
+fn two_that_retire_at_once_do_so_one_after_the_other() {
+    for _ in 0..50 {
+        let serving = serve(Ipv4Addr::LOCALHOST.into(), 4);
+        std::thread::scope(|scope| {
+            for id in [0, 3] {
+                let serving = &serving;
+                scope.spawn(move || assert_eq!(serving.retire(id).unwrap().acceptor, id));
+            }
+        });
+        let mut left: Vec<_> = serving
+            .members()
+            .iter()
+            .map(|member| member.count.acceptor)
+            .collect();
+        left.sort_unstable();
+        assert_eq!(left, [1, 2]);
+        // Of two at once that would leave none, one is refused.
+        let refused = std::thread::scope(|scope| {
+            let serving = &serving;
+            let both = [1, 2].map(|id| scope.spawn(move || serving.retire(id).is_err()));
+            let both = both.map(|one| one.join().unwrap());
+            both.into_iter().filter(|refused| *refused).count()
+        });
+        assert_eq!(refused, 1);
+    }
+}

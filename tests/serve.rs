@@ -130,7 +130,12 @@ fn sigusr1_reports_each_member_and_its_queue() {
         );
     }
     server.signal(libc::SIGTERM);
-    assert_eq!(server.end().0, Some(0));
+    let (code, _, tally) = server.end();
+    assert_eq!(
+        (code, tally.matches("0 of 50 wait").count()),
+        (Some(0), 2),
+        "{tally}"
+    );
 }
 
 #[test]
@@ -258,4 +263,33 @@ fn what_waits_at_sigterm_is_served() {
         .map(|row| row.split_whitespace().nth(2).unwrap());
     let served: usize = counts.map(|count| count.parse::<usize>().unwrap()).sum();
     assert_eq!((code, served), (Some(0), 60), "{err}");
+}
+
+#[test]
+fn a_server_that_has_been_joined_leaves_and_loses_nobody() {
+    let first = Server::start(&["--quiet", "--join"]);
+    let address = first.address.to_string();
+    let connect = [
+        "connect",
+        "--addr",
+        &address,
+        "--connections",
+        "60000",
+        "--concurrency",
+        "8",
+    ];
+    let mut load = reuseport(&connect).spawn().unwrap();
+    let _second = Server::start(&["--quiet", "--join", "--addr", &address]);
+    wait_until("the load is on", || visit(first.address).is_empty());
+    first.signal(libc::SIGTERM);
+    assert_eq!(first.end().0, Some(0));
+    assert!(
+        load.try_wait().unwrap().is_none(),
+        "the load has not outlasted it"
+    );
+    let done = load.wait_with_output().unwrap();
+    let report = support::text(&done.stdout);
+    assert_eq!(done.status.code(), Some(0), "{report}");
+    // A SYN that was dropped comes again after a second: `max` tells of it.
+    println!("{report}");
 }

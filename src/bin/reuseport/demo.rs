@@ -46,7 +46,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     }
     let counts = serving.stop(timeout);
     let rows: Vec<_> = counts.iter().map(|count| (*count, None)).collect();
-    print(&format!("\n{}", tally(&rows)));
+    print(&format!("\n{}", tally(&rows, true)));
     if let Some(note) = note(&counts, connections) {
         print(&note);
     }

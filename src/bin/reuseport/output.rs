@@ -49,8 +49,9 @@ pub(crate) fn explain(failure: &GroupError) -> String {
     format!("{failure}{hint}")
 }
 
-/// One line an acceptor: count, share, bar, queue; and what else happened to it.
-pub(crate) fn tally(members: &[(Count, Option<Queue>)]) -> String {
+/// One line an acceptor: count, share, bar, queue; and what else happened to it. `ended`: none is
+/// to run any more.
+pub(crate) fn tally(members: &[(Count, Option<Queue>)], ended: bool) -> String {
     const BAR: usize = 40;
     let total: usize = members.iter().map(|(count, _)| count.accepted).sum();
     let most = members
@@ -82,7 +83,7 @@ pub(crate) fn tally(members: &[(Count, Option<Queue>)]) -> String {
                 _ = write!(text, ", {times} {what}");
             }
         }
-        if count.running && queue.is_none() {
+        if count.running && ended {
             text.push_str(", a handler still runs");
         }
         if let Some(error) = count.failed {

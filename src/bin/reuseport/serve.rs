@@ -117,7 +117,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             Caught::Report => {
                 let members = serving.members().into_iter();
                 let rows = members.map(|member| (member.count, member.queue));
-                report_lines(&tally(&rows.collect::<Vec<_>>()));
+                report_lines(&tally(&rows.collect::<Vec<_>>(), false));
             }
             #[cfg(any(target_os = "linux", target_os = "android"))]
             Caught::HandOver => match serving.hand_over(successor(&program), PATIENCE) {
@@ -140,13 +140,15 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             Caught::End => break,
         }
     }
-    let counts = serving.stop(grace);
-    report_lines(&tally(
-        &counts
-            .into_iter()
-            .map(|count| (count, None))
-            .collect::<Vec<_>>(),
-    ));
+    // What waited at the end; it is served before the counts are told.
+    let queues = serving.members();
+    let rows = serving.stop(grace).into_iter().map(|count| {
+        let member = queues
+            .iter()
+            .find(|member| member.count.acceptor == count.acceptor);
+        (count, member.and_then(|member| member.queue))
+    });
+    report_lines(&tally(&rows.collect::<Vec<_>>(), true));
     Ok(())
 }
 
