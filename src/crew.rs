@@ -162,11 +162,12 @@ impl Post {
 
     /// What it has done so far.
     pub(crate) fn count(&self) -> Count {
-        let mut count = self.acceptor.count();
+        let count = self.acceptor.count();
         #[cfg(linux_kernel)]
-        if let Some(flags) = self.flags() {
-            count.stolen = flags.stolen.load(Relaxed);
-        }
+        let count = Count {
+            stolen: self.flags().map_or(0, |flags| flags.stolen.load(Relaxed)),
+            ..count
+        };
         count
     }
 

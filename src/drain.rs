@@ -15,6 +15,7 @@
 //! there the filter alone turns new clients away. Their SYN is sent again after a second, and then
 //! finds another server, or none.
 
+#[cfg(linux_kernel)]
 use core::net::SocketAddr;
 #[cfg(linux_kernel)]
 use core::panic::AssertUnwindSafe;
