@@ -31,7 +31,8 @@ impl Group {
     }
 
     /// As [`spawn`](Self::spawn), with a handler of its own for each acceptor, which also learns
-    /// when it is to come to an end. `make` is kept: it makes the handlers of later members too.
+    /// when it is to come to an end. `make` is kept: it makes the handlers of later members too,
+    /// and a second one for an acceptor that is to leave while its first does not return.
     pub fn spawn_with<M, H>(self, make: M) -> Result<Serving, SpawnError>
     where
         M: FnMut(usize) -> H + Send + 'static,
