@@ -196,18 +196,21 @@ fn hoards_connections() {
             .map(|count| count.accepted)
             .sum::<usize>()
     };
-    // Each acceptor reports EMFILE, which is the only way to back off here.
+    // EMFILE is the only reason to back off here. An acceptor that waits in `accept` already holds
+    // a number, so not all need report it, and each may yet take one connection.
     wait_until("no descriptor is left", || {
-        acceptors.tally().iter().all(|count| count.backed_off > 1)
+        acceptors.tally().iter().any(|count| count.backed_off > 2)
     });
     let (kept, pauses, spent) = (accepted(), backed_off(), cpu_time());
     std::thread::sleep(Duration::from_secs(1));
     let (spent, paused) = (cpu_time().saturating_sub(spent), backed_off() - pauses);
-    assert_eq!(accepted(), kept, "accepted without a descriptor");
-    assert!(kept < 64, "{kept}");
-    // Three acceptors that pause for 10 to 100 ms wake 30 to 300 times a second; a spinning one
+    assert!(
+        accepted() <= kept + 3 && kept < 64,
+        "accepted without a descriptor"
+    );
+    // An acceptor that pauses for 10 to 100 ms wakes 10 to 100 times a second; one that spins
     // makes a million calls.
-    assert!((20..400).contains(&paused), "{paused} pauses in a second");
+    assert!((5..400).contains(&paused), "{paused} pauses in a second");
     assert!(
         spent < Duration::from_millis(100),
         "{spent:?} of CPU time in a second of waiting"

@@ -272,6 +272,8 @@ fn fails(call: Call) {
         .position(|row| row.0 == call)
         .expect("its errors");
     let (_, traced, errnos) = CALLS[at];
+    // Some steps need leftovers: here is the time to wait until the kernel has room for them.
+    support::leftovers(ANY_PORT.into());
     let scratch = support::scratch(&format!("faults-{}", call.name()));
     for (number, errno) in errnos.iter().enumerate() {
         let when = if call == Call::Accept { 2 } else { FIFTIETH };

@@ -9,36 +9,12 @@ use std::sync::{Arc, Barrier, RwLock};
 use std::thread;
 
 use reuseport::{Call, Error, Group, GroupError, Listener, Steering};
-use support::{connect_from, drain, visit, wait_until};
+use support::{connect_from, drain, leftovers, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 fn in_use(error: &GroupError) -> bool {
     matches!(error.error(), Some(error) if error.errno() == libc::EADDRINUSE)
-}
-
-/// A server that sets `SO_REUSEPORT` alone, as the C program does, comes and goes and leaves
-/// connections in `TIME_WAIT`. Returns its address, on which nobody listens.
-fn leftovers(at: SocketAddr) -> SocketAddr {
-    let listener = Listener::bind(at).unwrap();
-    let address = listener.local_addr().unwrap();
-    for _ in 0..3 {
-        let client = TcpStream::connect(address).unwrap();
-        drop(listener.accept().unwrap());
-        // The server has closed first; now the client does.
-        std::io::Read::read(&mut &client, &mut [0]).unwrap();
-    }
-    drop(listener);
-    let refused = Listener::options()
-        .reuse_port(false)
-        .reuse_address(true)
-        .bind(address);
-    assert_eq!(
-        refused.unwrap_err(),
-        Error::new(Call::Bind, libc::EADDRINUSE),
-        "no leftovers"
-    );
-    address
 }
 
 #[test]

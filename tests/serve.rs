@@ -72,12 +72,7 @@ fn came_up(child: &mut Child) -> bool {
 #[test]
 fn of_two_copies_started_at_once_never_both_come_up() {
     let fresh = Server::start(&["--quiet"]).address;
-    let listener = Listener::bind(([127, 0, 0, 1], 0)).unwrap();
-    let left_over = listener.local_addr().unwrap();
-    let client = TcpStream::connect(left_over).unwrap();
-    drop(listener.accept().unwrap());
-    (&client).read_exact(&mut [0]).unwrap_err();
-    drop((client, listener));
+    let left_over = support::leftovers(SocketAddr::from(([127, 0, 0, 1], 0)));
     for address in [fresh, left_over] {
         let mut none = 0;
         for _ in 0..200 {

@@ -371,3 +371,32 @@ pub fn ten_hand_overs(mut server: Server, client: impl Fn(&mut Command) -> Outpu
         assert!(longest < 900.0, "somebody was late: {report}");
     }
 }
+
+/// A server that sets `SO_REUSEPORT` alone, as the C program does, comes and goes and leaves
+/// connections in `TIME_WAIT`. Returns its address, on which nobody listens.
+///
+/// The kernel keeps but so many (`net.ipv4.tcp_max_tw_buckets`); where earlier tests have left as
+/// many, it has room again after a minute.
+#[track_caller]
+pub fn leftovers(at: SocketAddr) -> SocketAddr {
+    let begun = Instant::now();
+    loop {
+        let listener = reuseport::Listener::bind(at).expect("a listener");
+        let address = listener.local_addr().expect("an address");
+        for _ in 0..3 {
+            let client = TcpStream::connect(address).expect("connect");
+            drop(listener.accept().expect("accept"));
+            // The server has closed first; now the client does.
+            (&client).read_exact(&mut [0]).expect_err("the end");
+        }
+        drop(listener);
+        let alone = reuseport::Listener::options()
+            .reuse_port(false)
+            .reuse_address(true);
+        if alone.bind(address).is_err() {
+            return address;
+        }
+        assert!(begun.elapsed() < 3 * BOUND, "no leftovers");
+        sleep(Duration::from_millis(100));
+    }
+}

@@ -146,12 +146,7 @@ pub(crate) fn claims_a_free_port(fault: &Fault) {
 }
 
 pub(crate) fn claims_over_leftovers(fault: &Fault, ip: impl Into<IpAddr>) {
-    let listener = Listener::bind((ip.into(), 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    let client = TcpStream::connect(address).unwrap();
-    drop(listener.accept().unwrap());
-    (&client).read_exact(&mut [0]).unwrap_err();
-    drop((client, listener));
+    let address = support::leftovers((ip.into(), 0).into());
     let claim = || Group::bind(address, 1).map_err(cause);
     drop(fault.strike(claim));
     claim().expect("the port is nobody's");
