@@ -51,6 +51,9 @@ impl Serving {
     /// On Linux in one of some hundred cases a client connects a second late: if the newest member
     /// of an IPv4 group leaves, or the oldest of an IPv6 group. Elsewhere handshakes under way are
     /// lost.
+    ///
+    /// Fails with `EPERM` in a joined group where the kernel wants `CAP_NET_ADMIN` for a packet
+    /// filter (6.18 does): there only the filter keeps clients away.
     pub fn retire(&self, acceptor: usize) -> Result<Count, GroupError> {
         let counts = self.retire_all(&[acceptor])?;
         counts.into_iter().next().ok_or(GroupError::NoSuchMember)
