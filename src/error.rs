@@ -20,6 +20,7 @@ macro_rules! calls {
 
         impl Call {
             /// The call as C and the manual pages spell it: `"bind"`.
+            #[inline(always)]
             pub const fn name(self) -> &'static str {
                 match self { $(Call::$call => $name),* }
             }
@@ -28,9 +29,9 @@ macro_rules! calls {
 }
 
 calls! {
-    Socket = "socket" SetSockOpt = "setsockopt" GetSockOpt = "getsockopt" Bind = "bind"
-    Listen = "listen" Accept = "accept" Send = "send" Recv = "recv" Shutdown = "shutdown"
-    Close = "close" GetSockName = "getsockname" Ioctl = "ioctl" Fcntl = "fcntl" Poll = "poll"
+    Socket = "socket" SetSockOpt = "setsockopt" Bind = "bind" Listen = "listen" Accept = "accept"
+    Close = "close" Send = "send" Recv = "recv" Shutdown = "shutdown" GetSockOpt = "getsockopt"
+    GetSockName = "getsockname" Ioctl = "ioctl" Fcntl = "fcntl" Poll = "poll"
     Connect = "connect" SocketPair = "socketpair" Fstat = "fstat" EventFd = "eventfd"
     EpollCreate = "epoll_create1" EpollCtl = "epoll_ctl" EpollWait = "epoll_wait"
     SchedGetAffinity = "sched_getaffinity" SchedSetAffinity = "sched_setaffinity"
@@ -54,6 +55,7 @@ impl Error {
     }
 
     /// The failure of `call` with the present `errno(3)`: ask right after the call.
+    #[inline(always)]
     pub fn last(call: Call) -> Error {
         // SAFETY: takes nothing; returns the address of the calling thread's own errno.
         let errno = unsafe { errno_location() };
@@ -74,10 +76,8 @@ impl Error {
 
     /// The number's C symbol, `"EADDRINUSE"`, if the manual pages of this crate's calls list it.
     pub fn symbol(self) -> Option<&'static str> {
-        SYMBOLS
-            .iter()
-            .find(|row| row.0 == self.errno)
-            .map(|row| row.1)
+        let row = SYMBOLS.iter().find(|row| row.0 == self.errno)?;
+        Some(row.1)
     }
 
     /// What a loop around `accept(2)` ought to do about this error.
@@ -128,6 +128,8 @@ pub enum Advice {
 }
 
 /// Turns C's −1 into the [`Error`] of `call`. It takes the *result*: `unsafe` stays at the call.
+// Inlined, like the calls of `bind`: a program then keeps the names of its own calls alone.
+#[inline(always)]
 pub(crate) fn check<T: Copy + PartialEq + From<i8>>(call: Call, result: T) -> Result<T, Error> {
     if result == T::from(-1) {
         Err(Error::last(call))
@@ -147,15 +149,10 @@ impl fmt::Display for Error {
         let mut text = [0_u8; 128];
         // SAFETY: `text` is writable for its whole length; what is written there ends with a zero.
         unsafe { libc::strerror_r(self.errno, text.as_mut_ptr().cast(), text.len()) };
-        let sentence = CStr::from_bytes_until_nul(&text)
-            .ok()
-            .and_then(|text| text.to_str().ok());
-        write!(
-            f,
-            "{} (os error {})",
-            sentence.unwrap_or("unknown error"),
-            self.errno
-        )
+        let sentence = CStr::from_bytes_until_nul(&text).ok();
+        let sentence = sentence.and_then(|text| text.to_str().ok());
+        let sentence = sentence.unwrap_or("unknown error");
+        write!(f, "{sentence} (os error {})", self.errno)
     }
 }
 

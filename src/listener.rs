@@ -30,7 +30,7 @@ impl Drop for Descriptor {
     fn drop(&mut self) {
         // A failed close has closed all the same, and there is nobody to tell.
         // SAFETY: this is the owner's last act.
-        _ = unsafe { sys::close(self.0) };
+        unsafe { libc::close(self.0) };
     }
 }
 
