@@ -197,6 +197,40 @@ impl Drop for Server {
     }
 }
 
+/// A port that this process holds, and on which the program under test may listen: bound with the
+/// option but not listening, this socket gets no connection and keeps strangers away.
+#[track_caller]
+pub fn reserve() -> (u16, std::os::fd::OwnedFd) {
+    use reuseport::{SockAddr, sys};
+    use std::os::fd::FromRawFd;
+    let (on, any) = (1, SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0))));
+    let kind = sys::SOCK_STREAM | sys::SOCK_CLOEXEC;
+    // SAFETY: owned by the next line.
+    let fd = unsafe { sys::socket(sys::AF_INET, kind, 0) }.unwrap();
+    // SAFETY: opened by the line above.
+    let owner = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) };
+    let value = (&raw const on).cast::<core::ffi::c_void>();
+    // SAFETY: `on` is an int, readable for its four bytes.
+    unsafe { sys::setsockopt(fd, sys::SOL_SOCKET, sys::SO_REUSEPORT, value, 4) }.unwrap();
+    // SAFETY: `any` is readable for its own length.
+    unsafe { sys::bind(fd, any.as_ptr(), any.len()) }.unwrap();
+    let mut name = SockAddr::empty();
+    let (at, len) = (name.as_mut_ptr(), name.len_mut_ptr());
+    // SAFETY: both point into `name`, which has room for the length it states.
+    unsafe { sys::getsockname(fd, at, len) }.unwrap();
+    (name.get().unwrap().port(), owner)
+}
+
+/// A program under test. It dies with this value.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
 /// A test of this same file, run in a process of its own: for what a process can do only once or
 /// to all its threads. It is an ignored test named `role`.
 pub fn role(role: &str) -> Command {
