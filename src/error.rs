@@ -3,6 +3,11 @@
 use core::ffi::{CStr, c_int};
 use core::fmt;
 
+use libc::{
+    EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EFAULT, EHOSTDOWN, EHOSTUNREACH,
+};
+use libc::{EINTR, EINVAL, ENETDOWN, ENETUNREACH, ENOPROTOOPT, ENOTSOCK, EPERM, EPROTO, ETIMEDOUT};
+
 #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
 use libc::__errno as errno_location;
 #[cfg(any(target_os = "linux", target_os = "dragonfly"))]
@@ -34,7 +39,8 @@ calls! {
     Connect = "connect" SocketPair = "socketpair" Fstat = "fstat" EventFd = "eventfd"
     EpollCreate = "epoll_create1" EpollCtl = "epoll_ctl" EpollWait = "epoll_wait"
     SchedGetAffinity = "sched_getaffinity" SchedSetAffinity = "sched_setaffinity"
-    PthreadCreate = "pthread_create"
+    PthreadCreate = "pthread_create" RecvMsg = "recvmsg" RecvMmsg = "recvmmsg" SendTo = "sendto"
+    SendMmsg = "sendmmsg" Dup = "dup3"
 }
 
 /// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.
@@ -85,25 +91,14 @@ impl Error {
     /// Linux also reports, as accept's own, the network error of a connection that died in the
     /// queue (accept(2), "Error handling"): that connection is lost, the listener is well.
     pub const fn advice(self) -> Advice {
-        #[cfg(linux_kernel)]
-        if self.errno == libc::ENONET {
-            return Advice::GoOn;
-        }
         match self.errno {
-            libc::EAGAIN => Advice::Wait,
-            libc::EINTR
-            | libc::ECONNABORTED
-            | libc::ECONNRESET
-            | libc::EPERM
-            | libc::EPROTO
-            | libc::ENETDOWN
-            | libc::ENETUNREACH
-            | libc::EHOSTDOWN
-            | libc::EHOSTUNREACH
-            | libc::ENOPROTOOPT
-            | libc::ETIMEDOUT => Advice::GoOn,
-            libc::EINVAL => Advice::Leave,
-            libc::EBADF | libc::ENOTSOCK | libc::EFAULT => Advice::Fatal,
+            EAGAIN => Advice::Wait,
+            EINTR | EPERM | EPROTO | ECONNABORTED | ECONNREFUSED | ECONNRESET | ENETDOWN
+            | ENETUNREACH | EHOSTDOWN | EHOSTUNREACH | ENOPROTOOPT | ETIMEDOUT => Advice::GoOn,
+            #[cfg(linux_kernel)]
+            libc::ENONET => Advice::GoOn,
+            EINVAL => Advice::Leave,
+            EBADF | ENOTSOCK | EFAULT => Advice::Fatal,
             // EMFILE, ENFILE, ENOBUFS, ENOMEM; EOPNOTSUPP, which means the network or the wrong
             // kind of socket; and what a later kernel may add: to go on at once could spin.
             _ => Advice::BackOff,
@@ -147,15 +142,10 @@ impl fmt::Display for Error {
         let mut text = [0_u8; 128];
         // SAFETY: `text` is writable for its whole length; what is written there ends with a zero.
         unsafe { libc::strerror_r(self.errno, text.as_mut_ptr().cast(), text.len()) };
-        let sentence = CStr::from_bytes_until_nul(&text)
-            .ok()
-            .and_then(|text| text.to_str().ok());
-        write!(
-            f,
-            "{} (os error {})",
-            sentence.unwrap_or("unknown error"),
-            self.errno
-        )
+        let sentence = CStr::from_bytes_until_nul(&text).ok();
+        let sentence = sentence.and_then(|text| text.to_str().ok());
+        let sentence = sentence.unwrap_or("unknown error");
+        write!(f, "{sentence} (os error {})", self.errno)
     }
 }
 

@@ -24,6 +24,20 @@ impl Descriptor {
     pub(crate) const fn raw(&self) -> c_int {
         self.0
     }
+
+    pub(crate) fn local_addr(&self) -> Result<SocketAddr, Error> {
+        let mut addr = SockAddr::empty();
+        let (address, length) = (addr.as_mut_ptr(), addr.len_mut_ptr());
+        // SAFETY: both point into `addr`, which has room for the length it states.
+        unsafe { sys::getsockname(self.raw(), address, length) }?;
+        let unknown = Error::new(Call::GetSockName, libc::EAFNOSUPPORT);
+        addr.get().ok_or(unknown)
+    }
+
+    pub(crate) fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
+        // SAFETY: the descriptor is ours.
+        unsafe { sys::fionbio(self.raw(), on.into()) }
+    }
 }
 
 impl Drop for Descriptor {
@@ -100,19 +114,13 @@ impl Listener {
 
     /// The address it is bound to: `getsockname(2)`. Tells what port 0 became.
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
-        let mut addr = SockAddr::empty();
-        let (address, length) = (addr.as_mut_ptr(), addr.len_mut_ptr());
-        // SAFETY: both point into `addr`, which has room for the length it states.
-        unsafe { sys::getsockname(self.raw(), address, length) }?;
-        addr.get()
-            .ok_or(Error::new(Call::GetSockName, libc::EAFNOSUPPORT))
+        self.0.local_addr()
     }
 
     /// Whether [`accept`](Self::accept) returns `EAGAIN` where nothing waits. Connections never
     /// inherit it.
     pub fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
-        // SAFETY: the descriptor is ours.
-        unsafe { sys::fionbio(self.raw(), on.into()) }
+        self.0.set_nonblocking(on)
     }
 
     pub(crate) const fn raw(&self) -> c_int {
