@@ -6,10 +6,10 @@
 //! closes, the last one moves into its place. An index that no member has falls back to the hash
 //! (5.14 and later; before it, the connection is refused).
 //!
-//! No privilege is needed. Two traps shape the programs here: a load that fails ends a program
-//! with 0, which is an index; and the packet's bytes start *behind* the TCP or UDP header: a SYN
-//! has none, and a load from it does fail. Only loads that cannot fail are used: where the packet is
-//! (the CPU), nowhere at all (a random number), or a byte that is known to be there.
+//! No privilege is needed. Two traps shape the programs here. A load that fails ends a program
+//! with 0, which is an index. And the packet's bytes start *behind* the TCP or UDP header: a SYN
+//! has none, and a load from it does fail. Only loads that cannot fail are used: where the packet
+//! is (the CPU), nowhere at all (a random number), or a byte that is known to be there.
 //!
 //! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; the kernel's
 //! `Documentation/networking/filter.rst` for the instructions.
