@@ -151,12 +151,16 @@ impl Seat {
         }
     }
 
-    /// One `accept`, and what its error asks for. `None`: nothing came of it, ask again.
+    /// One `accept`. `None`: nothing came of it, ask again.
+    #[inline]
     pub(crate) fn accept(&self, listener: &Listener) -> Result<Option<Connection>, Leave> {
-        let error = match listener.accept() {
-            Ok(connection) => return Ok(Some(connection)),
-            Err(error) => error,
-        };
+        let accepted = listener.accept().map(Some);
+        accepted.or_else(|error| self.heed(error).map(|()| None))
+    }
+
+    /// Does what the error of an `accept` asks for.
+    #[cold]
+    pub(crate) fn heed(&self, error: Error) -> Result<(), Leave> {
         match error.advice() {
             Advice::GoOn => add_one(&self.counters.went_on),
             Advice::Wait => {}
@@ -173,7 +177,7 @@ impl Seat {
                 return Err(Leave);
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     fn leave(&self) {
@@ -198,6 +202,7 @@ impl Seat {
     }
 }
 
+#[inline]
 fn add_one(counter: &AtomicUsize) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
@@ -214,6 +219,7 @@ pub(crate) struct Leave;
 struct Blocking;
 
 impl Next for Blocking {
+    #[inline]
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
         while !seat.stop.requested() {
             if let Some(connection) = seat.accept(&seat.listener)? {
