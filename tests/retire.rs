@@ -148,6 +148,8 @@ fn who_leaves_a_joined_group_loses_nobody() {
     let report = load.stop();
     println!("{report:?}: {} late", report.late);
     assert_eq!(report.lost(), 0, "{report:?}");
+    // Each client at most once each time: after a second, those who leave have left.
+    assert!(report.late <= 5 * 16, "{report:?}");
     drop(stays);
 }
 

@@ -456,3 +456,40 @@ pub fn leftovers(at: SocketAddr) -> SocketAddr {
         sleep(Duration::from_millis(100));
     }
 }
+
+/// Has two begin at once, 200 times on a `fresh` address and 200 times over leftovers: `both` tells
+/// how many of the two came up. Never both, and seldom none.
+#[track_caller]
+pub fn of_two_at_once_one(fresh: SocketAddr, mut both: impl FnMut(SocketAddr) -> usize) {
+    let left_over = leftovers(SocketAddr::from(([127, 0, 0, 1], 0)));
+    for address in [fresh, left_over] {
+        let mut none = 0;
+        for _ in 0..200 {
+            let up = both(address);
+            assert!(up < 2, "both have {address}");
+            none += 1 - up;
+        }
+        assert!(none < 10, "nobody had {address} in {none} of 200");
+    }
+    let plain = reuseport::Listener::options()
+        .reuse_port(false)
+        .reuse_address(true)
+        .bind(left_over);
+    plain.expect_err("the leftovers have lasted");
+}
+
+/// Panics unless a fair lottery spreads like this: with one, it does so with a chance below 1e-7
+/// (chi-square, Wilson and Hilferty's approximation at 5.2 standard deviations).
+#[track_caller]
+pub fn a_fair_lottery(counts: &[usize]) {
+    let number = |n: usize| f64::from(u32::try_from(n).expect("not that many"));
+    let expected = number(counts.iter().sum()) / number(counts.len());
+    let chi_square: f64 = counts
+        .iter()
+        .map(|n| (number(*n) - expected).powi(2) / expected)
+        .sum();
+    let degrees = number(counts.len() - 1);
+    let ninth = 2.0 / (9.0 * degrees);
+    let limit = degrees * (1.0 - ninth + 5.2 * ninth.sqrt()).powi(3);
+    assert!(chi_square < limit, "{chi_square} of {limit}: {counts:?}");
+}
