@@ -129,11 +129,10 @@ impl Seat {
     }
 
     /// One `accept`. `None`: nothing came of it, ask again.
+    #[inline]
     pub(crate) fn accept(&self, listener: &Listener) -> Result<Option<Connection>, Leave> {
-        match listener.accept() {
-            Ok(connection) => Ok(Some(connection)),
-            Err(error) => self.heed(error).map(|()| None),
-        }
+        let accepted = listener.accept().map(Some);
+        accepted.or_else(|error| self.heed(error).map(|()| None))
     }
 
     fn leave(&self) {
@@ -166,6 +165,7 @@ impl<S> Seat<S> {
     }
 
     /// Does what an error asks for.
+    #[cold]
     pub(crate) fn heed(&self, error: Error) -> Result<(), Leave> {
         match error.advice() {
             Advice::GoOn => add_one(&self.counters.went_on),
@@ -201,6 +201,7 @@ impl<S> Seat<S> {
     }
 }
 
+#[inline]
 pub(crate) fn add_one(counter: &AtomicUsize) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
@@ -217,6 +218,7 @@ pub(crate) struct Leave;
 struct Blocking;
 
 impl Next for Blocking {
+    #[inline]
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
         while !seat.stop.requested() {
             if let Some(connection) = seat.accept(&seat.socket)? {

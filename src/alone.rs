@@ -25,6 +25,7 @@ pub(crate) struct Flags {
 
 impl Flags {
     /// Takes from a new connection what it has inherited.
+    #[inline]
     pub(crate) fn unfilter(&self, connection: &Connection) {
         if self.filtered.load(Relaxed) {
             connection.unfilter();
@@ -90,15 +91,19 @@ impl Alone {
 }
 
 impl Next for Alone {
+    #[inline]
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
         loop {
-            match seat.accept(&seat.socket) {
-                Ok(Some(connection)) => {
+            let error = match seat.socket.accept() {
+                Ok(connection) => {
                     self.0.unfilter(&connection);
                     return Ok(connection);
                 }
-                Ok(None) if self.0.last.load(Relaxed) => return self.0.last_ones(seat),
-                Ok(None) => {}
+                Err(error) => error,
+            };
+            match seat.heed(error) {
+                Ok(()) if self.0.last.load(Relaxed) => return self.0.last_ones(seat),
+                Ok(()) => {}
                 Err(Leave) => {
                     if !seat.stop.requested() {
                         // It has failed, or somebody has shut it down. While it is open the kernel

@@ -64,8 +64,7 @@ impl Error {
         // SAFETY: takes nothing; returns the address of the calling thread's own errno.
         let errno = unsafe { errno_location() };
         // SAFETY: that address is aligned and readable for as long as the thread lives.
-        let errno = unsafe { *errno };
-        Error { call, errno }
+        Error::new(call, unsafe { *errno })
     }
 
     /// The call that failed.
@@ -80,10 +79,8 @@ impl Error {
 
     /// The number's C symbol, `"EADDRINUSE"`, if the manual pages of this crate's calls list it.
     pub fn symbol(self) -> Option<&'static str> {
-        SYMBOLS
-            .iter()
-            .find(|row| row.0 == self.errno)
-            .map(|row| row.1)
+        let row = SYMBOLS.iter().find(|row| row.0 == self.errno);
+        row.map(|row| row.1)
     }
 
     /// What a loop around `accept(2)` ought to do about this error.
@@ -142,9 +139,8 @@ impl fmt::Display for Error {
         let mut text = [0_u8; 128];
         // SAFETY: `text` is writable for its whole length; what is written there ends with a zero.
         unsafe { libc::strerror_r(self.errno, text.as_mut_ptr().cast(), text.len()) };
-        let sentence = CStr::from_bytes_until_nul(&text).ok();
-        let sentence = sentence.and_then(|text| text.to_str().ok());
-        let sentence = sentence.unwrap_or("unknown error");
+        let sentence = CStr::from_bytes_until_nul(&text).unwrap_or_default();
+        let sentence = sentence.to_str().unwrap_or("unknown error");
         write!(f, "{sentence} (os error {})", self.errno)
     }
 }

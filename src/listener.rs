@@ -41,6 +41,7 @@ impl Descriptor {
 }
 
 impl Drop for Descriptor {
+    #[inline]
     fn drop(&mut self) {
         // A failed close has closed all the same, and there is nobody to tell.
         // SAFETY: this is the owner's last act.
@@ -92,6 +93,7 @@ impl Listener {
     /// Waits for a connection and takes it: `accept4(2)`, with `SOCK_CLOEXEC`.
     ///
     /// Returns every error as it comes, `EINTR` too; [`Error::advice`] says what to do about it.
+    #[inline]
     pub fn accept(&self) -> Result<Connection, Error> {
         // SAFETY: null stands for "no address wanted". The connection owns what is opened.
         let client = unsafe { sys::accept(self.raw(), null_mut(), null_mut(), SOCK_CLOEXEC) }?;

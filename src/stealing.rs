@@ -82,8 +82,11 @@ impl Ring {
         entered
     }
 
-    /// Takes one out of every epoll: before its listener is shut down, which would be reported to
+    /// Takes one's listener out of every epoll: before it is shut down, which would be reported to
     /// all for as long as it is open.
+    ///
+    /// The others' listeners stay in its own epoll. It may have been woken for one of them and not
+    /// have run yet: taken out now, that wake-up would be nobody's.
     pub(crate) fn leave(&self, id: usize) {
         let mut places = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let Some(at) = places.iter().position(|place| place.seat.id == id) else {
@@ -92,7 +95,6 @@ impl Ring {
         let leaver = places.remove(at);
         for other in places.iter().chain([&leaver]) {
             other.forget(&leaver);
-            leaver.forget(other);
         }
     }
 
