@@ -1,33 +1,26 @@
-//! The C program's job on the safe `Listener`, without `std`.
+//! The C program's job (tests/mirror/reuseport.c) on the safe `Listener`, without `std`.
 #![no_std]
 #![no_main]
 
-mod program;
-
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{c_int, c_void};
 use core::net::Ipv4Addr;
 
-use reuseport::{Error, Listener};
-
-fn check<T>(result: Result<T, Error>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(error) => program::fail(error.call().name(), error.errno()),
-    }
-}
+use minimal::check;
+use reuseport::Listener;
 
 extern "C" fn acceptor(number: *mut c_void) -> *mut c_void {
-    let server = check(Listener::bind((Ipv4Addr::LOCALHOST, program::port())));
+    let server = check(Listener::bind((Ipv4Addr::LOCALHOST, minimal::port())));
+    let line = minimal::line(number);
     loop {
         let _client = check(server.accept());
-        program::say(number);
+        minimal::write(1, &line);
     }
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+extern "C" fn main(argc: c_int, argv: *const *const u8) -> c_int {
     // SAFETY: they are what the C library passes to `main`.
-    unsafe { program::set_port(argc, argv) };
-    program::run(acceptor);
+    unsafe { minimal::set_port(argc, argv) };
+    minimal::run(acceptor);
     0
 }
