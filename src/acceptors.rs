@@ -1,9 +1,7 @@
 //! The C program's threads: one acceptor for each listener, each waiting in its own `accept`.
 
-use core::hash::{BuildHasher, Hasher};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use core::{mem, panic::AssertUnwindSafe, time::Duration};
-use std::collections::hash_map::RandomState;
 use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle, sleep};
 use std::{io, panic::catch_unwind, vec::Vec};
@@ -89,14 +87,12 @@ pub(crate) struct Acceptor<S = Listener> {
 
 impl<S> Acceptor<S> {
     pub(crate) fn count(&self) -> Count {
-        let mut count = self.seat.count();
-        count.running = !self.thread.is_finished();
-        count
+        self.seat.count(!self.thread.is_finished())
     }
 
     pub(crate) fn join(self) -> Count {
         _ = self.thread.join();
-        self.seat.count()
+        self.seat.count(false)
     }
 }
 
@@ -173,8 +169,8 @@ impl<S> Seat<S> {
             Advice::BackOff => {
                 add_one(&self.counters.backed_off);
                 // All acceptors run out of descriptors together; they return one by one.
-                let milliseconds = 10 + RandomState::new().build_hasher().finish() % 91;
-                sleep(Duration::from_millis(milliseconds));
+                let turn = 31 * self.id + 17 * self.counters.backed_off.load(Relaxed);
+                sleep(Duration::from_millis(10 + turn as u64 % 91));
             }
             Advice::Leave | Advice::Fatal => {
                 if !self.stop.requested() {
@@ -186,7 +182,7 @@ impl<S> Seat<S> {
         Ok(())
     }
 
-    fn count(&self) -> Count {
+    fn count(&self, running: bool) -> Count {
         let live = &self.counters;
         Count {
             acceptor: self.id,
@@ -195,7 +191,7 @@ impl<S> Seat<S> {
             went_on: live.went_on.load(Relaxed),
             backed_off: live.backed_off.load(Relaxed),
             failed: live.failed.get().copied(),
-            running: false,
+            running,
             stolen: 0,
         }
     }

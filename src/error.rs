@@ -25,6 +25,7 @@ macro_rules! calls {
 
         impl Call {
             /// The call as C and the manual pages spell it: `"bind"`.
+            #[inline(always)]
             pub const fn name(self) -> &'static str {
                 match self { $(Call::$call => $name),* }
             }
@@ -33,9 +34,9 @@ macro_rules! calls {
 }
 
 calls! {
-    Socket = "socket" SetSockOpt = "setsockopt" GetSockOpt = "getsockopt" Bind = "bind"
-    Listen = "listen" Accept = "accept" Send = "send" Recv = "recv" Shutdown = "shutdown"
-    Close = "close" GetSockName = "getsockname" Ioctl = "ioctl" Fcntl = "fcntl" Poll = "poll"
+    Socket = "socket" SetSockOpt = "setsockopt" Bind = "bind" Listen = "listen" Accept = "accept"
+    Close = "close" Send = "send" Recv = "recv" Shutdown = "shutdown" GetSockOpt = "getsockopt"
+    GetSockName = "getsockname" Ioctl = "ioctl" Fcntl = "fcntl" Poll = "poll"
     Connect = "connect" SocketPair = "socketpair" Fstat = "fstat" EventFd = "eventfd"
     EpollCreate = "epoll_create1" EpollCtl = "epoll_ctl" EpollWait = "epoll_wait"
     SchedGetAffinity = "sched_getaffinity" SchedSetAffinity = "sched_setaffinity"
@@ -60,6 +61,7 @@ impl Error {
     }
 
     /// The failure of `call` with the present `errno(3)`: ask right after the call.
+    #[inline(always)]
     pub fn last(call: Call) -> Error {
         // SAFETY: takes nothing; returns the address of the calling thread's own errno.
         let errno = unsafe { errno_location() };
@@ -120,6 +122,8 @@ pub enum Advice {
 }
 
 /// Turns C's −1 into the [`Error`] of `call`. It takes the *result*: `unsafe` stays at the call.
+// Inlined, like the calls of `bind`: a program then keeps the names of its own calls alone.
+#[inline(always)]
 pub(crate) fn check<T: Copy + PartialEq + From<i8>>(call: Call, result: T) -> Result<T, Error> {
     if result == T::from(-1) {
         Err(Error::last(call))

@@ -33,11 +33,6 @@ impl Descriptor {
         let unknown = Error::new(Call::GetSockName, libc::EAFNOSUPPORT);
         addr.get().ok_or(unknown)
     }
-
-    pub(crate) fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
-        // SAFETY: the descriptor is ours.
-        unsafe { sys::fionbio(self.raw(), on.into()) }
-    }
 }
 
 impl Drop for Descriptor {
@@ -45,7 +40,7 @@ impl Drop for Descriptor {
     fn drop(&mut self) {
         // A failed close has closed all the same, and there is nobody to tell.
         // SAFETY: this is the owner's last act.
-        _ = unsafe { sys::close(self.0) };
+        unsafe { libc::close(self.0) };
     }
 }
 
@@ -101,8 +96,7 @@ impl Listener {
         Ok(Connection(unsafe { Descriptor::own(client) }))
     }
 
-    /// As [`accept`](Self::accept), with the peer's address. It is known even if the peer has since
-    /// reset the connection.
+    /// As [`accept`](Self::accept), with the peer's address: known even if it has reset since.
     pub fn accept_from(&self) -> Result<(Connection, SocketAddr), Error> {
         let mut peer = SockAddr::empty();
         let (address, length) = (peer.as_mut_ptr(), peer.len_mut_ptr());
@@ -122,7 +116,8 @@ impl Listener {
     /// Whether [`accept`](Self::accept) returns `EAGAIN` where nothing waits. Connections never
     /// inherit it.
     pub fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
-        self.0.set_nonblocking(on)
+        // SAFETY: the descriptor is ours.
+        unsafe { sys::fionbio(self.raw(), on.into()) }
     }
 
     pub(crate) const fn raw(&self) -> c_int {

@@ -224,6 +224,11 @@ impl Listener {
 }
 
 impl Descriptor {
+    pub(crate) fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
+        // SAFETY: the descriptor is ours.
+        unsafe { sys::fionbio(self.raw(), on.into()) }
+    }
+
     fn bind(&self, addr: &SockAddr) -> Result<(), Error> {
         // SAFETY: `addr` is readable for its own length.
         unsafe { sys::bind(self.raw(), addr.as_ptr(), addr.len()) }
