@@ -9,6 +9,7 @@ mod histogram;
 mod output;
 mod serve;
 mod signals;
+mod slow;
 
 use std::process::ExitCode;
 
