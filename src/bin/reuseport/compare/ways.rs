@@ -8,7 +8,7 @@ use std::process::{self, Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::{env, thread};
 
-use reuseport::{BALANCES, Connection, Group, GroupOptions, Serving, Steering};
+use reuseport::{BALANCES, Connection, Count, Group, GroupOptions, Steering};
 
 use crate::output::print;
 use crate::slow::Slow;
@@ -84,10 +84,10 @@ const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
 fn group(options: &GroupOptions, n: usize, slow: Option<Slow>) -> Result<Running, Failure> {
     let group = serve::bind(options, &[ANY_PORT], n)?;
     let serving = serve::spawn(group, move |_| handle(slow.as_ref()))?;
-    let count = |serving: &Serving| serving.tally().iter().map(|count| count.accepted).collect();
+    let accepted = |count: &Count| count.accepted;
     Ok(Running {
         address: serving.local_addr(),
-        handled: Box::new(move || count(&serving)),
+        handled: Box::new(move || serving.tally().iter().map(accepted).collect()),
     })
 }
 
