@@ -114,7 +114,9 @@ impl Report {
             .fold(0.0, f64::max);
         let mut text = format!(
             "{}\n\n{:17}  conn/s  spread  {:>7}     p50     p99   p99.9  fair  switches    cpu\n",
-            self.command, "", base.name
+            self.command,
+            "",
+            base.name.split(' ').next_back().unwrap_or_default()
         );
         for row in &self.rows {
             let Spread { mid, .. } = row.spread(rate);
