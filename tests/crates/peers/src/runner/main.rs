@@ -137,7 +137,6 @@ struct Entry {
     /// Seconds of CPU time that the server has used for each it has served.
     costs: Vec<f64>,
     errors: BTreeMap<String, u64>,
-    skipped: bool,
 }
 
 /// All rounds of one kind of work.
@@ -162,12 +161,11 @@ fn compare(args: &Args, programs: &Programs, work: Work) -> Table {
             rates: Vec::new(),
             costs: Vec::new(),
             errors: BTreeMap::new(),
-            skipped: false,
         })
         .collect();
     let wrk = find("wrk");
     for round in 0..args.rounds {
-        eprintln!("{}: round {} of {}", work.name(), round + 1, args.rounds);
+        eprint!("{}, round {} of {}:", work.name(), round + 1, args.rounds);
         let count = entries.len();
         for step in 0..count {
             // Each begins a round in its turn, and every other round runs backwards.
@@ -177,8 +175,11 @@ fn compare(args: &Args, programs: &Programs, work: Work) -> Table {
                 count - 1 - step
             };
             let entry = &mut entries[(step + round) % count];
-            entry.skipped = !load_one(args, programs, work, wrk.as_deref(), entry);
+            let rate = load_one(args, programs, work, wrk.as_deref(), entry);
+            let rate = rate.map_or("-".to_owned(), |rate| format!("{rate:.0}"));
+            eprint!(" {} {rate};", entry.name);
         }
+        eprintln!();
     }
     let table = Table {
         work,
@@ -188,23 +189,21 @@ fn compare(args: &Args, programs: &Programs, work: Work) -> Table {
     table
 }
 
-/// Starts one server, loads it, ends it. False: not here.
+/// Starts one server, loads it, ends it. How many it has served in a second; `None`: not here.
 fn load_one(
     args: &Args,
     programs: &Programs,
     work: Work,
     wrk: Option<&Path>,
     entry: &mut Entry,
-) -> bool {
+) -> Option<f64> {
     if work != Work::Close && wrk.is_none() {
-        return false;
+        return None;
     }
     let acceptors = entry
         .peer
         .acceptors(args.acceptors, args.clients.into(), work);
-    let Some(server) = Server::start(programs, entry.peer, acceptors, work) else {
-        return false;
-    };
+    let server = Server::start(programs, entry.peer, acceptors, work)?;
     let seen = match wrk {
         Some(wrk) if work != Work::Close => {
             load::wrk(wrk, server.address, args.clients, args.duration, work)
@@ -212,13 +211,14 @@ fn load_one(
         _ => load::close(server.address, args.clients, args.duration),
     };
     let cpu = server.stop().as_secs_f64();
-    entry.rates.push(seen.rate());
-    entry.costs.push(cpu / seen.rate() / seen.seconds);
+    let rate = seen.rate();
+    entry.rates.push(rate);
+    entry.costs.push(cpu / rate / seen.seconds);
     for (what, times) in seen.errors {
         eprintln!("{}: {times} errors: {what}", entry.name);
         *entry.errors.entry(what).or_default() += times;
     }
-    true
+    Some(rate)
 }
 
 fn rows(entries: &[Entry]) -> Vec<Row> {

@@ -69,7 +69,7 @@ pub(crate) fn end(child: &mut Child) -> io::Result<Duration> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Ok(time_of_children()? - before)
+    Ok(time_of_children()?.saturating_sub(before))
 }
 
 /// CPU time of all children that have ended and been waited for, and of theirs.
