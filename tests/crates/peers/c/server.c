@@ -28,7 +28,7 @@ static void answer(int client) {
       "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nok\n";
   static const char more[] =
       "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: keep-alive\r\n\r\nok\n";
-  char buffer[4096];
+  char buffer[1024];
   size_t filled = 0;
   for (;;) {
     ssize_t got = recv(client, buffer + filled, sizeof buffer - filled, 0);

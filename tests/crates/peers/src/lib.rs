@@ -58,7 +58,7 @@ pub fn listening(address: SocketAddr) {
 
 /// An HTTP connection without its socket: bytes go in, answers come out.
 pub struct Requests {
-    buffer: [u8; 4096],
+    buffer: [u8; 1024],
     filled: usize,
 }
 
@@ -71,7 +71,7 @@ pub struct Answer {
 impl Requests {
     pub fn new() -> Requests {
         Requests {
-            buffer: [0; 4096],
+            buffer: [0; 1024],
             filled: 0,
         }
     }
@@ -89,12 +89,16 @@ impl Requests {
     /// The answer to the next request, if all of it is here: up to its blank line. None of the
     /// clients sends a body.
     pub fn take(&mut self) -> Option<Answer> {
-        let here = &self.buffer[..self.filled];
-        let end = 4 + here.windows(4).position(|four| four == b"\r\n\r\n")?;
-        let close = b"\r\nconnection: close\r\n";
-        let last = here[..end]
-            .windows(close.len())
-            .any(|line| line.eq_ignore_ascii_case(close));
+        let (mut end, mut last) = (0, false);
+        loop {
+            let rest = &self.buffer[end..self.filled];
+            let line = &rest[..=rest.iter().position(|byte| *byte == b'\n')?];
+            end += line.len();
+            match line {
+                b"\r\n" => break,
+                line => last |= line.eq_ignore_ascii_case(b"Connection: close\r\n"),
+            }
+        }
         self.buffer.copy_within(end..self.filled, 0);
         self.filled -= end;
         let bytes: &[u8] = if last {

@@ -1,6 +1,6 @@
 //! This project's driver: a blocking acceptor for each listener (`plain`); steered to the receiving
-//! CPU, on which the acceptor runs (`cpu`); helping busy siblings (`steal`); or all acceptors on one
-//! listener (`shared`).
+//! CPU, on which the acceptor runs (`cpu`); helping busy siblings (`steal`); or all acceptors on
+//! one listener (`shared`).
 
 use std::error::Error;
 

@@ -36,8 +36,8 @@ impl Seen {
 /// `clients` threads that connect and read to the end, each as fast as it can.
 ///
 /// They read to the end before they close: then it is the server's side that stays behind in
-/// `TIME_WAIT`, and the client's port is free at once. They send nothing: a server that closes without
-/// having read it would reset the connection.
+/// `TIME_WAIT`, and the client's port is free at once. They send nothing: a server that closes
+/// without having read it would reset the connection.
 pub(crate) fn close(address: SocketAddr, clients: u8, duration: Duration) -> Seen {
     let end = Arc::new(AtomicBool::new(false));
     let (done, arrivals) = mpsc::channel();

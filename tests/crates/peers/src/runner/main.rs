@@ -1,5 +1,4 @@
 //! Loads every server in turn, round by round, and compares each with ours, pair by pair.
-#![doc = include_str!("../../README.md")]
 
 mod load;
 mod record;

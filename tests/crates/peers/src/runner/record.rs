@@ -1,4 +1,4 @@
-//! The tables, the record and its picture. All figures are ratios of what was measured in one round.
+//! The tables, the record and its picture. All figures are ratios of two servers in one round.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -45,7 +45,7 @@ pub(crate) struct Peer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stays {
     /// Not at all: an acceptor keeps to a client until it leaves, and serves no other of its
-    /// listener. Where the hash gives one listener two clients that stay, the second waits for ever.
+    /// listener. Where the hash gives one listener two that stay, the second waits for ever.
     Not,
     /// Each keeps an acceptor busy, and idle ones take those who wait.
     Each,
