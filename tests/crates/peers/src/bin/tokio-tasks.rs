@@ -1,5 +1,6 @@
-//! tokio: one listener on the runtime with many threads, a task for each connection; or a listener
-//! and a runtime of its own for each thread, all on one port (`each`).
+//! tokio: one listener on the runtime with many threads, accepting in `main` as in its tutorial, and
+//! a task for each connection; the same, accepting in a task too, which keeps to the workers
+//! (`task`); or a listener and a runtime of its own for each thread, all on one port (`each`).
 
 use std::net::SocketAddr;
 use std::{io, thread};
@@ -21,8 +22,12 @@ fn main() -> io::Result<()> {
     runtime.block_on(async {
         let listener = TcpListener::bind(args.address).await?;
         listening(listener.local_addr()?);
-        // Accepting in a task keeps it on the workers.
-        tokio::spawn(accept(listener, args.mode)).await?
+        let accepting = accept(listener, args.mode);
+        if args.way == "task" {
+            tokio::spawn(accepting).await?
+        } else {
+            accepting.await
+        }
     })
 }
 

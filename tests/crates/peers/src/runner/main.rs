@@ -85,6 +85,7 @@ fn main() {
         eprint!("{HELP}");
         process::exit(2);
     };
+    let load = load_average();
     let programs = Programs::build();
     let network = match system::own_network() {
         Ok(()) => "in a network namespace of its own",
@@ -105,6 +106,7 @@ fn main() {
         acceptors: args.acceptors,
         clients: args.clients.into(),
         network,
+        load,
         versions: programs.versions(),
     };
     if args.record {
@@ -120,6 +122,12 @@ fn main() {
         eprintln!("{errors} rows have errors");
         process::exit(1);
     }
+}
+
+/// Over the last minute.
+fn load_average() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().unwrap_or_default().to_owned()
 }
 
 fn today() -> String {

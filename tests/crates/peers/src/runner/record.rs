@@ -31,6 +31,8 @@ pub(crate) struct Conditions {
     pub(crate) acceptors: usize,
     pub(crate) clients: usize,
     pub(crate) network: &'static str,
+    /// How many others wanted a core when it began.
+    pub(crate) load: String,
     pub(crate) versions: Vec<String>,
 }
 
@@ -98,13 +100,14 @@ pub(crate) fn markdown(conditions: &Conditions, tables: &[Table]) -> String {
         acceptors,
         clients,
         network,
+        load,
         versions,
     } = conditions;
     let mut text = format!(
         "# Record of {date}\n\n\
          {}; {}.\n\n\
          {rounds} rounds of {seconds} s for each server, {acceptors} acceptors, {clients} clients, \
-         all on this machine, {network}. Each figure is the median of ratios within a round. \
+         all on this machine, {network}; its load average was {load} before. Each figure is the median of ratios within a round. \
          *Ahead* and *behind* stand where the rounds agree: of servers that are alike, a sign test \
          says so of one in twenty.\n\n![The same as a picture](record.svg)\n",
         machine(),

@@ -70,7 +70,7 @@ const fn peer(name: &'static str, how: How, stays: Stays) -> Peer {
 }
 
 /// The first that does a work is what the others are compared with.
-const PEERS: [Peer; 12] = [
+const PEERS: [Peer; 13] = [
     peer("reuseport, plain", How::Rust("ours", "plain"), Stays::Not),
     peer("reuseport, steal", How::Rust("ours", "steal"), Stays::Each),
     peer(
@@ -91,7 +91,12 @@ const PEERS: [Peer; 12] = [
         How::Rust("std-threads", "each"),
         Stays::Many,
     ),
-    peer("tokio", How::Rust("tokio-tasks", ""), Stays::Many),
+    peer("tokio, tutorial", How::Rust("tokio-tasks", ""), Stays::Many),
+    peer(
+        "tokio, accepting task",
+        How::Rust("tokio-tasks", "task"),
+        Stays::Many,
+    ),
     peer(
         "tokio, runtime a thread",
         How::Rust("tokio-tasks", "each"),
