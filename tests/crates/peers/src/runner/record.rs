@@ -123,7 +123,8 @@ pub(crate) fn markdown(conditions: &Conditions, tables: &[Table]) -> String {
 pub(crate) fn chart(conditions: &Conditions, tables: &[Table]) -> String {
     const ROW: usize = 22;
     const LEFT: u16 = 190;
-    const ONE: f64 = 320.0; // the length of 1.0
+    const ONE: f64 = 230.0; // the length of 1.0
+    const LONGEST: f64 = 440.0; // a round that went wrong need not be drawn to its end
     let mut y = 44;
     let mut bars = String::new();
     for table in tables {
@@ -137,7 +138,7 @@ pub(crate) fn chart(conditions: &Conditions, tables: &[Table]) -> String {
         for row in &table.rows {
             let Some(faster) = row.faster else { continue };
             let [bar, low, high] =
-                [faster.median, faster.high, faster.low].map(|ratio| ONE / ratio);
+                [faster.median, faster.high, faster.low].map(|ratio| (ONE / ratio).min(LONGEST));
             let (left, text, middle) = (f64::from(LEFT), y + 15, y + ROW / 2);
             _ = writeln!(
                 bars,
