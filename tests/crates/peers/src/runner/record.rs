@@ -145,14 +145,13 @@ pub(crate) fn chart(conditions: &Conditions, tables: &[Table]) -> String {
                 "<text x=\"{}\" y=\"{text}\" class=\"name\">{}</text>\
                  <rect x=\"{LEFT}\" y=\"{}\" width=\"{bar:.1}\" height=\"{}\"/>\
                  <path d=\"M{:.1} {middle}H{:.1}\"/>\
-                 <text x=\"{:.1}\" y=\"{text}\">{:.2}</text>",
+                 <text x=\"668\" y=\"{text}\" class=\"name\">{:.2}</text>",
                 LEFT - 8,
                 row.name,
                 y + 3,
                 ROW - 6,
                 left + low,
                 left + high,
-                left + high.max(bar) + 6.0,
                 1.0 / faster.median,
             );
             y += ROW;
