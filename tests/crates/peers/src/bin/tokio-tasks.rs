@@ -1,5 +1,5 @@
-//! tokio: one listener on the runtime with many threads, accepting in `main` as in its tutorial, and
-//! a task for each connection; the same, accepting in a task too, which keeps to the workers
+//! tokio: one listener on the runtime with many threads, accepting in `main` as its tutorial does,
+//! and a task for each connection; the same, accepting in a task too, which keeps to the workers
 //! (`task`); or a listener and a runtime of its own for each thread, all on one port (`each`).
 
 use std::net::SocketAddr;

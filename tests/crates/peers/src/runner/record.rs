@@ -107,7 +107,8 @@ pub(crate) fn markdown(conditions: &Conditions, tables: &[Table]) -> String {
         "# Record of {date}\n\n\
          {}; {}.\n\n\
          {rounds} rounds of {seconds} s for each server, {acceptors} acceptors, {clients} clients, \
-         all on this machine, {network}; its load average was {load} before. Each figure is the median of ratios within a round. \
+         all on this machine, {network}; its load average was {load} before. \
+         Each figure is the median of ratios within a round. \
          *Ahead* and *behind* stand where the rounds agree: of servers that are alike, a sign test \
          says so of one in twenty.\n\n![The same as a picture](record.svg)\n",
         machine(),
