@@ -3,6 +3,11 @@
 use core::ffi::{CStr, c_int};
 use core::fmt;
 
+use libc::{
+    EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EFAULT, EHOSTDOWN, EHOSTUNREACH,
+};
+use libc::{EINTR, EINVAL, ENETDOWN, ENETUNREACH, ENOPROTOOPT, ENOTSOCK, EPERM, EPROTO, ETIMEDOUT};
+
 #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
 use libc::__errno as errno_location;
 #[cfg(any(target_os = "linux", target_os = "dragonfly"))]
@@ -35,7 +40,8 @@ calls! {
     Connect = "connect" SocketPair = "socketpair" Fstat = "fstat" EventFd = "eventfd"
     EpollCreate = "epoll_create1" EpollCtl = "epoll_ctl" EpollWait = "epoll_wait"
     SchedGetAffinity = "sched_getaffinity" SchedSetAffinity = "sched_setaffinity"
-    PthreadCreate = "pthread_create"
+    PthreadCreate = "pthread_create" RecvMsg = "recvmsg" RecvMmsg = "recvmmsg" SendTo = "sendto"
+    SendMmsg = "sendmmsg" Dup = "dup3"
 }
 
 /// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.
@@ -60,8 +66,7 @@ impl Error {
         // SAFETY: takes nothing; returns the address of the calling thread's own errno.
         let errno = unsafe { errno_location() };
         // SAFETY: that address is aligned and readable for as long as the thread lives.
-        let errno = unsafe { *errno };
-        Error { call, errno }
+        Error::new(call, unsafe { *errno })
     }
 
     /// The call that failed.
@@ -76,8 +81,8 @@ impl Error {
 
     /// The number's C symbol, `"EADDRINUSE"`, if the manual pages of this crate's calls list it.
     pub fn symbol(self) -> Option<&'static str> {
-        let row = SYMBOLS.iter().find(|row| row.0 == self.errno)?;
-        Some(row.1)
+        let row = SYMBOLS.iter().find(|row| row.0 == self.errno);
+        row.map(|row| row.1)
     }
 
     /// What a loop around `accept(2)` ought to do about this error.
@@ -85,25 +90,14 @@ impl Error {
     /// Linux also reports, as accept's own, the network error of a connection that died in the
     /// queue (accept(2), "Error handling"): that connection is lost, the listener is well.
     pub const fn advice(self) -> Advice {
-        #[cfg(linux_kernel)]
-        if self.errno == libc::ENONET {
-            return Advice::GoOn;
-        }
         match self.errno {
-            libc::EAGAIN => Advice::Wait,
-            libc::EINTR
-            | libc::ECONNABORTED
-            | libc::ECONNRESET
-            | libc::EPERM
-            | libc::EPROTO
-            | libc::ENETDOWN
-            | libc::ENETUNREACH
-            | libc::EHOSTDOWN
-            | libc::EHOSTUNREACH
-            | libc::ENOPROTOOPT
-            | libc::ETIMEDOUT => Advice::GoOn,
-            libc::EINVAL => Advice::Leave,
-            libc::EBADF | libc::ENOTSOCK | libc::EFAULT => Advice::Fatal,
+            EAGAIN => Advice::Wait,
+            EINTR | EPERM | EPROTO | ECONNABORTED | ECONNREFUSED | ECONNRESET | ENETDOWN
+            | ENETUNREACH | EHOSTDOWN | EHOSTUNREACH | ENOPROTOOPT | ETIMEDOUT => Advice::GoOn,
+            #[cfg(linux_kernel)]
+            libc::ENONET => Advice::GoOn,
+            EINVAL => Advice::Leave,
+            EBADF | ENOTSOCK | EFAULT => Advice::Fatal,
             // EMFILE, ENFILE, ENOBUFS, ENOMEM; EOPNOTSUPP, which means the network or the wrong
             // kind of socket; and what a later kernel may add: to go on at once could spin.
             _ => Advice::BackOff,
@@ -149,9 +143,8 @@ impl fmt::Display for Error {
         let mut text = [0_u8; 128];
         // SAFETY: `text` is writable for its whole length; what is written there ends with a zero.
         unsafe { libc::strerror_r(self.errno, text.as_mut_ptr().cast(), text.len()) };
-        let sentence = CStr::from_bytes_until_nul(&text).ok();
-        let sentence = sentence.and_then(|text| text.to_str().ok());
-        let sentence = sentence.unwrap_or("unknown error");
+        let sentence = CStr::from_bytes_until_nul(&text).unwrap_or_default();
+        let sentence = sentence.to_str().unwrap_or("unknown error");
         write!(f, "{sentence} (os error {})", self.errno)
     }
 }

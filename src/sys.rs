@@ -122,6 +122,7 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
 /// # Safety
 /// Both pointers are null; or `len` is readable and writable, and `addr` is writable for as
 /// many bytes as it says. The descriptor returned is the caller's to close, once.
+#[inline]
 pub unsafe fn accept(fd: c_int, addr: *mut c_void, len: *mut u32, flags: c_int) -> Result<c_int> {
     // SAFETY: the caller vouches for both pointers; the kernel keeps neither.
     let result = unsafe { kernel::accept4(fd, addr.cast(), len.cast(), flags) };
@@ -173,6 +174,7 @@ pub unsafe fn shutdown(fd: c_int, how: c_int) -> Result<()> {
 ///
 /// # Safety
 /// `fd` is the caller's, who never uses it again.
+#[inline]
 pub unsafe fn close(fd: c_int) -> Result<()> {
     // SAFETY: the caller gives the descriptor up.
     let result = unsafe { libc::close(fd) };

@@ -3,12 +3,14 @@
 
 mod args;
 mod client;
+mod compare;
 mod connect;
 mod demo;
 mod histogram;
 mod output;
 mod serve;
 mod signals;
+mod slow;
 
 use std::process::ExitCode;
 
@@ -31,6 +33,7 @@ Usage: reuseport [COMMAND] [OPTIONS]
   demo       acceptors and clients in one process: who gets what (also without a command)
   serve      the C program: prints `acceptor N` for every connection, until it is stopped
   connect    a client: makes connections and counts what becomes of them
+  compare    the ways to accept, one beside the other under the same load
 
 `reuseport COMMAND --help` lists the options of each. `reuseport --version`.
 ";
@@ -50,8 +53,9 @@ fn main() -> ExitCode {
         None | Some("demo") => demo::run(args),
         Some("serve") => serve::run(args),
         Some("connect") => connect::run(args),
+        Some("compare") => compare::run(args),
         Some(other) => Err(Failure::Usage(format!(
-            "there is no command \"{other}\"; they are demo, serve and connect"
+            "there is no command \"{other}\"; they are demo, serve, connect and compare"
         ))),
     };
     match result {

@@ -1,7 +1,7 @@
 //! What a person reads: stdout for what was asked for, stderr for the rest.
 
 use core::fmt::Write as _;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process;
 
 use reuseport::{Call, Count, GroupError, Queue};
@@ -31,6 +31,14 @@ pub(crate) fn report_lines(lines: &str) {
     _ = io::stderr().lock().write_all(lines.as_bytes());
 }
 
+/// A line on stderr that the next one writes over, where stderr is a terminal. An empty one is the
+/// last.
+pub(crate) fn progress(line: &str) {
+    if io::stderr().is_terminal() {
+        _ = write!(io::stderr().lock(), "\r\x1b[K{line}");
+    }
+}
+
 /// Why there is no group, with a hint where there is one to give.
 pub(crate) fn explain(failure: &GroupError) -> String {
     let Some(error) = failure.error() else {
@@ -49,9 +57,9 @@ pub(crate) fn explain(failure: &GroupError) -> String {
     format!("{failure}{hint}")
 }
 
-/// One line an acceptor: count, share, bar, queue; and what else happened to it. `ended`: none is
-/// to run any more.
-pub(crate) fn tally(members: &[(Count, Option<Queue>)], ended: bool) -> String {
+/// One line an acceptor, or whatever `who` says: count, share, bar, queue; and what else happened
+/// to it. `ended`: none is to run any more.
+pub(crate) fn tally(who: &str, members: &[(Count, Option<Queue>)], ended: bool) -> String {
     const BAR: usize = 40;
     let total: usize = members.iter().map(|(count, _)| count.accepted).sum();
     let most = members
@@ -68,15 +76,18 @@ pub(crate) fn tally(members: &[(Count, Option<Queue>)], ended: bool) -> String {
         let bar = "#".repeat((accepted * BAR).div_ceil(most));
         _ = write!(
             text,
-            "acceptor {id:<3} {accepted:>width$}  {share:5.1} %  {bar:BAR$}"
+            "{who} {id:<3} {accepted:>width$}  {share:5.1} %  {bar:BAR$}"
         );
         if let Some(queue) = queue {
-            _ = write!(text, "  {} of {} wait", queue.waiting, queue.limit);
+            let bytes = if who == "receiver" { " bytes" } else { "" };
+            _ = write!(text, "  {} of {}{bytes} wait", queue.waiting, queue.limit);
         }
+        let dropped = queue.map_or(0, |queue| queue.dropped as usize);
         for (what, times) in [
+            ("dropped", dropped),
             ("stolen", count.stolen),
             ("handlers panicked", count.panicked),
-            ("accepts went wrong", count.went_on),
+            ("calls went wrong", count.went_on),
             ("pauses for want of descriptors", count.backed_off),
         ] {
             if times > 0 {
