@@ -124,7 +124,7 @@ fn clients_that_think_too_long_are_an_error() {
 
 #[test]
 fn enough_rounds_are_concluded_from_in_two_lines() {
-    let (code, out, err) = run(&["compare", "--seconds", "0.1"]);
+    let (code, out, err) = run(&["compare", "--rounds=9", "--seconds=0.1"]);
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     let last = out.split("\n\n").nth(2).expect("conclusions");
     let lines: Vec<_> = last.lines().collect();

@@ -32,8 +32,8 @@ Usage: reuseport compare [OPTIONS]
   --think MS         milliseconds, on average, from a client's one connection to its next:
                      exponentially distributed, alike for every way [0]
   --slow P:MS        handle P percent of the connections slowly, each for MS milliseconds
-  --rounds N         how often each way has its turn [9; 11 with --udp]
-  --seconds S        how long a turn takes [0.6]
+  --rounds N         how often each way has its turn [13]
+  --seconds S        how long a turn takes [0.4]
   --svg FILE         draw it, too
   --udp              compare the ways to receive datagrams: see below
 
@@ -82,8 +82,8 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let clients = args.number("--clients", 1, 10_000, 16)?;
     let think = args.decimal("--think", 0.0, 60_000.0, 0.0)?;
     let udp = args.flag("--udp");
-    let rounds = args.number("--rounds", 1, 1000, if udp { 11 } else { 9 })?;
-    let seconds = args.decimal("--seconds", 0.01, 3600.0, 0.6)?;
+    let rounds = args.number("--rounds", 1, 1000, 13)?;
+    let seconds = args.decimal("--seconds", 0.01, 3600.0, 0.4)?;
     let svg = args.value("--svg", "a file", |path| Some(path.to_owned()))?;
     args.finish()?;
     let load = Load {
