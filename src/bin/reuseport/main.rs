@@ -2,9 +2,11 @@
 //! try it from.
 
 mod args;
+mod claims;
 mod client;
 mod connect;
 mod demo;
+mod explain;
 mod histogram;
 mod output;
 mod serve;
@@ -31,6 +33,7 @@ Usage: reuseport [COMMAND] [OPTIONS]
   demo       acceptors and clients in one process: who gets what (also without a command)
   serve      the C program: prints `acceptor N` for every connection, until it is stopped
   connect    a client: makes connections and counts what becomes of them
+  explain    tries on this kernel what the guide says of SO_REUSEPORT
 
 `reuseport COMMAND --help` lists the options of each. `reuseport --version`.
 ";
@@ -50,8 +53,9 @@ fn main() -> ExitCode {
         None | Some("demo") => demo::run(args),
         Some("serve") => serve::run(args),
         Some("connect") => connect::run(args),
+        Some("explain") => explain::run(args),
         Some(other) => Err(Failure::Usage(format!(
-            "there is no command \"{other}\"; they are demo, serve and connect"
+            "there is no command \"{other}\"; they are demo, serve, connect and explain"
         ))),
     };
     match result {

@@ -1,0 +1,152 @@
+//! What waits to be accepted.
+
+use core::time::Duration;
+use std::io::{self, ErrorKind, Read};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::Instant;
+
+use reuseport::{Call, Error, Listener, sys};
+
+use super::tools::{A_WHILE, ANY_PORT, BOUND, always, client, clients, connect, group, listen};
+use super::tools::{member, open, queued, set, told, until, who};
+use super::{Tried, seen};
+
+pub(super) fn listen_again_keeps_the_place(counter: bool) -> Tried {
+    let (members, address) = group(3)?;
+    if counter {
+        // SAFETY: the descriptor is the listener's.
+        unsafe { sys::shutdown(members[0].as_raw_fd(), sys::SHUT_RD) }?;
+    }
+    listen(&members[0], 30)?;
+    members[0].steer(&always(0))?;
+    let (counts, limit) = (who(&members, address, 20)?, members[0].queue()?.limit);
+    seen(
+        counts[0] == 20 && limit == 30,
+        format!("index 0: {counts:?}; backlog {limit}"),
+    )
+}
+
+pub(super) fn a_backlog_of_n_queues_one_more(counter: bool) -> Tried {
+    let listener = Listener::options().backlog(3).bind(ANY_PORT)?;
+    let address = listener.local_addr()?;
+    if counter {
+        listen(&listener, 8)?;
+    }
+    let _four = clients(4, address)?;
+    queued(&listener, 4)?;
+    let fifth = TcpStream::connect_timeout(&address, A_WHILE);
+    let silence = fifth
+        .as_ref()
+        .is_err_and(|error| error.kind() == ErrorKind::TimedOut);
+    seen(
+        silence,
+        format!("backlog 3: four wait; the fifth: {}", told(&fifth)),
+    )
+}
+
+pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
+    let options = Listener::options().nonblocking(true);
+    let full = options
+        .backlog(if counter { 8 } else { 0 })
+        .bind(ANY_PORT)?;
+    let address = full.local_addr()?;
+    let empty = member(address)?;
+    full.steer(&always(0))?;
+    let _first = client(address)?;
+    queued(&full, 1)?;
+    let begun = Instant::now();
+    let second: TcpStream = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, address.ip())?;
+    _ = connect(&second, address); // EINPROGRESS
+    thread::sleep(Duration::from_millis(100)); // for so long there is no room
+    full.accept()?;
+    until("the second is accepted", || full.accept().is_ok())?;
+    let took = begun.elapsed();
+    let late = (Duration::from_millis(900)..Duration::from_millis(2900)).contains(&took);
+    let beside = empty.queue()?.waiting;
+    seen(
+        late && beside == 0,
+        format!("accepted after {took:.1?}; its sibling had {beside}"),
+    )
+}
+
+pub(super) fn a_reset_client_is_still_accepted(counter: bool) -> Tried {
+    let listener = Listener::bind(ANY_PORT)?;
+    let client = client(listener.local_addr()?)?;
+    queued(&listener, 1)?;
+    if counter {
+        client.shutdown(Shutdown::Write)?;
+    } else {
+        drop(client); // by a reset
+    }
+    let mut connection = TcpStream::from(match listener.accept() {
+        Ok(connection) => connection,
+        Err(error) => return seen(false, error.to_string()),
+    });
+    connection.set_read_timeout(Some(BOUND))?;
+    let heard = connection.read(&mut [0]);
+    let reset = |error: &io::Error| error.kind() == ErrorKind::ConnectionReset;
+    let holds = heard.as_ref().is_err_and(reset);
+    let heard = heard.map_or_else(|error| error.to_string(), |read| format!("{read} bytes"));
+    seen(holds, format!("accept succeeds; recv: {heard}"))
+}
+
+/// Accepts while no descriptor is to be had; in the counter-case there are some.
+fn accept_without_descriptors(listener: &Listener, counter: bool) -> Result<(), Error> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        ..limit
+    };
+    if !counter {
+        // SAFETY: `none` is readable. What is open stays open.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+    }
+    let accepted = listener.accept().map(drop);
+    // SAFETY: `limit` is readable, and what it was before.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    accepted
+}
+
+const NONE_LEFT: Error = Error::new(Call::Accept, libc::EMFILE);
+
+pub(super) fn without_descriptors_it_stays_queued(counter: bool) -> Tried {
+    let listener = member(ANY_PORT)?;
+    let _client = client(listener.local_addr()?)?;
+    queued(&listener, 1)?;
+    let accepted = accept_without_descriptors(&listener, counter);
+    let waiting = listener.queue()?.waiting;
+    let later = listener.accept();
+    let what = format!(
+        "{}; {waiting} waits; later: {}",
+        told(&accepted),
+        told(&later)
+    );
+    seen(
+        accepted == Err(NONE_LEFT) && waiting == 1 && later.is_ok(),
+        what,
+    )
+}
+
+/// With a timeout, for where there are descriptors it would wait for ever.
+pub(super) fn without_descriptors_accept_never_waits(counter: bool) -> Tried {
+    let listener = Listener::bind(ANY_PORT)?;
+    let timeout = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 300_000,
+    };
+    set(&listener, sys::SOL_SOCKET, libc::SO_RCVTIMEO, timeout)?;
+    let begun = Instant::now();
+    let accepted = accept_without_descriptors(&listener, counter);
+    let took = begun.elapsed();
+    seen(
+        accepted == Err(NONE_LEFT),
+        format!("after {took:.1?}: {}", told(&accepted)),
+    )
+}
