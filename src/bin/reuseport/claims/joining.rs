@@ -2,7 +2,8 @@
 
 use core::ffi::c_int;
 use core::net::SocketAddr;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::{env, process};
 
@@ -92,6 +93,30 @@ pub(super) fn another_user_is_refused(counter: bool) -> Tried {
             format!("user {became} at {ours}'s port: {}", told(&joined)),
         )
     })
+}
+
+pub(super) fn leftovers_want_the_same_option(counter: bool) -> Tried {
+    let options = Listener::options();
+    let server = options.reuse_address(counter).bind(ANY_PORT)?;
+    let address = server.local_addr()?;
+    let mut client = TcpStream::connect(address)?;
+    drop(server.accept()?);
+    client.read_exact(&mut [0]).unwrap_or_default(); // until the server's end, which came first
+    drop((client, server));
+    let alone = options.reuse_port(false);
+    if alone.bind(address).is_ok() {
+        return Err(Snag::NotHere(
+            "no room for TIME_WAIT (net.ipv4.tcp_max_tw_buckets)".into(),
+        ));
+    }
+    let other = alone.reuse_address(true).bind(address).map(drop);
+    let same = options.bind(address).map(drop);
+    let what = format!(
+        "SO_REUSEADDR: {}; SO_REUSEPORT: {}",
+        told(&other),
+        told(&same)
+    );
+    seen(other == Err(REFUSED) && same.is_ok(), what)
 }
 
 pub(super) fn the_claim_keeps_others_out(counter: bool) -> Tried {

@@ -2,7 +2,7 @@
 
 use core::ffi::c_int;
 use std::io::Write;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::sync::mpsc;
 use std::{fs, thread};
 
@@ -18,23 +18,34 @@ pub(super) fn close_resets_the_queue(counter: bool) -> Tried {
         let why = "net.ipv4.tcp_migrate_req is on: the queue moves to a sibling";
         return Err(Snag::NotHere(why.into()));
     }
-    let (mut members, address) = group(2)?;
-    members[0].steer(&always(0))?;
-    let clients = clients(10, address)?;
-    queued(&members[0], 10)?;
-    let mut accepted = Vec::new();
-    if counter {
-        accepted.extend((0..10).map_while(|_| members[0].accept().ok()));
+    let mut resets = Vec::new();
+    for close in [true, false] {
+        let (mut members, address) = group(2)?;
+        members[0].steer(&always(0))?;
+        let clients = clients(10, address)?;
+        queued(&members[0], 10)?;
+        let first = members.remove(0);
+        let mut accepted = Vec::new();
+        if counter {
+            accepted.extend((0..10).map_while(|_| first.accept().ok()));
+        }
+        if close {
+            drop(first);
+        } else {
+            // SAFETY: the descriptor is the listener's.
+            unsafe { sys::shutdown(first.as_raw_fd(), sys::SHUT_RD) }?;
+        }
+        accepted
+            .iter()
+            .for_each(|connection| _ = connection.send(b"y"));
+        let [_, _, reset] = fates(&members, &clients)?;
+        resets.push(reset);
     }
-    drop(members.remove(0));
-    accepted
-        .iter()
-        .for_each(|connection| _ = connection.send(b"y"));
-    let [served, _, reset] = fates(&members, &clients)?;
-    seen(
-        reset == 10,
-        format!("of 10 that waited, {reset} were reset and {served} served"),
-    )
+    let what = format!(
+        "of 10 that waited, {} were reset by close, {} by shutdown",
+        resets[0], resets[1]
+    );
+    seen(resets == [10, 10], what)
 }
 
 pub(super) fn the_last_moves_into_the_hole(counter: bool) -> Tried {

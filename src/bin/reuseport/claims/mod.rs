@@ -128,6 +128,9 @@ claims! {
     linux joining::another_user_is_refused
         "A socket that another user opens may not join: EADDRINUSE."
         unless "it is the same user"
+    linux joining::leftovers_want_the_same_option
+        "Connections in TIME_WAIT, left by SO_REUSEPORT, refuse a bind with SO_REUSEADDR alone."
+        unless "the server that left them had set both"
     linux joining::the_claim_keeps_others_out
         "Bound and listening without the option, a socket refuses others until it is set."
         unless "it is set from the start"
@@ -137,7 +140,8 @@ claims! {
 }
 "When one leaves" {
     linux leaving::close_resets_the_queue
-        "Closing a listener resets what waits in its queue, although a sibling listens."
+        "Closing a listener resets what waits in its queue, although a sibling listens; so does \
+         shutting it down."
         unless "they were accepted before"
     linux leaving::the_last_moves_into_the_hole
         "When a member closes, the last one takes over its index."
@@ -179,6 +183,9 @@ claims! {
     linux waiting::stealing_serves_what_waits
         "With stealing, an idle acceptor serves what waits for a busy one."
         unless "they do not steal"
+    linux waiting::a_shared_listener_feeds_the_idle
+        "With one listener for all acceptors, whoever is idle serves what waits."
+        unless "each has its own"
     linux waiting::the_first_registered_epoll_wakes
         "Of epolls that wait with EPOLLEXCLUSIVE, the one registered first wakes, and no other."
         unless "EPOLLEXCLUSIVE is not set"
@@ -190,6 +197,9 @@ claims! {
     linux queue::overflow_costs_a_second
         "A SYN for a full queue is dropped, though a sibling's is empty; it comes again in 1 s."
         unless "there is room"
+    linux queue::dropped_syns_come_every_second
+        "A SYN that is dropped again comes again after one more second, not two."
+        unless "there is room by then"
     linux queue::a_reset_client_is_still_accepted
         "A client that resets before accept still yields a descriptor; recv says ECONNRESET."
         unless "it closes without a reset"
@@ -208,7 +218,7 @@ claims! {
         "The datagrams of one flow go to one member while the group stays as it is."
         unless "a program chooses at random"
     linux udp::adding_a_udp_member_moves_flows
-        "A new member moves flows that had another one."
+        "A new member moves flows, also from one old member to another."
         unless "none is added"
     linux udp::closing_a_udp_socket_drops_in_silence
         "What waits in a UDP socket is dropped when it closes, and the sender is not told."

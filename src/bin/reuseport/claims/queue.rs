@@ -4,14 +4,14 @@ use core::time::Duration;
 use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
-use std::thread;
 use std::time::Instant;
+use std::{fs, thread};
 
 use reuseport::{Call, Error, Listener, sys};
 
 use super::tools::{A_WHILE, ANY_PORT, BOUND, always, client, clients, connect, group, listen};
 use super::tools::{member, open, queued, set, told, until, who};
-use super::{Tried, seen};
+use super::{Snag, Tried, seen};
 
 pub(super) fn listen_again_keeps_the_place(counter: bool) -> Tried {
     let (members, address) = group(3)?;
@@ -69,6 +69,48 @@ pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
         late && beside == 0,
         format!("accepted after {took:.1?}; its sibling had {beside}"),
     )
+}
+
+/// Two seconds and a little, in which a client gets no answer.
+pub(super) fn dropped_syns_come_every_second(counter: bool) -> Tried {
+    let linear = fs::read_to_string("/proc/sys/net/ipv4/tcp_syn_linear_timeouts");
+    if !linear.is_ok_and(|text| text.trim() != "0") {
+        let why = "no net.ipv4.tcp_syn_linear_timeouts: it came with Linux 6.5";
+        return Err(Snag::NotHere(why.into()));
+    }
+    let full = Listener::options()
+        .nonblocking(true)
+        .backlog(0)
+        .bind(ANY_PORT)?;
+    let address = full.local_addr()?;
+    let _first = client(address)?;
+    queued(&full, 1)?;
+    let dropped: Listener = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, address.ip())?;
+    let begun = Instant::now();
+    _ = connect(&dropped, address); // EINPROGRESS
+    let mut retries = Vec::new();
+    while retries.len() < 2 && begun.elapsed() < Duration::from_millis(2900) {
+        thread::sleep(Duration::from_millis(1));
+        if retransmits(&dropped)? > retries.len() {
+            retries.push(begun.elapsed());
+        }
+        if counter && begun.elapsed() > A_WHILE {
+            _ = full.accept();
+        }
+    }
+    seen(
+        retries.len() == 2,
+        format!("sent again after {retries:.1?}"),
+    )
+}
+
+/// How often the SYN was sent again: the 26th word of `struct tcp_info`, `tcpi_total_retrans`.
+fn retransmits(socket: &Listener) -> Result<usize, Snag> {
+    let (mut info, mut len, fd) = ([0_u32; 26], 104, socket.as_raw_fd());
+    let at = info.as_mut_ptr().cast();
+    // SAFETY: `info` is writable for the 104 bytes that `len` states; the kernel writes no more.
+    unsafe { sys::getsockopt(fd, sys::IPPROTO_TCP, libc::TCP_INFO, at, &raw mut len) }?;
+    Ok(info[25].try_into()?)
 }
 
 pub(super) fn a_reset_client_is_still_accepted(counter: bool) -> Tried {

@@ -6,20 +6,18 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::mpsc;
 use std::thread;
 
-use reuseport::{Call, Error, Group, Listener};
+use reuseport::{Call, Error, Group, GroupOptions, Listener};
 
 use super::tools::{A_WHILE, ANY_PORT, BOUND, always, asleep, client, until};
 use super::{Snag, Tried, seen};
 
-/// Two acceptors, the kernel chooses the first for all, and its handler waits for its client.
-/// Whether a second client is served meanwhile.
-fn served_meanwhile(steal: bool) -> Result<bool, Snag> {
-    let group = Group::options()
-        .steal(steal)
-        .grace(BOUND)
-        .bind(ANY_PORT, 2)?;
+/// Two acceptors, of which the kernel chooses the first for all, and its handler waits for its
+/// client. Whether a second client is served meanwhile.
+fn served_meanwhile(options: &GroupOptions) -> Result<(bool, String), Snag> {
+    let group = options.clone().grace(BOUND).bind(ANY_PORT, 2)?;
     let address = group.local_addr();
-    group.listeners()[0].steer(&always(0))?;
+    // A shared listener has no group, and cannot be steered.
+    _ = group.listeners()[0].steer(&always(0));
     let serving = group.spawn(|_, connection| {
         _ = connection.recv(&mut [0]);
         _ = connection.send(b"y");
@@ -40,17 +38,26 @@ fn served_meanwhile(steal: bool) -> Result<bool, Snag> {
     let served = second.read(&mut [0]).is_ok();
     drop((silent, second));
     serving.stop(BOUND);
-    Ok(served)
+    let word = if served { "served" } else { "not served" };
+    Ok((
+        served,
+        format!("beside an idle acceptor, {word} within {A_WHILE:?}"),
+    ))
 }
 
 pub(super) fn a_slow_thread_keeps_its_share_waiting(counter: bool) -> Tried {
-    let served = served_meanwhile(counter)?;
-    seen(!served, format!("served within {A_WHILE:?}: {served}"))
+    let (served, what) = served_meanwhile(&Group::options().steal(counter))?;
+    seen(!served, what)
 }
 
 pub(super) fn stealing_serves_what_waits(counter: bool) -> Tried {
-    let served = served_meanwhile(!counter)?;
-    seen(served, format!("served within {A_WHILE:?}: {served}"))
+    let (served, what) = served_meanwhile(&Group::options().steal(!counter))?;
+    seen(served, what)
+}
+
+pub(super) fn a_shared_listener_feeds_the_idle(counter: bool) -> Tried {
+    let (served, what) = served_meanwhile(&Group::options().shared(!counter))?;
+    seen(served, what)
 }
 
 fn check(call: Call, result: c_int) -> Result<c_int, Error> {
