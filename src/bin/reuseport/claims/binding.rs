@@ -2,11 +2,11 @@
 
 use reuseport::{Error, Listener, sys};
 
-use super::sockets::{ANY_PORT, REFUSED, bind, listen, open, told};
+use super::sockets::{REFUSED, any_port, bind, listen, open, told};
 use super::{Tried, seen};
 
 pub(super) fn a_failed_bind_may_go_unnoticed(counter: bool) -> Tried {
-    let holder = Listener::options().reuse_port(false).bind(ANY_PORT)?;
+    let holder = Listener::options().reuse_port(false).bind(any_port())?;
     let wanted = holder.local_addr()?;
     if counter {
         drop(holder);
@@ -25,7 +25,7 @@ pub(super) fn a_failed_bind_may_go_unnoticed(counter: bool) -> Tried {
 
 pub(super) fn every_socket_needs_the_option(counter: bool) -> Tried {
     let refused = |first, second| {
-        let first = Listener::options().reuse_port(first).bind(ANY_PORT)?;
+        let first = Listener::options().reuse_port(first).bind(any_port())?;
         let second = Listener::options().reuse_port(second);
         Ok::<_, Error>(second.bind(first.local_addr()?).err())
     };

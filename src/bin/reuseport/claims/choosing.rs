@@ -1,10 +1,11 @@
 //! Which listener gets the SYN.
 
-use core::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process;
 
 use reuseport::{Listener, steering};
 
-use super::tools::{ANY_PORT, client_from, drain, group, member, who};
+use super::tools::{any_port, client_from, drain, group, who};
 use super::{Snag, Tried, seen};
 
 /// From an address of its own for each connection: ports come back too soon, and the same
@@ -35,7 +36,7 @@ pub(super) fn same_four_tuple_same_listener(counter: bool) -> Tried {
     if counter {
         members[0].steer(&steering::random(8))?;
     }
-    let mut from = SocketAddr::from(ANY_PORT); // the kernel picks a port, and that is kept
+    let mut from = any_port(); // the kernel picks a port, and that is kept
     let mut chosen = Vec::new();
     for _ in 0..20 {
         let client = client_from(from, address)?;
@@ -48,10 +49,34 @@ pub(super) fn same_four_tuple_same_listener(counter: bool) -> Tried {
     )
 }
 
-/// Who of two gets what is sent to 127.0.0.1.
-fn split(first: Listener, second: Result<Listener, reuseport::Error>) -> Tried {
-    let to = (Ipv4Addr::LOCALHOST, first.local_addr()?.port());
-    let counts = who(&[first, second?], to.into(), 60)?;
+/// The first listener on a wildcard. Where clients in `TIME_WAIT` hold every port that port 0 may
+/// become, there are others; but a port of somebody else's must not be joined.
+fn wildcard(ip: IpAddr) -> Result<Listener, Snag> {
+    let mut alone = Listener::options().nonblocking(true).reuse_port(false);
+    if ip.is_ipv6() {
+        alone = alone.only_v6(false);
+    }
+    let others = (0..100).map(|n| 10_000 + (process::id() + 199 * n) % 20_000);
+    let mut bound = alone.bind((ip, 0));
+    for port in others {
+        if bound.is_err() {
+            bound = alone.bind((ip, u16::try_from(port)?));
+        }
+    }
+    let none = |error| Snag::NotHere(format!("no port on {ip}: {error}"));
+    let first = bound.map_err(none)?;
+    first.let_siblings_bind()?;
+    Ok(first)
+}
+
+/// Who of two gets what is sent to an address of this process's own; the second listens on `ip`.
+fn split(first: Listener, ip: IpAddr) -> Tried {
+    let (port, own) = (first.local_addr()?.port(), any_port().ip());
+    let mut options = Listener::options().nonblocking(true);
+    if ip.is_ipv6() {
+        options = options.only_v6(false);
+    }
+    let counts = who(&[first, options.bind((ip, port))?], (own, port).into(), 60)?;
     seen(
         counts == [0, 60],
         format!("of 60: {} and {}", counts[0], counts[1]),
@@ -59,25 +84,14 @@ fn split(first: Listener, second: Result<Listener, reuseport::Error>) -> Tried {
 }
 
 pub(super) fn a_specific_address_beats_the_wildcard(counter: bool) -> Tried {
-    let wide = if counter {
-        Ipv4Addr::LOCALHOST
-    } else {
-        Ipv4Addr::UNSPECIFIED
-    };
-    let first = member((wide, 0))?;
-    let second = member((Ipv4Addr::LOCALHOST, first.local_addr()?.port()));
-    split(first, second)
+    let any = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+    split(wildcard(any)?, if counter { any } else { any_port().ip() })
 }
 
 pub(super) fn ipv4_wildcard_beats_dual_stack(counter: bool) -> Tried {
-    let dual = Listener::options().nonblocking(true).only_v6(false);
-    let no_ipv6 = |error| Snag::NotHere(format!("no IPv6: {error}"));
-    let first = dual.bind((Ipv6Addr::UNSPECIFIED, 0)).map_err(no_ipv6)?;
-    let port = first.local_addr()?.port();
-    let second = if counter {
-        dual.bind((Ipv6Addr::UNSPECIFIED, port))
-    } else {
-        member((Ipv4Addr::UNSPECIFIED, port))
-    };
-    split(first, second)
+    let (v4, v6) = (
+        IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    );
+    split(wildcard(v6)?, if counter { v6 } else { v4 })
 }

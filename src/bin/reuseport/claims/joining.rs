@@ -1,15 +1,14 @@
 //! Who may join, and when.
 
 use core::ffi::c_int;
-use core::net::SocketAddr;
+use std::env;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
-use std::{env, process};
 
-use reuseport::{Error, Listener, sys};
+use reuseport::{Listener, sys};
 
-use super::tools::{ANY_PORT, NOBODY, REFUSED, aside, bind, clients, fates, group, listen, member};
+use super::tools::{NOBODY, REFUSED, any_port, aside, bind, clients, fates, group, listen, member};
 use super::tools::{open, set, told, who};
 use super::{Snag, Tried, seen};
 
@@ -33,7 +32,7 @@ pub(super) fn a_second_program_joins_in_silence(counter: bool) -> Tried {
     let first = Listener::options()
         .reuse_port(!counter)
         .nonblocking(true)
-        .bind(ANY_PORT)?;
+        .bind(any_port())?;
     let address = first.local_addr()?;
     let mut other = Command::new(env::current_exe()?);
     other.args([
@@ -97,7 +96,7 @@ pub(super) fn another_user_is_refused(counter: bool) -> Tried {
 
 pub(super) fn leftovers_want_the_same_option(counter: bool) -> Tried {
     let options = Listener::options();
-    let server = options.reuse_address(counter).bind(ANY_PORT)?;
+    let server = options.reuse_address(counter).bind(any_port())?;
     let address = server.local_addr()?;
     let mut client = TcpStream::connect(address)?;
     drop(server.accept()?);
@@ -124,7 +123,7 @@ pub(super) fn the_claim_keeps_others_out(counter: bool) -> Tried {
         .reuse_port(counter)
         .reuse_address(true)
         .nonblocking(true);
-    let first = claims.bind(ANY_PORT)?;
+    let first = claims.bind(any_port())?;
     let address = first.local_addr()?;
     let early = member(address).map(drop);
     first.let_siblings_bind()?;
@@ -144,43 +143,27 @@ pub(super) fn the_claim_keeps_others_out(counter: bool) -> Tried {
 /// 28 sockets take a port among 32. By chance no two have the same once in 10^8 runs.
 pub(super) fn port_0_never_collides(counter: bool) -> Tried {
     const IP_LOCAL_PORT_RANGE: c_int = 51; // linux/in.h, since 6.3
+    const RANGE: u32 = 0x9C5F_9C40; // 40000 to 40031
     let kind = if counter {
         libc::SOCK_DGRAM
     } else {
         sys::SOCK_STREAM
     };
-    // Where others hold ports in the range there are fewer: another range, then.
-    for range in 0..20 {
-        let low = 33_000 + 32 * ((process::id() + 41 * range) % 800);
-        let any = SocketAddr::from(ANY_PORT);
-        let take = || {
-            let socket: Listener = open(kind, any.ip())?;
-            set(&socket, sys::SOL_SOCKET, sys::SO_REUSEPORT, 1)?;
-            set(
-                &socket,
-                libc::IPPROTO_IP,
-                IP_LOCAL_PORT_RANGE,
-                low | (low + 31) << 16,
-            )?;
-            bind(&socket, any)?;
-            Ok((socket.local_addr()?.port(), socket))
-        };
-        let taken: Result<Vec<_>, Error> = (0..28).map(|_| take()).collect();
-        match taken {
-            Ok(taken) => {
-                let mut ports: Vec<_> = taken.iter().map(|(port, _)| port).collect();
-                ports.sort_unstable();
-                ports.dedup();
-                let what = format!("28 sockets with the option got {} ports of 32", ports.len());
-                return seen(ports.len() == taken.len(), what);
-            }
-            Err(error) if error.errno() == libc::ENOPROTOOPT => {
-                return Err(Snag::NotHere(
-                    "IP_LOCAL_PORT_RANGE came with Linux 6.3".into(),
-                ));
-            }
-            Err(_) => {}
+    let mut taken = Vec::new();
+    for _ in 0..28 {
+        let socket: Listener = open(kind, any_port().ip())?;
+        set(&socket, sys::SOL_SOCKET, sys::SO_REUSEPORT, 1)?;
+        if set(&socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, RANGE).is_err() {
+            return Err(Snag::NotHere(
+                "IP_LOCAL_PORT_RANGE came with Linux 6.3".into(),
+            ));
         }
+        bind(&socket, any_port())?;
+        taken.push((socket.local_addr()?.port(), socket));
     }
-    Err(Snag::NotHere("no range of 32 ports is free enough".into()))
+    let mut ports: Vec<_> = taken.iter().map(|(port, _)| port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let what = format!("28 sockets with the option got {} ports of 32", ports.len());
+    seen(ports.len() == taken.len(), what)
 }

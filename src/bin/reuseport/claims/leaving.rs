@@ -8,7 +8,7 @@ use std::{fs, thread};
 
 use reuseport::{Call, Error, Listener, sys};
 
-use super::tools::{A_WHILE, ANY_PORT, BOUND, always, asleep, client, clients, fates, group};
+use super::tools::{A_WHILE, BOUND, always, any_port, asleep, client, clients, fates, group};
 use super::tools::{queued, set, told, who};
 use super::{Snag, Tried, seen};
 
@@ -63,7 +63,7 @@ pub(super) fn the_last_moves_into_the_hole(counter: bool) -> Tried {
 pub(super) fn adding_loses_no_handshake(counter: bool) -> Tried {
     let defer = |fd: c_int| set(&fd, sys::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5);
     let options = Listener::options().nonblocking(true).before_bind(&defer);
-    let first = options.bind(ANY_PORT)?;
+    let first = options.bind(any_port())?;
     let address = first.local_addr()?;
     let clients = clients(20, address)?;
     let mut members = vec![first];
@@ -83,7 +83,7 @@ pub(super) fn adding_loses_no_handshake(counter: bool) -> Tried {
 
 /// What a blocked accept says to a call on its listener; or else, to the next connection.
 fn woken_by(close: bool) -> Result<(bool, Result<(), Error>), Snag> {
-    let listener = Listener::bind(ANY_PORT)?;
+    let listener = Listener::bind(any_port())?;
     let address = listener.local_addr()?;
     let fd = listener.into_raw_fd();
     let (say, heard) = mpsc::channel();

@@ -113,7 +113,7 @@ claims! {
         unless "a program chooses at random"
     linux choosing::a_specific_address_beats_the_wildcard
         "A listener on the address itself takes all of its connections from the wildcard."
-        unless "both have the address itself"
+        unless "both are on the wildcard"
     linux choosing::ipv4_wildcard_beats_dual_stack
         "0.0.0.0 takes all IPv4 connections from a [::] that takes both families."
         unless "both are [::]"

@@ -9,7 +9,7 @@ use std::{fs, thread};
 
 use reuseport::{Call, Error, Listener, sys};
 
-use super::tools::{A_WHILE, ANY_PORT, BOUND, always, client, clients, connect, group, listen};
+use super::tools::{A_WHILE, BOUND, always, any_port, client, clients, connect, group, listen};
 use super::tools::{member, open, queued, set, told, until, who};
 use super::{Snag, Tried, seen};
 
@@ -29,7 +29,7 @@ pub(super) fn listen_again_keeps_the_place(counter: bool) -> Tried {
 }
 
 pub(super) fn a_backlog_of_n_queues_one_more(counter: bool) -> Tried {
-    let listener = Listener::options().backlog(3).bind(ANY_PORT)?;
+    let listener = Listener::options().backlog(3).bind(any_port())?;
     let address = listener.local_addr()?;
     if counter {
         listen(&listener, 8)?;
@@ -50,7 +50,7 @@ pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
     let options = Listener::options().nonblocking(true);
     let full = options
         .backlog(if counter { 8 } else { 0 })
-        .bind(ANY_PORT)?;
+        .bind(any_port())?;
     let address = full.local_addr()?;
     let empty = member(address)?;
     full.steer(&always(0))?;
@@ -81,7 +81,7 @@ pub(super) fn dropped_syns_come_every_second(counter: bool) -> Tried {
     let full = Listener::options()
         .nonblocking(true)
         .backlog(0)
-        .bind(ANY_PORT)?;
+        .bind(any_port())?;
     let address = full.local_addr()?;
     let _first = client(address)?;
     queued(&full, 1)?;
@@ -114,7 +114,7 @@ fn retransmits(socket: &Listener) -> Result<usize, Snag> {
 }
 
 pub(super) fn a_reset_client_is_still_accepted(counter: bool) -> Tried {
-    let listener = Listener::bind(ANY_PORT)?;
+    let listener = Listener::bind(any_port())?;
     let client = client(listener.local_addr()?)?;
     queued(&listener, 1)?;
     if counter {
@@ -159,7 +159,7 @@ fn accept_without_descriptors(listener: &Listener, counter: bool) -> Result<(), 
 const NONE_LEFT: Error = Error::new(Call::Accept, libc::EMFILE);
 
 pub(super) fn without_descriptors_it_stays_queued(counter: bool) -> Tried {
-    let listener = member(ANY_PORT)?;
+    let listener = member(any_port())?;
     let _client = client(listener.local_addr()?)?;
     queued(&listener, 1)?;
     let accepted = accept_without_descriptors(&listener, counter);
@@ -178,7 +178,7 @@ pub(super) fn without_descriptors_it_stays_queued(counter: bool) -> Tried {
 
 /// With a timeout, for where there are descriptors it would wait for ever.
 pub(super) fn without_descriptors_accept_never_waits(counter: bool) -> Tried {
-    let listener = Listener::bind(ANY_PORT)?;
+    let listener = Listener::bind(any_port())?;
     let timeout = libc::timeval {
         tv_sec: 0,
         tv_usec: 300_000,

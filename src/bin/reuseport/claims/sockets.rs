@@ -2,12 +2,22 @@
 
 use core::ffi::c_int;
 use core::fmt::Display;
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::process;
 
 use reuseport::{Call, Error, SockAddr, sys};
 
-pub(super) const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+/// Any port of the loopback: on Linux at an address of this process's own, among the four million
+/// that it can have, so that no other program's connections are in the way.
+pub(super) fn any_port() -> SocketAddr {
+    if cfg!(linux_kernel) {
+        SocketAddr::from((Ipv4Addr::from(0x7F40_0000 | process::id() & 0x3F_FFFF), 0))
+    } else {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
+    }
+}
+
 /// What `bind` says to whoever may not.
 pub(super) const REFUSED: Error = Error::new(Call::Bind, libc::EADDRINUSE);
 

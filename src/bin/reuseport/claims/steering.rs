@@ -6,9 +6,14 @@ use std::os::fd::AsFd;
 use reuseport::steering::{self, Instruction};
 use reuseport::{Group, Listener, sys};
 
-use super::tools::{ANY_PORT, always, as_nobody, aside, bind, group, instruction, listen, member};
+use super::tools::{always, any_port, as_nobody, aside, bind, group, instruction, listen, member};
 use super::tools::{open, set, since, told, who};
 use super::{Tried, seen};
+
+#[cfg(target_os = "android")] // whose libc lacks the name
+const SO_LOCK_FILTER: core::ffi::c_int = 44;
+#[cfg(not(target_os = "android"))]
+use libc::SO_LOCK_FILTER;
 
 /// Bound in one order, listening in the other.
 pub(super) fn the_program_returns_an_index(counter: bool) -> Tried {
@@ -41,7 +46,7 @@ fn chosen_by(program: &[Instruction]) -> Result<Vec<usize>, super::Snag> {
 }
 
 pub(super) fn a_failing_load_is_index_0(counter: bool) -> Tried {
-    let load = instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0); // the first payload byte
+    let load = instruction(0x30, 0); // BPF_LD | BPF_B | BPF_ABS: the first byte of the payload
     let program = [load, always(2)[0]];
     let counts = chosen_by(&program[usize::from(counter)..])?;
     seen(
@@ -73,9 +78,9 @@ pub(super) fn incoming_cpu_is_obeyed(counter: bool) -> Tried {
         unsafe { libc::sched_setaffinity(0, size_of_val(&only), &raw const only) };
         let named = Listener::options().nonblocking(true).incoming_cpu(cpu);
         let first = if counter {
-            named.bind(ANY_PORT)
+            named.bind(any_port())
         } else {
-            member(ANY_PORT)
+            member(any_port())
         }?;
         let address = first.local_addr()?;
         let counts = who(&[first, named.bind(address)?], address, 60)?;
@@ -100,18 +105,11 @@ pub(super) fn steering_needs_no_privilege(counter: bool) -> Tried {
 
 pub(super) fn leaving_needs_no_privilege(counter: bool) -> Tried {
     as_nobody(|| {
-        let lock = move |fd| {
-            set(
-                &fd,
-                sys::SOL_SOCKET,
-                libc::SO_LOCK_FILTER,
-                i32::from(counter),
-            )
-        };
+        let lock = move |fd| set(&fd, sys::SOL_SOCKET, SO_LOCK_FILTER, i32::from(counter));
         let group = Group::options()
             .before_bind(lock)
             .grace(Duration::from_millis(100));
-        let group = group.bind(ANY_PORT, 2)?;
+        let group = group.bind(any_port(), 2)?;
         let probe = Listener::from(group.listeners()[0].as_fd().try_clone_to_owned()?);
         let filter = probe.take_no_more();
         _ = probe.take_again();

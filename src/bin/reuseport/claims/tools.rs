@@ -12,7 +12,7 @@ use std::{fs, thread};
 use reuseport::steering::Instruction;
 use reuseport::{Call, Error, Listener, SockAddr, sys};
 
-pub(super) use super::sockets::{ANY_PORT, REFUSED, bind, listen, open, told};
+pub(super) use super::sockets::{REFUSED, any_port, bind, listen, open, told};
 use super::{Snag, Tried};
 
 /// The longest wait for anything that must happen.
@@ -79,7 +79,7 @@ pub(super) fn client_from(from: SocketAddr, to: SocketAddr) -> Result<TcpStream,
 }
 
 pub(super) fn client(to: SocketAddr) -> Result<TcpStream, Error> {
-    client_from(SocketAddr::from(ANY_PORT), to)
+    client_from(any_port(), to)
 }
 
 pub(super) fn clients(n: usize, to: SocketAddr) -> Result<Vec<TcpStream>, Error> {
@@ -92,7 +92,7 @@ pub(super) fn member(address: impl Into<SocketAddr>) -> Result<Listener, Error> 
 }
 
 pub(super) fn group(n: usize) -> Result<(Vec<Listener>, SocketAddr), Error> {
-    let mut members = vec![member(ANY_PORT)?];
+    let mut members = vec![member(any_port())?];
     let address = members[0].local_addr()?;
     for _ in 1..n {
         members.push(member(address)?);
@@ -152,15 +152,15 @@ pub(super) fn fates(members: &[Listener], clients: &[TcpStream]) -> Result<[usiz
 
 /// The steering program that returns `index`, whatever comes.
 pub(super) const fn always(index: u32) -> [Instruction; 1] {
-    [instruction(libc::BPF_RET | libc::BPF_K, index)]
+    [instruction(0x06, index)] // BPF_RET | BPF_K
 }
 
-#[allow(clippy::cast_possible_truncation)] // the kernel's codes are below 256
-pub(super) const fn instruction(code: u32, k: u32) -> Instruction {
+pub(super) const fn instruction(code: u16, k: u32) -> Instruction {
+    let (if_true, if_false) = (0, 0);
     Instruction {
-        code: code as u16,
-        if_true: 0,
-        if_false: 0,
+        code,
+        if_true,
+        if_false,
         k,
     }
 }

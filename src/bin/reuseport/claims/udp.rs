@@ -6,11 +6,11 @@ use std::net::UdpSocket;
 use reuseport::steering::{self, Instruction};
 use reuseport::{Error, sys};
 
-use super::tools::{ANY_PORT, always, bind, open, set, since, until};
+use super::tools::{always, any_port, bind, open, set, since, until};
 use super::{Snag, Tried, seen};
 
 fn unbound() -> Result<UdpSocket, Snag> {
-    let socket: UdpSocket = open(libc::SOCK_DGRAM, SocketAddr::from(ANY_PORT).ip())?;
+    let socket: UdpSocket = open(libc::SOCK_DGRAM, any_port().ip())?;
     set(&socket, sys::SOL_SOCKET, sys::SO_REUSEPORT, 1)?;
     socket.set_nonblocking(true)?;
     Ok(socket)
@@ -24,14 +24,14 @@ fn member(address: SocketAddr) -> Result<UdpSocket, Snag> {
 
 /// Members of one port, and clients of it, each a flow.
 fn group(members: usize, flows: usize) -> Result<(Vec<UdpSocket>, Vec<UdpSocket>), Snag> {
-    let first = member(ANY_PORT.into())?;
+    let first = member(any_port())?;
     let address = first.local_addr()?;
     let mut all = vec![first];
     for _ in 1..members {
         all.push(member(address)?);
     }
     let flow = |_| {
-        let client = UdpSocket::bind(SocketAddr::from(ANY_PORT))?;
+        let client = UdpSocket::bind(any_port())?;
         client.connect(address)?;
         Ok::<_, Snag>(client)
     };
@@ -155,7 +155,7 @@ pub(super) fn a_connected_udp_socket_leaves_the_group(counter: bool) -> Tried {
     let (members, flows) = group(3, 20)?;
     steer(&members[0], &always(1))?;
     if !counter {
-        members[1].connect(UdpSocket::bind(SocketAddr::from(ANY_PORT))?.local_addr()?)?;
+        members[1].connect(UdpSocket::bind(any_port())?.local_addr()?)?;
     }
     let last = homes(&members, &flows)?
         .iter()

@@ -8,13 +8,13 @@ use std::thread;
 
 use reuseport::{Call, Error, Group, GroupOptions, Listener};
 
-use super::tools::{A_WHILE, ANY_PORT, BOUND, always, asleep, client, until};
+use super::tools::{A_WHILE, BOUND, always, any_port, asleep, client, until};
 use super::{Snag, Tried, seen};
 
 /// Two acceptors, of which the kernel chooses the first for all, and its handler waits for its
 /// client. Whether a second client is served meanwhile.
 fn served_meanwhile(options: &GroupOptions) -> Result<(bool, String), Snag> {
-    let group = options.clone().grace(BOUND).bind(ANY_PORT, 2)?;
+    let group = options.clone().grace(BOUND).bind(any_port(), 2)?;
     let address = group.local_addr();
     // A shared listener has no group, and cannot be steered.
     _ = group.listeners()[0].steer(&always(0));
@@ -74,7 +74,7 @@ pub(super) fn the_first_registered_epoll_wakes(counter: bool) -> Tried {
     let exclusive = if counter { 0 } else { libc::EPOLLEXCLUSIVE };
     let mut woken = Vec::new();
     for order in [[0, 1], [1, 0]] {
-        let listener = Listener::bind(ANY_PORT)?;
+        let listener = Listener::bind(any_port())?;
         let mut epolls = Vec::new();
         for _ in 0..2 {
             // SAFETY: takes an integer.
