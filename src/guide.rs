@@ -351,8 +351,9 @@
 //! **ECMP.** A router with several next hops hashes each flow to one of them, and remembers
 //! nothing. Take a machine away, and flows of *other* machines may move too, unless the router
 //! hashes consistently. A flow that moves meets a machine that does not know it, and is reset.
-//! Nothing that the machine does can help: members may come and go there, machines should not. That
-//! is why another tier stands in between.
+//! Nothing that the machine does can help. So where routers alone stand in front, members may come
+//! and go, and machines should seldom: withdraw the route, go on serving while flows still arrive,
+//! then stop the group; who was moved is lost. That is why another tier often stands in between.
 //!
 //! **Balancers with a table.** IPVS and Katran remember which machine a connection went to. Weight
 //! 0 ends the new ones and leaves the established ones where they are: `ipvsadm(8)` says so, and so
