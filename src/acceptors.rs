@@ -1,9 +1,7 @@
 //! The C program's threads: one acceptor for each listener, each waiting in its own `accept`.
 
-use core::hash::{BuildHasher, Hasher};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use core::{mem, panic::AssertUnwindSafe, time::Duration};
-use std::collections::hash_map::RandomState;
 use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle, sleep};
 use std::{io, panic::catch_unwind, vec::Vec};
@@ -45,7 +43,11 @@ impl Acceptors {
         let mut acceptors = Acceptors(Vec::new());
         for (id, listener) in listeners.into_iter().enumerate() {
             listener.set_nonblocking(false)?;
-            acceptors.0.push(Acceptor::start(id, listener, make(id))?);
+            let (seat, handler) = (Arc::new(Seat::new(id, listener)), make(id));
+            let taken = Arc::clone(&seat);
+            let thread = Builder::new().name(std::format!("acceptor-{id}"));
+            let thread = thread.spawn(move || taken.work(Blocking, handler))?;
+            acceptors.0.push(Acceptor { seat, thread });
         }
         Ok(acceptors)
     }
@@ -78,93 +80,97 @@ impl Drop for Acceptors {
 
 /// One acceptor: its thread, and what it shares with its owner.
 #[derive(Debug)]
-pub(crate) struct Acceptor {
-    pub(crate) seat: Arc<Seat>,
+pub(crate) struct Acceptor<S = Listener> {
+    pub(crate) seat: Arc<Seat<S>>,
     pub(crate) thread: JoinHandle<()>,
 }
 
-impl Acceptor {
-    fn start<H>(id: usize, listener: Listener, handler: H) -> io::Result<Acceptor>
-    where
-        H: FnMut(Connection, &Stop) + Send + 'static,
-    {
-        let seat = Arc::new(Seat::new(id, listener));
-        let taken = Arc::clone(&seat);
-        let thread = Builder::new().name(std::format!("acceptor-{id}"));
-        let thread = thread.spawn(move || taken.work(Blocking, handler))?;
-        Ok(Acceptor { seat, thread })
-    }
-
+impl<S> Acceptor<S> {
     pub(crate) fn count(&self) -> Count {
-        let mut count = self.seat.count();
-        count.running = !self.thread.is_finished();
-        count
+        self.seat.count(!self.thread.is_finished())
     }
 
     pub(crate) fn join(self) -> Count {
         _ = self.thread.join();
-        self.seat.count()
+        self.seat.count(false)
     }
 }
 
 /// What the thread works with and its owner sees.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct Seat<S = Listener> {
     pub(crate) id: usize,
-    pub(crate) listener: Listener,
+    pub(crate) socket: S,
     pub(crate) stop: Stop,
-    counters: Counters,
+    pub(crate) counters: Counters,
 }
 
 /// Only the acceptor writes them, so a load and a store add one.
 #[derive(Debug, Default)]
 #[repr(align(128))] // a pair of cache lines: processors fetch two
-struct Counters {
+pub(crate) struct Counters {
     accepted: AtomicUsize,
     panicked: AtomicUsize,
-    went_on: AtomicUsize,
+    pub(crate) went_on: AtomicUsize,
     backed_off: AtomicUsize,
     failed: OnceLock<Error>,
 }
 
 impl Seat {
-    pub(crate) fn new(id: usize, listener: Listener) -> Seat {
+    /// The thread.
+    pub(crate) fn work(&self, mut next: impl Next, mut handler: impl FnMut(Connection, &Stop)) {
+        while let Ok(connection) = next.next(self) {
+            self.handle(|| handler(connection, &self.stop));
+        }
+    }
+
+    /// One `accept`. `None`: nothing came of it, ask again.
+    #[inline]
+    pub(crate) fn accept(&self, listener: &Listener) -> Result<Option<Connection>, Leave> {
+        let accepted = listener.accept().map(Some);
+        accepted.or_else(|error| self.heed(error).map(|()| None))
+    }
+
+    fn leave(&self) {
+        self.stop.0.store(true, Relaxed);
+        // It fails where the listener has failed before: the acceptor has left.
+        // SAFETY: the descriptor is the listener's, which this seat owns.
+        _ = unsafe { sys::shutdown(self.socket.raw(), sys::SHUT_RD) };
+    }
+}
+
+impl<S> Seat<S> {
+    pub(crate) fn new(id: usize, socket: S) -> Seat<S> {
         let (stop, counters) = Default::default();
         Seat {
             id,
-            listener,
+            socket,
             stop,
             counters,
         }
     }
 
-    /// The thread.
-    pub(crate) fn work(&self, mut next: impl Next, mut handler: impl FnMut(Connection, &Stop)) {
-        while let Ok(connection) = next.next(self) {
-            add_one(&self.counters.accepted);
-            let handling = AssertUnwindSafe(|| handler(connection, &self.stop));
-            if let Err(payload) = catch_unwind(handling) {
-                add_one(&self.counters.panicked);
-                // Dropping what was thrown may throw again; that is let lie.
-                catch_unwind(AssertUnwindSafe(|| drop(payload))).unwrap_or_else(mem::forget);
-            }
+    /// Counts, and runs a handler, which may panic.
+    pub(crate) fn handle(&self, handler: impl FnOnce()) {
+        add_one(&self.counters.accepted);
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(handler)) {
+            add_one(&self.counters.panicked);
+            // Dropping what was thrown may throw again; that is let lie.
+            catch_unwind(AssertUnwindSafe(|| drop(payload))).unwrap_or_else(mem::forget);
         }
     }
 
-    /// One `accept`, and what its error asks for. `None`: nothing came of it, ask again.
-    pub(crate) fn accept(&self, listener: &Listener) -> Result<Option<Connection>, Leave> {
-        let error = match listener.accept() {
-            Ok(connection) => return Ok(Some(connection)),
-            Err(error) => error,
-        };
+    /// Does what an error asks for.
+    #[cold]
+    pub(crate) fn heed(&self, error: Error) -> Result<(), Leave> {
         match error.advice() {
             Advice::GoOn => add_one(&self.counters.went_on),
             Advice::Wait => {}
             Advice::BackOff => {
                 add_one(&self.counters.backed_off);
                 // All acceptors run out of descriptors together; they return one by one.
-                let milliseconds = 10 + RandomState::new().build_hasher().finish() % 91;
-                sleep(Duration::from_millis(milliseconds));
+                let turn = 31 * self.id + 17 * self.counters.backed_off.load(Relaxed);
+                sleep(Duration::from_millis(10 + turn as u64 % 91));
             }
             Advice::Leave | Advice::Fatal => {
                 if !self.stop.requested() {
@@ -173,17 +179,10 @@ impl Seat {
                 return Err(Leave);
             }
         }
-        Ok(None)
+        Ok(())
     }
 
-    fn leave(&self) {
-        self.stop.0.store(true, Relaxed);
-        // It fails where the listener has failed before: the acceptor has left.
-        // SAFETY: the descriptor is the listener's, which this seat owns.
-        _ = unsafe { sys::shutdown(self.listener.raw(), sys::SHUT_RD) };
-    }
-
-    fn count(&self) -> Count {
+    fn count(&self, running: bool) -> Count {
         let live = &self.counters;
         Count {
             acceptor: self.id,
@@ -192,13 +191,14 @@ impl Seat {
             went_on: live.went_on.load(Relaxed),
             backed_off: live.backed_off.load(Relaxed),
             failed: live.failed.get().copied(),
-            running: false,
+            running,
             stolen: 0,
         }
     }
 }
 
-fn add_one(counter: &AtomicUsize) {
+#[inline]
+pub(crate) fn add_one(counter: &AtomicUsize) {
     counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
 }
 
@@ -214,9 +214,10 @@ pub(crate) struct Leave;
 struct Blocking;
 
 impl Next for Blocking {
+    #[inline]
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
         while !seat.stop.requested() {
-            if let Some(connection) = seat.accept(&seat.listener)? {
+            if let Some(connection) = seat.accept(&seat.socket)? {
                 return Ok(connection);
             }
         }
@@ -241,11 +242,11 @@ impl Stop {
 pub struct Count {
     /// Its number.
     pub acceptor: usize,
-    /// Connections given to the handler.
+    /// Connections, or datagrams, given to the handler.
     pub accepted: usize,
     /// Handlers that panicked.
     pub panicked: usize,
-    /// Errors passed over: [`Advice::GoOn`].
+    /// Errors passed over: [`Advice::GoOn`]; and answers that could not be sent.
     pub went_on: usize,
     /// Pauses for want of a descriptor or of memory: [`Advice::BackOff`].
     pub backed_off: usize,

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::acceptors::{Leave, Next, Seat};
 use crate::error::Advice;
-use crate::listener::{Connection, Listener};
+use crate::listener::{Connection, Descriptor, Listener};
 use crate::sys;
 
 /// What the acceptor of a listener that is about to be shut down has to know.
@@ -25,6 +25,7 @@ pub(crate) struct Flags {
 
 impl Flags {
     /// Takes from a new connection what it has inherited.
+    #[inline]
     pub(crate) fn unfilter(&self, connection: &Connection) {
         if self.filtered.load(Relaxed) {
             connection.unfilter();
@@ -51,7 +52,7 @@ impl Flags {
                 },
             }
         }
-        shut_down(listener);
+        shut_down(&listener.0);
     }
 
     /// What is left for an acceptor that is told to leave.
@@ -63,12 +64,12 @@ impl Flags {
             if !self.last.load(Relaxed) {
                 return Err(Leave);
             }
-            if let Some(connection) = seat.accept(&seat.listener)? {
+            if let Some(connection) = seat.accept(&seat.socket)? {
                 connection.unfilter();
                 return Ok(connection);
             }
-            if nothing_waits(&seat.listener) {
-                shut_down(&seat.listener);
+            if nothing_waits(&seat.socket) {
+                shut_down(&seat.socket.0);
                 return Err(Leave);
             }
         }
@@ -90,20 +91,24 @@ impl Alone {
 }
 
 impl Next for Alone {
+    #[inline]
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
         loop {
-            match seat.accept(&seat.listener) {
-                Ok(Some(connection)) => {
+            let error = match seat.socket.accept() {
+                Ok(connection) => {
                     self.0.unfilter(&connection);
                     return Ok(connection);
                 }
-                Ok(None) if self.0.last.load(Relaxed) => return self.0.last_ones(seat),
-                Ok(None) => {}
+                Err(error) => error,
+            };
+            match seat.heed(error) {
+                Ok(()) if self.0.last.load(Relaxed) => return self.0.last_ones(seat),
+                Ok(()) => {}
                 Err(Leave) => {
                     if !seat.stop.requested() {
                         // It has failed, or somebody has shut it down. While it is open the kernel
                         // may go on choosing it, and nobody would accept.
-                        self.0.close(&seat.listener);
+                        self.0.close(&seat.socket);
                     }
                     return self.0.last_ones(seat);
                 }
@@ -112,13 +117,13 @@ impl Next for Alone {
     }
 }
 
-/// Takes a listener that nobody else holds out of its group, and wakes who waits there.
-pub(crate) fn shut_down(listener: &Listener) {
+/// Takes a listener that nobody else holds out of its group; of any socket, wakes who waits there.
+pub(crate) fn shut_down(socket: &Descriptor) {
     // It fails where it has been done before.
-    // SAFETY: the descriptor is the listener's.
-    _ = unsafe { sys::shutdown(listener.raw(), sys::SHUT_RD) };
+    // SAFETY: the descriptor is its own.
+    _ = unsafe { sys::shutdown(socket.raw(), sys::SHUT_RD) };
 }
 
 fn nothing_waits(listener: &Listener) -> bool {
-    listener.queue().is_ok_and(|queue| queue.waiting == 0)
+    listener.backlog().is_ok_and(|[waiting, _]| waiting == 0)
 }

@@ -1,31 +1,39 @@
 //! How new connections are kept from members that are about to leave.
 
 #[cfg(linux_kernel)]
-use core::sync::atomic::Ordering::Relaxed;
-#[cfg(linux_kernel)]
 use std::vec::Vec;
 
 use crate::group::GroupError;
+use crate::protocol::Protocol;
 use crate::serving::{Plans, Serving};
 #[cfg(linux_kernel)]
-use crate::{crew::Post, group::Steering, steering};
+use crate::{group::Steering, steering};
 
 /// Elsewhere nothing can be told to the kernel.
 #[cfg(not(linux_kernel))]
-impl Serving {
-    pub(crate) fn steer_around(&self, _: &Plans, _: &[usize]) -> Result<(), GroupError> {
+impl<P: Protocol> Serving<P> {
+    pub(crate) fn steer_around(&self, _: &Plans<P>, _: &[usize]) -> Result<(), GroupError> {
         Ok(())
     }
 
-    pub(crate) fn take_no_more(&self, _: &Plans, _: &[usize]) -> Result<(), GroupError> {
+    pub(crate) fn take_no_more(
+        &self,
+        _: &Plans<P>,
+        _: &[usize],
+        _: bool,
+    ) -> Result<(), GroupError> {
         Ok(())
     }
 }
 
 #[cfg(linux_kernel)]
-impl Serving {
+impl<P: Protocol> Serving<P> {
     /// Steers new connections to the members that are not at `indexes`.
-    pub(crate) fn steer_around(&self, plans: &Plans, indexes: &[usize]) -> Result<(), GroupError> {
+    pub(crate) fn steer_around(
+        &self,
+        plans: &Plans<P>,
+        indexes: &[usize],
+    ) -> Result<(), GroupError> {
         if plans.site.options.join || cfg!(seeded = "no_steer") {
             return Ok(());
         }
@@ -48,50 +56,51 @@ impl Serving {
         else {
             return Err(GroupError::LastMember);
         };
+        let through = P::descriptor(through.socket());
+        // Each datagram is steered for itself: those of a flow are to stay together.
+        let among = if P::HAS_BYTES {
+            steering::among_flows
+        } else {
+            steering::among
+        };
         let mut space = std::vec![steering::Instruction::default(); 2 * others.len() + 3];
-        let result = match (steering::among(&others, &mut space), indexes) {
-            (Some(program), _) => through.listener().steer(program),
+        let mut larger = std::vec![steering::Instruction::default(); 4 * others.len() + 7];
+        let program = among(&others, &mut space).map(|all| match plans.site.options.steering {
+            Steering::Byte(offset) => {
+                let id = |index: &u32| Some(crew.posts.get(*index as usize)?.id());
+                #[allow(clippy::cast_possible_truncation)] // a byte is all there is to go by
+                let row = |index: &u32| Some((id(index)? as u8, *index));
+                let rows: Vec<_> = others.iter().filter_map(row).collect();
+                steering::byte_or(offset, &rows, all, &mut larger).unwrap_or(all)
+            }
+            _ => all,
+        });
+        let result = match (program, indexes) {
+            (Some(program), _) => through.steer(program),
             // Too many to be listed one by one.
-            (None, [index]) => through
-                .listener()
-                .steer(&steering::except(number(count), number(*index))),
+            (None, [index]) => through.steer(&steering::except(number(count), number(*index))),
             // Too many to be listed: any member then, and the filter turns away whom it must.
             (None, _) => Ok(()),
         };
         result.map_err(|error| GroupError::call(error, self.local_addr(), 0))
     }
 
-    /// Has the members at `indexes` drop every SYN from now on. If one cannot, none does.
-    pub(crate) fn take_no_more(&self, plans: &Plans, indexes: &[usize]) -> Result<(), GroupError> {
+    /// Has the members at `indexes` drop what is new from now on. If one cannot, none does.
+    /// `all`: no member stays.
+    pub(crate) fn take_no_more(
+        &self,
+        plans: &Plans<P>,
+        indexes: &[usize],
+        all: bool,
+    ) -> Result<(), GroupError> {
         if plans.site.inherited {
             return Ok(());
         }
-        // Recent kernels give a TCP socket a filter only with CAP_NET_ADMIN. Where the group has
-        // been steered around a member, the filter is but a second belt, and it leaves without.
-        let steered = !plans.site.options.join;
-        let crew = self.crew();
-        let mut result = Ok(());
-        let posts: Vec<&Post> = indexes.iter().filter_map(|i| crew.posts.get(*i)).collect();
-        for post in &posts {
-            if let Some(flags) = post.flags() {
-                // First the flag: whoever inherits the filter is accepted later.
-                flags.filtered.store(true, Relaxed);
-                result = result.and_then(|()| match post.listener().take_no_more() {
-                    Err(error) if error.errno() == libc::EPERM && steered => Ok(()),
-                    result => result,
-                });
-            }
+        let result = P::take_no_more(self, plans, indexes, all);
+        if result.is_err() {
+            // The first error counts.
+            _ = self.steer_all(plans);
         }
-        let Err(error) = result else { return Ok(()) };
-        for post in posts {
-            _ = post.listener().take_again();
-            if let Some(flags) = post.flags() {
-                flags.filtered.store(false, Relaxed);
-            }
-        }
-        drop(crew);
-        // The first error counts.
-        _ = self.steer_all(plans);
-        Err(GroupError::call(error, self.local_addr(), 0))
+        result.map_err(|error| GroupError::call(error, self.local_addr(), 0))
     }
 }

@@ -7,23 +7,56 @@
 
 use core::net::SocketAddr;
 
+use crate::datagram::Datagram;
 use crate::error::Error;
 use crate::listener::Listener;
 use crate::options::Options;
+use crate::protocol::Udp;
+#[cfg(linux_kernel)]
+use crate::{
+    steering,
+    sys::{SO_REUSEPORT, SOL_SOCKET},
+};
 
 /// FreeBSD and `DragonFly` enter a socket into its group at `bind`, so it cannot claim first. A
 /// plain socket tries the port and gives it up again; in the moment between, another may bind.
 #[cfg(not(linux_kernel))]
 pub(crate) fn claim(options: &Options<'_>, address: SocketAddr) -> Result<Listener, Error> {
     if address.port() != 0 {
-        drop(
-            options
-                .reuse_port(false)
-                .reuse_address(true)
-                .bind(address)?,
-        );
+        drop(options.reuse_port(false).bind(address)?);
     }
-    options.reuse_port(true).reuse_address(true).bind(address)
+    options.reuse_port(true).bind(address)
+}
+
+/// As [`claim`].
+#[cfg(not(linux_kernel))]
+pub(crate) fn claim_datagrams(
+    options: &Options<'_, Udp>,
+    address: SocketAddr,
+) -> Result<Datagram, Error> {
+    if address.port() != 0 {
+        drop(options.reuse_port(false).bind(address)?);
+    }
+    options.reuse_port(true).bind(address)
+}
+
+/// For datagrams `bind` alone tells whether anybody is there, and nothing lingers. The program that
+/// is attached and detached before it gives the socket its group: see [`claim`].
+#[cfg(linux_kernel)]
+pub(crate) fn claim_datagrams(
+    options: &Options<'_, Udp>,
+    address: SocketAddr,
+) -> Result<Datagram, Error> {
+    let alone = options.reuse_port(false);
+    let first = alone.bind_after(address, |socket| {
+        socket.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
+        if socket.steer(&steering::random(1)).is_ok() {
+            socket.unsteer()?;
+        }
+        socket.set_option(SOL_SOCKET, SO_REUSEPORT, 0)
+    })?;
+    first.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
+    Ok(first)
 }
 
 #[cfg(linux_kernel)]
@@ -77,11 +110,11 @@ mod linux {
         // A socket that has the option neither when it binds nor when it listens has no group, and
         // without a sibling it could not be steered. Attaching a program to it in between makes it
         // one. Where that fails there is no steering, and who asks for it will be told.
-        first.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
+        first.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
         if first.steer(&steering::random(1)).is_ok() {
             first.unsteer()?;
         }
-        first.set_option(SOL_SOCKET, SO_REUSEPORT, 0)?;
+        first.0.set_option(SOL_SOCKET, SO_REUSEPORT, 0)?;
         alone.listen(&first)?;
         first.let_siblings_bind()?;
         Ok(first)

@@ -2,34 +2,33 @@
 
 use core::mem;
 #[cfg(linux_kernel)]
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread::Builder;
 use std::{boxed::Box, io, vec::Vec};
 
-use crate::acceptors::{Acceptor, Count, Seat, Stop};
+use crate::acceptors::{Acceptor, Count, Seat};
 #[cfg(linux_kernel)]
-use crate::alone::{Alone, Flags};
+use crate::alone::Flags;
 use crate::error::{Call, Error};
-use crate::listener::{Connection, Listener};
-use crate::polling::Polling;
+use crate::protocol::Protocol;
 #[cfg(linux_kernel)]
-use crate::stealing::{Epoll, Place, Ring, Stealing};
+use crate::stealing::{Epoll, Ring};
 
 /// Every acceptor at work, in index order: where one leaves, the last takes its place, as in the
 /// kernel's own array.
-pub(crate) struct Crew {
-    pub(crate) posts: Vec<Post>,
+pub(crate) struct Crew<P: Protocol> {
+    pub(crate) posts: Vec<Post<P>>,
     /// Those whose listener is closed to new connections, while a handler still runs.
-    pub(crate) leaving: Vec<Post>,
+    pub(crate) leaving: Vec<Post<P>>,
     /// What those did who are gone.
     pub(crate) gone: Vec<Count>,
 }
 
 /// An acceptor at its place.
-pub(crate) struct Post {
-    pub(crate) acceptor: Acceptor,
+pub(crate) struct Post<P: Protocol> {
+    pub(crate) acceptor: Acceptor<P::Socket>,
     pub(crate) exit: Exit,
     /// Which of the allowed CPUs is its own, where that matters.
     pub(crate) slot: usize,
@@ -43,57 +42,52 @@ pub(crate) enum Exit {
     /// Its epoll has an event for it.
     #[cfg(linux_kernel)]
     Dismiss(Arc<Ring>, Arc<Flags>, Arc<Epoll>),
+    /// Its datagram socket is this process's alone: shut down, it wakes whoever waits there; and
+    /// another descriptor takes its place, once.
+    #[cfg(linux_kernel)]
+    Replace(AtomicBool),
     /// It polls the other end of this, which hangs up.
     HangUp(UnixStream),
 }
 
-/// Where connections come from.
-enum Source {
-    #[cfg(linux_kernel)]
-    Alone(Alone),
-    #[cfg(linux_kernel)]
-    Stealing(Stealing),
-    Polling(Polling),
-}
+/// What a thread begins with.
+type Start<P> = (Arc<Seat<<P as Protocol>::Socket>>, <P as Protocol>::Source);
 
-/// A thread with its handler, waiting for a listener: what can fail is done before one listens.
-pub(crate) struct Parked {
+/// A thread with its handler, waiting for a socket: what can fail is done before there is one.
+pub(crate) struct Parked<P: Protocol> {
     id: usize,
-    start: mpsc::Sender<(Arc<Seat>, Source)>,
+    start: mpsc::Sender<Start<P>>,
     thread: std::thread::JoinHandle<()>,
 }
 
-pub(crate) type Launch = dyn FnMut(usize) -> Result<Parked, Error> + Send;
+pub(crate) type Launch<P> = dyn FnMut(usize) -> Result<Parked<P>, Error> + Send;
 
-/// What parks a thread with the handler that `make` makes for its number.
-pub(crate) fn launch<M, H>(mut make: M) -> Box<Launch>
+/// What parks a thread with the work that `make` makes for its number.
+pub(crate) fn launch<P, M, W>(mut make: M) -> Box<Launch<P>>
 where
-    M: FnMut(usize) -> H + Send + 'static,
-    H: FnMut(Connection, &Stop) + Send + 'static,
+    P: Protocol,
+    M: FnMut(usize) -> W + Send + 'static,
+    W: FnOnce(&Seat<P::Socket>, P::Source) + Send + 'static,
 {
     Box::new(move |id| {
-        let handler = make(id);
-        let (start, begin) = mpsc::channel::<(Arc<Seat>, Source)>();
-        let thread = Builder::new()
-            .name(std::format!("acceptor-{id}"))
-            .spawn(move || match begin.recv() {
-                #[cfg(linux_kernel)]
-                Ok((seat, Source::Alone(source))) => seat.work(source, handler),
-                #[cfg(linux_kernel)]
-                Ok((seat, Source::Stealing(source))) => seat.work(source, handler),
-                Ok((seat, Source::Polling(source))) => seat.work(source, handler),
-                Err(mpsc::RecvError) => {}
-            });
+        let work = make(id);
+        let (start, begin) = mpsc::channel::<Start<P>>();
+        let thread = Builder::new().name(std::format!("acceptor-{id}"));
+        let thread = thread.spawn(move || {
+            if let Ok((seat, source)) = begin.recv() {
+                work(&seat, source);
+            }
+        });
         let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EAGAIN);
         let thread = thread.map_err(|error| Error::new(Call::PthreadCreate, errno(error)))?;
         Ok(Parked { id, start, thread })
     })
 }
 
-impl Parked {
+impl<P: Protocol> Parked<P> {
     /// Sets it to work: nothing can fail any more.
-    pub(crate) fn start(self, listener: Listener, way: Way, slot: usize) -> Post {
-        let seat = Arc::new(Seat::new(self.id, listener));
+    pub(crate) fn start(self, socket: P::Socket, way: Way<P>, slot: usize) -> Post<P> {
+        let seat = Arc::new(Seat::new(self.id, socket));
         // It waits for nothing else.
         _ = self.start.send((Arc::clone(&seat), way.source));
         Post {
@@ -108,56 +102,29 @@ impl Parked {
 }
 
 /// How an acceptor is to wait, and how to wake it.
-pub(crate) struct Way {
-    source: Source,
+pub(crate) struct Way<P: Protocol> {
+    pub(crate) source: P::Source,
     pub(crate) exit: Exit,
 }
 
-impl Way {
-    /// `inherited`: other processes hold the listener too.
-    pub(crate) fn new(inherited: bool) -> Result<Way, Error> {
-        #[cfg(linux_kernel)]
-        if !inherited {
-            let flags = Arc::new(Flags::default());
-            let source = Source::Alone(Alone::new(Arc::clone(&flags)));
-            return Ok(Way {
-                source,
-                exit: Exit::ShutDown(flags),
-            });
-        }
-        let errno = |error: io::Error| error.raw_os_error().unwrap_or_default();
-        let pair = UnixStream::pair();
-        let (near, far) = pair.map_err(|error| Error::new(Call::SocketPair, errno(error)))?;
-        let source = Source::Polling(Polling::new(far, inherited));
-        Ok(Way {
-            source,
-            exit: Exit::HangUp(near),
-        })
-    }
-
-    /// As the others of the `ring` do, for a listener that does not block. The acceptor gets
-    /// nothing before its [`Place`] has entered the ring.
-    #[cfg(linux_kernel)]
-    pub(crate) fn stealing(ring: &Arc<Ring>) -> Result<Way, Error> {
-        let (ring, flags, epoll) = (Arc::clone(ring), Arc::default(), Arc::new(Epoll::new()?));
-        let exit = Exit::Dismiss(Arc::clone(&ring), Arc::clone(&flags), Arc::clone(&epoll));
-        let source = Source::Stealing(Stealing { ring, flags, epoll });
-        Ok(Way { source, exit })
-    }
-
-    /// Whether the listener must be one that does not block.
-    pub(crate) const fn polls(inherited: bool) -> bool {
-        inherited || cfg!(not(linux_kernel))
-    }
+/// Whether a socket must be one that does not block. `inherited`: other processes hold it too.
+pub(crate) const fn polls(inherited: bool) -> bool {
+    inherited || cfg!(not(linux_kernel))
 }
 
-impl Post {
+/// The two ends of what tells a thread that polls to leave.
+pub(crate) fn line() -> Result<(UnixStream, UnixStream), Error> {
+    let errno = |error: io::Error| error.raw_os_error().unwrap_or_default();
+    UnixStream::pair().map_err(|error| Error::new(Call::SocketPair, errno(error)))
+}
+
+impl<P: Protocol> Post<P> {
     pub(crate) fn id(&self) -> usize {
         self.acceptor.seat.id
     }
 
-    pub(crate) fn listener(&self) -> &Listener {
-        &self.acceptor.seat.listener
+    pub(crate) fn socket(&self) -> &P::Socket {
+        &self.acceptor.seat.socket
     }
 
     /// What it has done so far.
@@ -171,17 +138,17 @@ impl Post {
         count
     }
 
-    /// Takes the listener back from an acceptor that has had nothing to do.
+    /// Takes the socket back from an acceptor that has had nothing to do.
     #[cfg(linux_kernel)]
-    pub(crate) fn disband(self) -> Listener {
+    pub(crate) fn disband(self) -> P::Socket {
         if let Exit::Dismiss(ring, _, epoll) = &self.exit {
-            ring.leave(&self.acceptor.seat);
+            ring.leave(self.id());
             epoll.dismiss();
         }
         _ = self.acceptor.thread.join();
         let seat = self.acceptor.seat;
         match Arc::try_unwrap(seat) {
-            Ok(seat) => seat.listener,
+            Ok(seat) => seat.socket,
             Err(_) => unreachable!("the thread has ended and the ring has let go"),
         }
     }
@@ -200,26 +167,12 @@ impl Post {
     pub(crate) fn flags(&self) -> Option<&Flags> {
         match &self.exit {
             Exit::ShutDown(flags) | Exit::Dismiss(_, flags, _) => Some(flags),
-            Exit::HangUp(_) => None,
+            Exit::Replace(_) | Exit::HangUp(_) => None,
         }
-    }
-
-    /// Where it stands in a ring of those who steal.
-    #[cfg(linux_kernel)]
-    pub(crate) fn place(&self) -> Option<Place> {
-        let Exit::Dismiss(_, flags, epoll) = &self.exit else {
-            return None;
-        };
-        let seat = Arc::clone(&self.acceptor.seat);
-        Some(Place {
-            seat,
-            flags: Arc::clone(flags),
-            epoll: Arc::clone(epoll),
-        })
     }
 }
 
-impl Crew {
+impl<P: Protocol> Crew<P> {
     /// What each has done, in the order of their numbers.
     pub(crate) fn counts(&self) -> Vec<Count> {
         let here = self.leaving.iter().chain(&self.posts).map(Post::count);

@@ -11,37 +11,33 @@
 //! 4. The last member has moved into its place, here as in the kernel. The group is steered as it
 //!    was before.
 //!
+//! Datagrams know no handshake, and no packet filter is needed where the socket has an address of
+//! its own: see `receiving.rs`.
+//!
 //! Where all leave there is nobody to steer to, and in a joined group the indexes are not ours:
 //! there the filter alone turns new clients away. Their SYN is sent again after a second, and then
 //! finds another server, or none.
 
-#[cfg(linux_kernel)]
-use core::net::SocketAddr;
-#[cfg(linux_kernel)]
-use core::panic::AssertUnwindSafe;
 use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
-#[cfg(linux_kernel)]
-use std::panic::catch_unwind;
 use std::time::Instant;
 use std::{thread, vec::Vec};
 
 use crate::acceptors::Count;
-use crate::crew::{Exit, Post};
+use crate::crew::Post;
 use crate::group::GroupError;
+use crate::protocol::Protocol;
 use crate::serving::{Plans, Serving};
-#[cfg(linux_kernel)]
-use crate::{crew, diag};
 
 /// Between two looks at what is waited for.
-const BEAT: Duration = Duration::from_millis(1);
+pub(crate) const BEAT: Duration = Duration::from_millis(1);
 
 /// An acceptor whose handler has returned needs a moment to leave, though the grace be over.
 const MOMENT: Duration = Duration::from_millis(50);
 
-impl Serving {
-    /// Retires one acceptor: no new connection reaches it, what it has begun is finished, then its
-    /// listener is closed. Returns what it did. No connection is lost.
+impl<P: Protocol> Serving<P> {
+    /// Retires one acceptor: nothing new reaches it, what it has begun is finished, then its socket
+    /// is closed. Returns what it did. No connection is lost.
     ///
     /// To replace a member, [`add`](Self::add) first. It takes as long as the slowest handshake
     /// under way, with any member, and at most the group's [`grace`](crate::GroupOptions::grace): a
@@ -51,6 +47,9 @@ impl Serving {
     /// On Linux in one of some hundred cases a client connects a second late: if the newest member
     /// of an IPv4 group leaves, or the oldest of an IPv6 group. Elsewhere handshakes under way are
     /// lost.
+    ///
+    /// Of datagrams, all that have reached the member's queue are handled, and on Linux none is
+    /// lost on its way. A group on the wildcard address may lose one in the cases above.
     ///
     /// Fails with `EPERM` in a joined group where the kernel wants `CAP_NET_ADMIN` for a packet
     /// filter (6.18 does): there only the filter keeps clients away.
@@ -73,7 +72,7 @@ impl Serving {
         let indexes = self.indexes_of(acceptors)?;
         let deadline = after(plans.site.options.grace);
         self.steer_around(&plans, &indexes)?;
-        self.take_no_more(&plans, &indexes)?;
+        self.take_no_more(&plans, &indexes, false)?;
         let steered = self.see_off(&mut plans, &indexes, deadline);
         let all = self.crew().counts();
         steered?;
@@ -83,11 +82,11 @@ impl Serving {
             .collect())
     }
 
-    /// Takes no new connection, has every established one handled, closes and returns what each
-    /// acceptor did, all within `grace`.
+    /// Takes nothing new, has every established connection or waiting datagram handled, closes and
+    /// returns what each acceptor did, all within `grace`.
     ///
-    /// Turning new clients away takes `CAP_NET_ADMIN` on recent kernels (6.18). Without it, those
-    /// who come in the last moment may be reset.
+    /// Turning new connections away takes `CAP_NET_ADMIN` on recent kernels (6.18). Without it,
+    /// those who come in the last moment may be reset.
     ///
     /// A handler that still runs then is left to finish alone, and told: [`Count::running`].
     /// Inherited listeners are left as they are, with what waits there, to those who hold them on.
@@ -103,7 +102,7 @@ impl Serving {
         if !all.is_empty() {
             // A listener without the filter takes a few more connections than it should, and
             // serves them.
-            _ = self.take_no_more(&plans, &all);
+            _ = self.take_no_more(&plans, &all, true);
             self.drain(&mut plans, &all, deadline);
             self.remove(&all);
         }
@@ -112,11 +111,11 @@ impl Serving {
     }
 
     /// Has the newest member leave again, to which nobody could be steered.
-    pub(crate) fn take_back(&self, plans: &mut Plans, index: usize) {
+    pub(crate) fn take_back(&self, plans: &mut Plans<P>, index: usize) {
         let deadline = after(plans.site.options.grace);
         // The failure that has led here is the one that is told.
         _ = self.steer_around(plans, &[index]);
-        _ = self.take_no_more(plans, &[index]);
+        _ = self.take_no_more(plans, &[index], false);
         _ = self.see_off(plans, &[index], deadline);
     }
 
@@ -124,7 +123,7 @@ impl Serving {
     /// others as before.
     pub(crate) fn see_off(
         &self,
-        plans: &mut Plans,
+        plans: &mut Plans<P>,
         indexes: &[usize],
         deadline: Instant,
     ) -> Result<(), GroupError> {
@@ -151,31 +150,17 @@ impl Serving {
     }
 
     /// Waits until nothing more can come to the members at `indexes`, and nothing waits there.
-    pub(crate) fn drain(&self, plans: &mut Plans, indexes: &[usize], deadline: Instant) {
-        let begun = Instant::now();
+    pub(crate) fn drain(&self, plans: &mut Plans<P>, indexes: &[usize], deadline: Instant) {
         let crew = self.crew();
         for post in indexes.iter().filter_map(|index| crew.posts.get(*index)) {
             post.acceptor.seat.stop.0.store(true, Relaxed);
             #[cfg(seeded = "early_close")]
-            crate::alone::shut_down(post.listener());
+            crate::alone::shut_down(P::descriptor(post.socket()));
         }
         drop(crew);
-        if plans.site.inherited || cfg!(seeded = "no_drain") {
-            return;
+        if !plans.site.inherited && !cfg!(seeded = "no_drain") {
+            P::finish(self, plans, indexes, deadline);
         }
-        #[cfg(linux_kernel)]
-        {
-            wait_for_handshakes(self.local_addr(), deadline);
-            let halfway = begun + deadline.saturating_duration_since(begun) / 2;
-            let mut helped = false;
-            while Instant::now() < deadline && !self.nothing_waits(indexes) {
-                if Instant::now() > halfway && !core::mem::replace(&mut helped, true) {
-                    self.help(plans, indexes);
-                }
-                thread::sleep(BEAT);
-            }
-        }
-        _ = (begun, deadline);
     }
 
     /// Tells the members at `indexes` to leave, and returns their numbers. The last goes first,
@@ -192,7 +177,7 @@ impl Serving {
             crew.leaving
                 .iter()
                 .filter(|post| post.id() == id)
-                .for_each(Post::dismiss);
+                .for_each(P::dismiss);
             left.push(id);
         }
         left
@@ -214,7 +199,7 @@ impl Serving {
                 return;
             }
             // Once more, for a call may have failed.
-            waited_for.for_each(Post::dismiss);
+            waited_for.for_each(P::dismiss);
             drop(crew);
             thread::sleep(BEAT);
         }
@@ -228,99 +213,9 @@ pub(crate) fn after(wait: Duration) -> Instant {
         .unwrap_or_else(|| now + Duration::from_secs(1 << 32))
 }
 
-impl Drop for Serving {
+impl<P: Protocol> Drop for Serving<P> {
     fn drop(&mut self) {
         let grace = self.plans().site.options.grace;
         self.end(grace);
-    }
-}
-
-impl Post {
-    /// Tells the acceptor to leave. What still waits behind its handler is taken from the queue,
-    /// for the acceptor to handle before it leaves.
-    fn dismiss(&self) {
-        match &self.exit {
-            #[cfg(linux_kernel)]
-            Exit::ShutDown(flags) => flags.close(self.listener()),
-            #[cfg(linux_kernel)]
-            Exit::Dismiss(ring, flags, epoll) => {
-                ring.leave(&self.acceptor.seat);
-                flags.close(self.listener());
-                epoll.dismiss();
-            }
-            Exit::HangUp(near) => _ = near.shutdown(std::net::Shutdown::Both),
-        }
-    }
-}
-
-#[cfg(linux_kernel)]
-impl Serving {
-    fn nothing_waits(&self, indexes: &[usize]) -> bool {
-        let crew = self.crew();
-        let mut posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
-        posts.all(|post| {
-            post.listener()
-                .queue()
-                .is_ok_and(|queue| queue.waiting == 0)
-        })
-    }
-
-    /// Puts a second acceptor, under the same number, on each of the listeners at `indexes` where
-    /// something waits: their handlers have not returned for half the grace. Where one cannot be
-    /// had, what waits is served when the handler returns.
-    fn help(&self, plans: &mut Plans, indexes: &[usize]) {
-        let crew = self.crew();
-        let mut wanted = Vec::new();
-        for (index, post) in indexes
-            .iter()
-            .filter_map(|i| Some((*i, crew.posts.get(*i)?)))
-        {
-            // Those who steal help each other.
-            let helps_itself = matches!(post.exit, Exit::Dismiss(..));
-            if !helps_itself && post.listener().queue().is_ok_and(|queue| queue.waiting > 0) {
-                let listener = plans.site.share(post.listener(), index);
-                wanted.push((post.id(), post.slot, listener));
-            }
-        }
-        // What makes its handler is the user's: it may panic, and may look at the crew.
-        drop(crew);
-        for (id, slot, listener) in wanted {
-            let (Ok(listener), Ok(way)) = (listener, crew::Way::new(false)) else {
-                continue;
-            };
-            let Ok(Ok(parked)) = catch_unwind(AssertUnwindSafe(|| plans.park(id, slot))) else {
-                continue;
-            };
-            if let Exit::ShutDown(flags) = &way.exit {
-                flags
-                    .filtered
-                    .store(true, core::sync::atomic::Ordering::Relaxed);
-            }
-            let helper = parked.start(listener, way, slot);
-            helper.acceptor.seat.stop.0.store(true, Relaxed);
-            self.crew().leaving.push(helper);
-        }
-    }
-}
-
-/// Waits until the handshakes that are under way on the group's port have ended, at most until
-/// `deadline`. The kernel does not tell which member began them, so all are awaited.
-#[cfg(linux_kernel)]
-fn wait_for_handshakes(local: SocketAddr, deadline: Instant) {
-    // A SYN that was being looked up when the steering changed has become a handshake by now.
-    thread::sleep(BEAT);
-    let Ok(begun) = diag::handshakes(local) else {
-        // Nobody tells which there are.
-        return thread::sleep(deadline.saturating_duration_since(Instant::now()));
-    };
-    loop {
-        thread::sleep(BEAT);
-        let now = diag::handshakes(local);
-        let ended = now.is_ok_and(|now| !now.iter().any(|one| begun.contains(one)));
-        // Between its handshake's end and the queue a connection is in neither list for a moment:
-        // this sleep is behind the look at the one, and before the look at the other.
-        if ended || Instant::now() >= deadline {
-            return thread::sleep(BEAT);
-        }
     }
 }

@@ -3,6 +3,11 @@
 use core::ffi::{CStr, c_int};
 use core::fmt;
 
+use libc::{
+    EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EFAULT, EHOSTDOWN, EHOSTUNREACH,
+};
+use libc::{EINTR, EINVAL, ENETDOWN, ENETUNREACH, ENOPROTOOPT, ENOTSOCK, EPERM, EPROTO, ETIMEDOUT};
+
 #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
 use libc::__errno as errno_location;
 #[cfg(any(target_os = "linux", target_os = "dragonfly"))]
@@ -20,6 +25,7 @@ macro_rules! calls {
 
         impl Call {
             /// The call as C and the manual pages spell it: `"bind"`.
+            #[inline(always)]
             pub const fn name(self) -> &'static str {
                 match self { $(Call::$call => $name),* }
             }
@@ -28,13 +34,14 @@ macro_rules! calls {
 }
 
 calls! {
-    Socket = "socket" SetSockOpt = "setsockopt" GetSockOpt = "getsockopt" Bind = "bind"
-    Listen = "listen" Accept = "accept" Send = "send" Recv = "recv" Shutdown = "shutdown"
-    Close = "close" GetSockName = "getsockname" Ioctl = "ioctl" Fcntl = "fcntl" Poll = "poll"
+    Socket = "socket" SetSockOpt = "setsockopt" Bind = "bind" Listen = "listen" Accept = "accept"
+    Close = "close" Send = "send" Recv = "recv" Shutdown = "shutdown" GetSockOpt = "getsockopt"
+    GetSockName = "getsockname" Ioctl = "ioctl" Fcntl = "fcntl" Poll = "poll"
     Connect = "connect" SocketPair = "socketpair" Fstat = "fstat" EventFd = "eventfd"
     EpollCreate = "epoll_create1" EpollCtl = "epoll_ctl" EpollWait = "epoll_wait"
     SchedGetAffinity = "sched_getaffinity" SchedSetAffinity = "sched_setaffinity"
-    PthreadCreate = "pthread_create"
+    PthreadCreate = "pthread_create" RecvMsg = "recvmsg" RecvMmsg = "recvmmsg" SendTo = "sendto"
+    SendMmsg = "sendmmsg" Dup = "dup3"
 }
 
 /// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.
@@ -54,12 +61,12 @@ impl Error {
     }
 
     /// The failure of `call` with the present `errno(3)`: ask right after the call.
+    #[inline(always)]
     pub fn last(call: Call) -> Error {
         // SAFETY: takes nothing; returns the address of the calling thread's own errno.
         let errno = unsafe { errno_location() };
         // SAFETY: that address is aligned and readable for as long as the thread lives.
-        let errno = unsafe { *errno };
-        Error { call, errno }
+        Error::new(call, unsafe { *errno })
     }
 
     /// The call that failed.
@@ -74,10 +81,8 @@ impl Error {
 
     /// The number's C symbol, `"EADDRINUSE"`, if the manual pages of this crate's calls list it.
     pub fn symbol(self) -> Option<&'static str> {
-        SYMBOLS
-            .iter()
-            .find(|row| row.0 == self.errno)
-            .map(|row| row.1)
+        let row = SYMBOLS.iter().find(|row| row.0 == self.errno);
+        row.map(|row| row.1)
     }
 
     /// What a loop around `accept(2)` ought to do about this error.
@@ -85,25 +90,14 @@ impl Error {
     /// Linux also reports, as accept's own, the network error of a connection that died in the
     /// queue (accept(2), "Error handling"): that connection is lost, the listener is well.
     pub const fn advice(self) -> Advice {
-        #[cfg(linux_kernel)]
-        if self.errno == libc::ENONET {
-            return Advice::GoOn;
-        }
         match self.errno {
-            libc::EAGAIN => Advice::Wait,
-            libc::EINTR
-            | libc::ECONNABORTED
-            | libc::ECONNRESET
-            | libc::EPERM
-            | libc::EPROTO
-            | libc::ENETDOWN
-            | libc::ENETUNREACH
-            | libc::EHOSTDOWN
-            | libc::EHOSTUNREACH
-            | libc::ENOPROTOOPT
-            | libc::ETIMEDOUT => Advice::GoOn,
-            libc::EINVAL => Advice::Leave,
-            libc::EBADF | libc::ENOTSOCK | libc::EFAULT => Advice::Fatal,
+            EAGAIN => Advice::Wait,
+            EINTR | EPERM | EPROTO | ECONNABORTED | ECONNREFUSED | ECONNRESET | ENETDOWN
+            | ENETUNREACH | EHOSTDOWN | EHOSTUNREACH | ENOPROTOOPT | ETIMEDOUT => Advice::GoOn,
+            #[cfg(linux_kernel)]
+            libc::ENONET => Advice::GoOn,
+            EINVAL => Advice::Leave,
+            EBADF | ENOTSOCK | EFAULT => Advice::Fatal,
             // EMFILE, ENFILE, ENOBUFS, ENOMEM; EOPNOTSUPP, which means the network or the wrong
             // kind of socket; and what a later kernel may add: to go on at once could spin.
             _ => Advice::BackOff,
@@ -128,6 +122,8 @@ pub enum Advice {
 }
 
 /// Turns C's −1 into the [`Error`] of `call`. It takes the *result*: `unsafe` stays at the call.
+// Inlined, like the calls of `bind`: a program then keeps the names of its own calls alone.
+#[inline(always)]
 pub(crate) fn check<T: Copy + PartialEq + From<i8>>(call: Call, result: T) -> Result<T, Error> {
     if result == T::from(-1) {
         Err(Error::last(call))
@@ -147,15 +143,9 @@ impl fmt::Display for Error {
         let mut text = [0_u8; 128];
         // SAFETY: `text` is writable for its whole length; what is written there ends with a zero.
         unsafe { libc::strerror_r(self.errno, text.as_mut_ptr().cast(), text.len()) };
-        let sentence = CStr::from_bytes_until_nul(&text)
-            .ok()
-            .and_then(|text| text.to_str().ok());
-        write!(
-            f,
-            "{} (os error {})",
-            sentence.unwrap_or("unknown error"),
-            self.errno
-        )
+        let sentence = CStr::from_bytes_until_nul(&text).unwrap_or_default();
+        let sentence = sentence.to_str().unwrap_or("unknown error");
+        write!(f, "{sentence} (os error {})", self.errno)
     }
 }
 

@@ -308,6 +308,8 @@
 //!   each index now stands for another range of the hash. For TCP that is harmless, for UDP with a
 //!   state per flow (QUIC, DTLS, games) it is not.
 //!   `explain --claim adding-a-udp-member-moves-flows`
+//! - Unlike a SYN, a datagram has a payload when the choice is made: a program may choose by it, by
+//!   a QUIC connection's number for one. `explain --claim a-udp-program-sees-the-payload`
 //! - What waits in a socket that closes is dropped, and neither side is told.
 //!   `explain --claim closing-a-udp-socket-drops-in-silence`
 //! - A member that calls `connect` gets what its peer sends, and nothing else.
@@ -315,6 +317,9 @@
 //! - Since 6.13 it leaves the group with that, and the indexes shift: a server that has one
 //!   listening socket and connects one more for each client steers by numbers that change with
 //!   every client. `explain --claim a-connected-udp-socket-leaves-the-group`
+//!
+//! So a UDP member leaves as a TCP one does, without the wait for handshakes: steer to the others,
+//! read on until nothing waits, close. `tests/datagrams.rs` replaces members under load that way.
 //!
 //! # 10. Other kernels
 //!

@@ -22,9 +22,10 @@ use std::{env, format, string::String, time::Instant, vec::Vec};
 
 use crate::drain::after;
 use crate::error::{Call, Error, check};
-use crate::group::GroupError;
+use crate::group::{GroupError, Row};
 use crate::inherit::{FIRST, NAME, READY};
 use crate::listener::Listener;
+use crate::protocol::{Protocol, Tcp};
 use crate::serving::{Plans, Serving};
 use crate::{crew, steering};
 
@@ -102,16 +103,16 @@ impl Serving {
         // The successor serves already. Where steering fails the hash decides, and the filter
         // makes whoever it sends here a second late.
         _ = self.steer_to(fresh.first(), members, members);
-        _ = self.take_no_more(plans, &own);
+        _ = self.take_no_more(plans, &own, true);
         self.drain(plans, &own, deadline);
         for index in own.into_iter().rev() {
             // The places that fresh members have both before this one leaves and after.
             _ = self.steer_to(fresh.first(), index + 1, members.saturating_sub(1).max(1));
             self.remove(&[index]);
         }
-        let slots: Vec<_> = (0..members).collect();
+        let rows: Vec<_> = (0..members).map(Row::alike).collect();
         if let Some(first) = fresh.first() {
-            _ = plans.site.steer(first, &slots);
+            _ = plans.site.steer(first, &rows);
         }
         plans.site.inherited = true;
         self.wait_for_threads(deadline, |_| true);
@@ -123,14 +124,14 @@ impl Serving {
         let own = self.crew().posts.len();
         for listener in fresh {
             // Without a thread to be had it is closed: nothing has been steered to it.
-            let Ok(way) = plans.way() else { break };
+            let Ok(way) = Tcp::way(plans) else { break };
             let Ok(parked) = plans.next() else { break };
             let slot = self.crew().posts.len();
             // Outside the ring it is emptied as it leaves.
             _ = self.enlist(plans, parked.start(listener, way, slot));
         }
         let added: Vec<_> = (own..self.crew().posts.len()).collect();
-        _ = self.take_no_more(plans, &added);
+        _ = self.take_no_more(plans, &added, false);
         _ = self.see_off(plans, &added, deadline);
     }
 
@@ -144,7 +145,7 @@ impl Serving {
         let number = |index| u32::try_from(index).unwrap_or(u32::MAX);
         let program = steering::range(number(first), number(count));
         let crew = self.crew();
-        let through = through.or_else(|| crew.posts.first().map(crew::Post::listener));
+        let through = through.or_else(|| crew.posts.first().map(crew::Post::socket));
         let steered = through.map_or(Ok(()), |member| member.steer(&program));
         steered.map_err(|error| GroupError::call(error, self.local_addr(), 0))
     }

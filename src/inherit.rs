@@ -86,7 +86,7 @@ impl Group {
                 .iter_mut()
                 .find(|group| Ok(group.local_addr()) == address)
             {
-                Some(group) => group.listeners.push(listener),
+                Some(group) => group.sockets.push(listener),
                 None => groups.push(Group::inherited(listener, alone, ready.take())?),
             }
         }

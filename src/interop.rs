@@ -2,9 +2,10 @@
 
 use core::mem::ManuallyDrop;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
+use crate::datagram::Datagram;
 use crate::error::Error;
 use crate::listener::{Connection, Descriptor, Listener};
 
@@ -74,6 +75,7 @@ macro_rules! descriptor {
 
 descriptor!(Listener, TcpListener);
 descriptor!(Connection, TcpStream);
+descriptor!(Datagram, UdpSocket);
 
 impl Read for &Connection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

@@ -36,17 +36,20 @@
 //! **Stop here and you have the C program.** The second wing goes beyond it.
 //!
 //! 6. `options.rs`: [`Listener::options`], every socket option visible and none hidden.
-//! 7. [`steering`] and `queue.rs` (Linux, Android): programs that choose the listener in the
-//!    kernel's place; how many connections wait.
-//! 8. `group.rs`, `claim.rs` (feature `std`): `Group`, listeners made together, on a port that no
-//!    other program has, or deliberately on one that it has.
-//! 9. `serving.rs`, `crew.rs`, `alone.rs`, `polling.rs` (feature `std`): `Serving`, a group with
-//!    its acceptors at work; how they wait, and how they are woken.
-//!    `stealing.rs`: idle acceptors help busy siblings.
-//! 10. `drain.rs`, `away.rs` (feature `std`): how members leave without losing a connection.
-//! 11. `inherit.rs`, `handover.rs` (feature `std`): listeners from systemd, or from the process
+//! 7. `datagram.rs`: [`Datagram`], the same story for UDP; `batch.rs`: [`Message`], and many of
+//!    them in one system call.
+//! 8. [`steering`] and `queue.rs` (Linux, Android): programs that choose the socket in the
+//!    kernel's place; how much waits, and what was dropped.
+//! 9. `group.rs`, `claim.rs` (feature `std`): `Group`, sockets made together, on a port that no
+//!    other program has, or deliberately on one that it has. `protocol.rs`: where a group of
+//!    listeners and one of datagram sockets differ.
+//! 10. `serving.rs`, `crew.rs` (feature `std`): `Serving`, a group with its threads at work.
+//!     `accepting.rs`, `alone.rs`, `polling.rs`: how those wait who accept, and how they are woken;
+//!     `stealing.rs`: idle ones help busy siblings; `receiving.rs`: those who receive datagrams.
+//! 11. `drain.rs`, `away.rs` (feature `std`): how members leave without losing a connection.
+//! 12. `inherit.rs`, `handover.rs` (feature `std`): listeners from systemd, or from the process
 //!     whose place this one takes.
-//! 12. `diag.rs` (the kernel's list of sockets), `cpus.rs` (pinning), `interop.rs` (conversions
+//! 13. `diag.rs` (the kernel's list of sockets), `cpus.rs` (pinning), `interop.rs` (conversions
 //!     to and from the standard library's types): feature `std`.
 //!
 //! And a book: [`guide`] tells how the option works, and `reuseport explain` tries each sentence of
@@ -64,6 +67,8 @@
 extern crate std;
 
 #[cfg(feature = "std")]
+mod accepting;
+#[cfg(feature = "std")]
 mod acceptors;
 mod address;
 #[cfg(all(feature = "std", linux_kernel))]
@@ -72,12 +77,14 @@ mod alone;
 mod apple;
 #[cfg(feature = "std")]
 mod away;
+mod batch;
 #[cfg(feature = "std")]
 mod claim;
 #[cfg(all(feature = "std", linux_kernel))]
 mod cpus;
 #[cfg(feature = "std")]
 mod crew;
+mod datagram;
 #[cfg(all(feature = "std", linux_kernel))]
 mod diag;
 #[cfg(feature = "std")]
@@ -96,7 +103,10 @@ mod listener;
 mod options;
 #[cfg(feature = "std")]
 mod polling;
+mod protocol;
 mod queue;
+#[cfg(feature = "std")]
+mod receiving;
 #[cfg(feature = "std")]
 mod serving;
 #[cfg(all(feature = "std", linux_kernel))]
@@ -108,6 +118,10 @@ pub mod sys;
 #[cfg(feature = "std")]
 pub use acceptors::{Acceptors, Count, Stop};
 pub use address::SockAddr;
+#[cfg(linux_kernel)]
+pub use batch::Batch;
+pub use batch::Message;
+pub use datagram::{Datagram, Received};
 pub use error::{Advice, Call, Error};
 #[cfg(feature = "std")]
 pub use group::{Group, GroupError, GroupOptions, SpawnError, Steering};
@@ -115,6 +129,9 @@ pub use group::{Group, GroupError, GroupOptions, SpawnError, Steering};
 pub use handover::HandOverError;
 pub use listener::{Connection, Listener};
 pub use options::Options;
+#[cfg(feature = "std")]
+pub use protocol::Protocol;
+pub use protocol::{Tcp, Udp};
 pub use queue::Queue;
 #[cfg(feature = "std")]
 pub use serving::{Member, Serving};

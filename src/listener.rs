@@ -24,13 +24,23 @@ impl Descriptor {
     pub(crate) const fn raw(&self) -> c_int {
         self.0
     }
+
+    pub(crate) fn local_addr(&self) -> Result<SocketAddr, Error> {
+        let mut addr = SockAddr::empty();
+        let (address, length) = (addr.as_mut_ptr(), addr.len_mut_ptr());
+        // SAFETY: both point into `addr`, which has room for the length it states.
+        unsafe { sys::getsockname(self.raw(), address, length) }?;
+        let unknown = Error::new(Call::GetSockName, libc::EAFNOSUPPORT);
+        addr.get().ok_or(unknown)
+    }
 }
 
 impl Drop for Descriptor {
+    #[inline]
     fn drop(&mut self) {
         // A failed close has closed all the same, and there is nobody to tell.
         // SAFETY: this is the owner's last act.
-        _ = unsafe { sys::close(self.0) };
+        unsafe { libc::close(self.0) };
     }
 }
 
@@ -78,6 +88,7 @@ impl Listener {
     /// Waits for a connection and takes it: `accept4(2)`, with `SOCK_CLOEXEC`.
     ///
     /// Returns every error as it comes, `EINTR` too; [`Error::advice`] says what to do about it.
+    #[inline]
     pub fn accept(&self) -> Result<Connection, Error> {
         // SAFETY: null stands for "no address wanted". The connection owns what is opened.
         let client = unsafe { sys::accept(self.raw(), null_mut(), null_mut(), SOCK_CLOEXEC) }?;
@@ -85,8 +96,7 @@ impl Listener {
         Ok(Connection(unsafe { Descriptor::own(client) }))
     }
 
-    /// As [`accept`](Self::accept), with the peer's address. It is known even if the peer has since
-    /// reset the connection.
+    /// As [`accept`](Self::accept), with the peer's address: known even if it has reset since.
     pub fn accept_from(&self) -> Result<(Connection, SocketAddr), Error> {
         let mut peer = SockAddr::empty();
         let (address, length) = (peer.as_mut_ptr(), peer.len_mut_ptr());
@@ -100,12 +110,7 @@ impl Listener {
 
     /// The address it is bound to: `getsockname(2)`. Tells what port 0 became.
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
-        let mut addr = SockAddr::empty();
-        let (address, length) = (addr.as_mut_ptr(), addr.len_mut_ptr());
-        // SAFETY: both point into `addr`, which has room for the length it states.
-        unsafe { sys::getsockname(self.raw(), address, length) }?;
-        addr.get()
-            .ok_or(Error::new(Call::GetSockName, libc::EAFNOSUPPORT))
+        self.0.local_addr()
     }
 
     /// Whether [`accept`](Self::accept) returns `EAGAIN` where nothing waits. Connections never

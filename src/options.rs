@@ -1,19 +1,22 @@
-//! [`Listener::options`]: every option of the four calls, visible. None is set that is not asked
-//! for, but the one that this crate is about.
+//! [`Listener::options`] and [`Datagram::options`]: every option of the calls that make a socket,
+//! visible. None is set that is not asked for, but the one that this crate is about.
 
 use core::ffi::c_int;
 use core::fmt;
+use core::marker::PhantomData;
 use core::net::SocketAddr;
 
 use crate::address::{SockAddr, socklen};
+use crate::datagram::Datagram;
 use crate::error::Error;
 use crate::listener::{Descriptor, Listener};
+use crate::protocol::{Tcp, Udp};
 use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET};
 
-/// How to make a [`Listener`]. Left alone, it makes the calls of [`Listener::bind`].
+/// How to make a [`Listener`] or a [`Datagram`]. Left alone, it makes the calls of their `bind`.
 #[derive(Clone, Copy)]
 #[must_use]
-pub struct Options<'a> {
+pub struct Options<'a, P = Tcp> {
     backlog: c_int,
     reuse_port: bool,
     reuse_address: bool,
@@ -22,6 +25,7 @@ pub struct Options<'a> {
     #[cfg(linux_kernel)]
     incoming_cpu: Option<c_int>,
     before_bind: Option<Hook<'a>>,
+    protocol: PhantomData<P>,
 }
 
 /// Called with the new descriptor between `socket` and `bind`.
@@ -37,16 +41,15 @@ impl Listener {
     /// # Ok::<(), reuseport::Error>(())
     /// ```
     pub const fn options<'a>() -> Options<'a> {
-        Options {
-            backlog: sys::MAX_BACKLOG,
-            reuse_port: true,
-            reuse_address: false,
-            only_v6: None,
-            nonblocking: false,
-            #[cfg(linux_kernel)]
-            incoming_cpu: None,
-            before_bind: None,
-        }
+        Options::new()
+    }
+}
+
+impl Datagram {
+    /// The general case of [`bind`](Datagram::bind). `SO_REUSEADDR` is not among the options: on
+    /// UDP it lets a stranger take the port over.
+    pub const fn options<'a>() -> Options<'a, Udp> {
+        Options::new()
     }
 }
 
@@ -60,13 +63,6 @@ impl<'a> Options<'a> {
         self
     }
 
-    /// `SO_REUSEPORT` ([`sys::SO_REUSEPORT`]). Set unless turned off: without it the port is this
-    /// listener's alone.
-    pub const fn reuse_port(mut self, on: bool) -> Options<'a> {
-        self.reuse_port = on;
-        self
-    }
-
     /// `SO_REUSEADDR`: bind although connections of an earlier listener linger in `TIME_WAIT`.
     /// Linux wants it on that listener too; `SO_REUSEPORT` on both does the same.
     pub const fn reuse_address(mut self, on: bool) -> Options<'a> {
@@ -74,15 +70,76 @@ impl<'a> Options<'a> {
         self
     }
 
+    /// `socket`, `setsockopt` for each option asked for, `bind`, `listen`.
+    pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<Listener, Error> {
+        let server = self.bind_only(address.into())?;
+        self.listen(&server)?;
+        Ok(server)
+    }
+
+    /// All but `listen`.
+    pub(crate) fn bind_only(&self, address: SocketAddr) -> Result<Listener, Error> {
+        self.open(sys::SOCK_STREAM, address).map(Listener)
+    }
+
+    pub(crate) fn listen(&self, server: &Listener) -> Result<(), Error> {
+        // SAFETY: the descriptor is the listener's.
+        unsafe { sys::listen(server.raw(), self.backlog) }
+    }
+}
+
+impl Options<'_, Udp> {
+    /// `socket`, `setsockopt` for each option asked for, `bind`.
+    pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<Datagram, Error> {
+        self.open(libc::SOCK_DGRAM, address.into()).map(Datagram)
+    }
+
+    /// Does `first` to the socket before it binds.
+    #[cfg(all(feature = "std", linux_kernel))]
+    pub(crate) fn bind_after(
+        &self,
+        address: SocketAddr,
+        first: impl FnOnce(&Descriptor) -> Result<(), Error>,
+    ) -> Result<Datagram, Error> {
+        let addr = SockAddr::from(address);
+        let socket = self.make(libc::SOCK_DGRAM, &addr)?;
+        first(&socket)?;
+        socket.bind(&addr)?;
+        Ok(Datagram(socket))
+    }
+}
+
+impl<'a, P> Options<'a, P> {
+    pub(crate) const fn new() -> Options<'a, P> {
+        Options {
+            backlog: sys::MAX_BACKLOG,
+            reuse_port: true,
+            reuse_address: false,
+            only_v6: None,
+            nonblocking: false,
+            #[cfg(linux_kernel)]
+            incoming_cpu: None,
+            before_bind: None,
+            protocol: PhantomData,
+        }
+    }
+
+    /// `SO_REUSEPORT` ([`sys::SO_REUSEPORT`]). Set unless turned off: without it the port is this
+    /// listener's alone.
+    pub const fn reuse_port(mut self, on: bool) -> Options<'a, P> {
+        self.reuse_port = on;
+        self
+    }
+
     /// `IPV6_V6ONLY`: whether an IPv6 wildcard leaves IPv4 alone. Unset: as the machine is set up
     /// (on Linux, the sysctl `net.ipv6.bindv6only`). An error for an IPv4 address.
-    pub const fn only_v6(mut self, on: bool) -> Options<'a> {
+    pub const fn only_v6(mut self, on: bool) -> Options<'a, P> {
         self.only_v6 = Some(on);
         self
     }
 
     /// `SOCK_NONBLOCK`: [`accept`](Listener::accept) fails with `EAGAIN` where nothing waits.
-    pub const fn nonblocking(mut self, on: bool) -> Options<'a> {
+    pub const fn nonblocking(mut self, on: bool) -> Options<'a, P> {
         self.nonblocking = on;
         self
     }
@@ -91,7 +148,7 @@ impl<'a> Options<'a> {
     /// CPU that none of them names falls to the hash. Linux and Android; the kernel obeys since
     /// 6.2 (and before 4.6). It has no effect on a group that is steered by a program.
     #[cfg(linux_kernel)]
-    pub const fn incoming_cpu(mut self, cpu: c_int) -> Options<'a> {
+    pub const fn incoming_cpu(mut self, cpu: c_int) -> Options<'a, P> {
         self.incoming_cpu = Some(cpu);
         self
     }
@@ -112,31 +169,30 @@ impl<'a> Options<'a> {
     /// let listener = Listener::options().before_bind(&keep_alive).bind(([127, 0, 0, 1], 0))?;
     /// # Ok::<(), reuseport::Error>(())
     /// ```
-    pub const fn before_bind(mut self, hook: Hook<'a>) -> Options<'a> {
+    pub const fn before_bind(mut self, hook: Hook<'a>) -> Options<'a, P> {
         self.before_bind = Some(hook);
         self
     }
 
-    /// `socket`, `setsockopt` for each option asked for, `bind`, `listen`.
-    pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<Listener, Error> {
-        let server = self.bind_only(address.into())?;
-        self.listen(&server)?;
-        Ok(server)
+    fn open(&self, kind: c_int, address: SocketAddr) -> Result<Descriptor, Error> {
+        let addr = SockAddr::from(address);
+        let socket = self.make(kind, &addr)?;
+        socket.bind(&addr)?;
+        Ok(socket)
     }
 
-    /// All but `listen`.
-    pub(crate) fn bind_only(&self, address: SocketAddr) -> Result<Listener, Error> {
-        let addr = SockAddr::from(address);
+    /// All before `bind`.
+    fn make(&self, kind: c_int, addr: &SockAddr) -> Result<Descriptor, Error> {
         let nonblocking = if self.nonblocking {
             sys::SOCK_NONBLOCK
         } else {
             0
         };
-        let kind = sys::SOCK_STREAM | sys::SOCK_CLOEXEC | nonblocking;
+        let kind = kind | sys::SOCK_CLOEXEC | nonblocking;
         // SAFETY: the next line owns what this one opens.
         let server = unsafe { sys::socket(addr.family(), kind, 0) }?;
         // SAFETY: the kernel has just opened it for us alone.
-        let server = Listener(unsafe { Descriptor::own(server) });
+        let server = unsafe { Descriptor::own(server) };
         if self.reuse_port {
             server.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
         }
@@ -153,14 +209,7 @@ impl<'a> Options<'a> {
         if let Some(hook) = self.before_bind {
             hook(server.raw())?;
         }
-        // SAFETY: `addr` is readable for its own length.
-        unsafe { sys::bind(server.raw(), addr.as_ptr(), addr.len()) }?;
         Ok(server)
-    }
-
-    pub(crate) fn listen(&self, server: &Listener) -> Result<(), Error> {
-        // SAFETY: the descriptor is the listener's.
-        unsafe { sys::listen(server.raw(), self.backlog) }
     }
 }
 
@@ -170,7 +219,19 @@ impl Listener {
     /// [`reuse_port`](Options::reuse_port), it has kept everybody else out.
     #[cfg(linux_kernel)]
     pub fn let_siblings_bind(&self) -> Result<(), Error> {
-        self.set_option(SOL_SOCKET, SO_REUSEPORT, 1)
+        self.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)
+    }
+}
+
+impl Descriptor {
+    pub(crate) fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
+        // SAFETY: the descriptor is ours.
+        unsafe { sys::fionbio(self.raw(), on.into()) }
+    }
+
+    fn bind(&self, addr: &SockAddr) -> Result<(), Error> {
+        // SAFETY: `addr` is readable for its own length.
+        unsafe { sys::bind(self.raw(), addr.as_ptr(), addr.len()) }
     }
 
     /// Sets an option whose value is C's `int`. Any other is refused by the kernel, with `EINVAL`.
@@ -181,7 +242,7 @@ impl Listener {
     }
 }
 
-impl fmt::Debug for Options<'_> {
+impl<P> fmt::Debug for Options<'_, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Options");
         shown

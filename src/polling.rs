@@ -1,7 +1,7 @@
-//! How an acceptor waits on a listener that other processes hold too, and on every listener of a
-//! kernel where a shutdown wakes nobody.
+//! How a thread waits on a listener that other processes hold too, and on every socket of a kernel
+//! where a shutdown wakes nobody.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use crate::acceptors::{Leave, Next, Seat};
@@ -24,24 +24,30 @@ impl Polling {
 
 impl Next for Polling {
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
-        let row = |fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let mut rows = [row(seat.listener.raw()), row(self.hung_up.as_raw_fd())];
         loop {
-            // SAFETY: two rows, readable and writable; the descriptors are open.
-            let result = unsafe { libc::poll(rows.as_mut_ptr(), 2, -1) };
-            let [listener, hung_up] = rows;
-            let leaving = check(Call::Poll, result).is_ok() && hung_up.revents != 0;
-            // What waits on an inherited listener is for those who hold it on.
-            if leaving && (self.inherited || listener.revents == 0) {
-                return Err(Leave);
-            }
-            if let Some(connection) = seat.accept(&seat.listener)? {
+            wait(seat.socket.raw(), &self.hung_up, self.inherited)?;
+            if let Some(connection) = seat.accept(&seat.socket)? {
                 return Ok(connection);
             }
         }
     }
+}
+
+/// Waits until something may be had from the socket `fd`, or it is time to leave.
+pub(crate) fn wait(fd: RawFd, hung_up: &UnixStream, inherited: bool) -> Result<(), Leave> {
+    let row = |fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut rows = [row(fd), row(hung_up.as_raw_fd())];
+    // SAFETY: two rows, readable and writable; the descriptors are open.
+    let result = unsafe { libc::poll(rows.as_mut_ptr(), 2, -1) };
+    let [socket, hung_up] = rows;
+    let leaving = check(Call::Poll, result).is_ok() && hung_up.revents != 0;
+    // What waits on an inherited listener is for those who hold it on.
+    if leaving && (inherited || socket.revents == 0) {
+        return Err(Leave);
+    }
+    Ok(())
 }

@@ -5,74 +5,48 @@ use core::{fmt, mem};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{boxed::Box, vec::Vec};
 
-use crate::acceptors::{Count, Stop};
-use crate::crew::{Crew, Launch, Parked, Post, Way, launch};
+use crate::acceptors::Count;
+use crate::crew::{Crew, Launch, Parked, Post, polls};
 use crate::error::Error;
-use crate::group::{Group, GroupError, MOST_THAT_STEAL, Site, SpawnError, Steering};
-use crate::listener::Connection;
+use crate::group::{Group, GroupError, MOST_THAT_STEAL, Row, Site, SpawnError, Steering};
+use crate::protocol::{Protocol, Tcp};
 use crate::queue::Queue;
 #[cfg(linux_kernel)]
 use crate::stealing::Ring;
 
-impl Group {
-    /// Gives each member a thread: [`Acceptors::spawn`](crate::Acceptors::spawn) for a group.
-    ///
-    /// Fails if a thread cannot be started, or not [pinned](crate::GroupOptions::pin). The group
-    /// comes back with the error, and nothing has been accepted.
-    pub fn spawn<H>(self, handler: H) -> Result<Serving, SpawnError>
-    where
-        H: Fn(usize, Connection) + Send + Sync + 'static,
-    {
-        let handler = Arc::new(handler);
-        self.spawn_with(move |acceptor| {
-            let handler = Arc::clone(&handler);
-            move |connection, _: &Stop| handler(acceptor, connection)
-        })
-    }
-
-    /// As [`spawn`](Self::spawn), with a handler of its own for each acceptor, which also learns
-    /// when it is to come to an end. `make` is kept: it makes the handlers of later members too,
-    /// and a second one for an acceptor that is to leave while its first does not return.
-    pub fn spawn_with<M, H>(self, make: M) -> Result<Serving, SpawnError>
-    where
-        M: FnMut(usize) -> H + Send + 'static,
-        H: FnMut(Connection, &Stop) + Send + 'static,
-    {
+impl<P: Protocol> Group<P> {
+    pub(crate) fn start(self, launch: Box<Launch<P>>) -> Result<Serving<P>, SpawnError<P>> {
         let ready = self.ready;
         let mut plans = Plans {
             site: self.site,
-            launch: launch(make),
+            launch,
             next_id: 0,
             #[cfg(linux_kernel)]
             ring: Arc::default(),
         };
-        let started = self.listeners.iter().enumerate().map(|(slot, listener)| {
-            let way = plans.way()?;
-            listener.set_nonblocking(plans.polls())?;
+        let started = self.sockets.iter().enumerate().map(|(slot, socket)| {
+            let way = P::way(&plans)?;
+            P::descriptor(socket).set_nonblocking(plans.polls())?;
             Ok((slot, plans.park(slot, slot)?, way))
         });
         let started = match started.collect::<Result<Vec<_>, Error>>() {
-            Ok(started) => started.into_iter().zip(self.listeners),
+            Ok(started) => started.into_iter().zip(self.sockets),
             Err(error) => {
                 let group = Box::new(Group {
-                    listeners: self.listeners,
+                    sockets: self.sockets,
                     site: plans.site,
                     ready,
                 });
                 return Err(SpawnError { error, group });
             }
         };
-        let posts =
-            started.map(|((slot, parked, way), listener)| parked.start(listener, way, slot));
-        let posts: Vec<Post> = posts.collect();
+        let posts = started.map(|((slot, parked, way), socket)| parked.start(socket, way, slot));
+        let posts: Vec<Post<P>> = posts.collect();
         #[cfg(linux_kernel)]
-        if let Err(error) = plans
-            .ring
-            .enter(posts.iter().filter_map(Post::place).collect())
-        {
-            let listeners = posts.into_iter().map(Post::disband).collect();
+        if let Err(error) = P::enter(&plans, posts.iter().collect()) {
+            let sockets = posts.into_iter().map(Post::disband).collect();
             let group = Box::new(Group {
-                listeners,
+                sockets,
                 site: plans.site,
                 ready,
             });
@@ -100,53 +74,44 @@ impl Group {
 ///
 /// Dropping it is [`stop`](Self::stop) with the group's [`grace`](crate::GroupOptions::grace); a
 /// handler that has not returned by then finishes alone.
-pub struct Serving {
+pub struct Serving<P: Protocol = Tcp> {
     address: SocketAddr,
     /// Whoever changes the crew holds this for as long as that takes: one at a time.
-    plans: Mutex<Plans>,
+    plans: Mutex<Plans<P>>,
     /// Held to look at it, or to put a change into effect: never for long.
-    crew: Mutex<Crew>,
+    crew: Mutex<Crew<P>>,
 }
 
 /// All that it takes to make one more acceptor.
-pub(crate) struct Plans {
-    pub(crate) site: Site,
-    launch: Box<Launch>,
+pub(crate) struct Plans<P: Protocol = Tcp> {
+    pub(crate) site: Site<P>,
+    launch: Box<Launch<P>>,
     next_id: usize,
     /// Where they stand who steal from one another.
     #[cfg(linux_kernel)]
     pub(crate) ring: Arc<Ring>,
 }
 
-impl Plans {
-    /// How an acceptor of this group is to wait.
-    pub(crate) fn way(&self) -> Result<Way, Error> {
-        #[cfg(linux_kernel)]
-        if self.steals() {
-            return Way::stealing(&self.ring);
-        }
-        Way::new(self.site.inherited)
-    }
-
-    /// Whether the listeners must not block.
+impl<P: Protocol> Plans<P> {
+    /// Whether the sockets must not block.
     fn polls(&self) -> bool {
-        self.steals() || Way::polls(self.site.inherited)
+        self.steals() || polls(self.site.inherited)
     }
 
-    fn steals(&self) -> bool {
+    pub(crate) fn steals(&self) -> bool {
         self.site.options.steal && !self.site.inherited
     }
 
     /// A thread for the next acceptor, under a number of its own.
     #[cfg(linux_kernel)]
-    pub(crate) fn next(&mut self) -> Result<Parked, Error> {
+    pub(crate) fn next(&mut self) -> Result<Parked<P>, Error> {
         let parked = self.park(self.next_id, self.next_id)?;
         self.next_id += 1;
         Ok(parked)
     }
 
     /// Starts a thread, on the CPU of its slot if they are pinned.
-    pub(crate) fn park(&mut self, id: usize, slot: usize) -> Result<Parked, Error> {
+    pub(crate) fn park(&mut self, id: usize, slot: usize) -> Result<Parked<P>, Error> {
         #[cfg(linux_kernel)]
         if self.site.options.pin {
             if let Some(cpu) = self.site.cpu_of(slot)? {
@@ -158,7 +123,7 @@ impl Plans {
     }
 }
 
-impl Serving {
+impl<P: Protocol> Serving<P> {
     /// The address of every member.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
@@ -166,7 +131,7 @@ impl Serving {
 
     /// What each acceptor at work has done so far, and what waits for it now, in index order.
     pub fn members(&self) -> Vec<Member> {
-        self.crew().posts.iter().map(Member::of).collect()
+        self.crew().posts.iter().map(Member::of::<P>).collect()
     }
 
     /// What every acceptor has done so far, also those that have left, in the order of their
@@ -202,18 +167,18 @@ impl Serving {
                 index,
                 slot,
                 first
-                    .map(|first| plans.site.share(first.listener(), index))
+                    .map(|first| plans.site.share(first.socket(), index))
                     .transpose()?,
             )
         };
         let id = plans.next_id;
         let call = |error| GroupError::call(error, self.address, index);
-        let way = plans.way().map_err(call)?;
+        let way = P::way(&plans).map_err(call)?;
         let parked = plans.park(id, slot).map_err(call)?;
-        let listener = only.map_or_else(|| plans.site.open(index), Ok)?;
+        let socket = only.map_or_else(|| plans.site.open(index), Ok)?;
         plans.next_id += 1;
         let entered = self
-            .enlist(&plans, parked.start(listener, way, slot))
+            .enlist(&plans, parked.start(socket, way, slot))
             .map_err(call);
         if let Err(error) = entered.and_then(|()| self.steer_all(&plans)) {
             self.take_back(&mut plans, index);
@@ -222,13 +187,9 @@ impl Serving {
         Ok(id)
     }
 
-    /// Takes a post into the crew, at the end; and into the ring of those who steal, which may
-    /// fail.
-    pub(crate) fn enlist(&self, plans: &Plans, post: Post) -> Result<(), Error> {
-        #[cfg(linux_kernel)]
-        let entered = plans.ring.enter(post.place().into_iter().collect());
-        #[cfg(not(linux_kernel))]
-        let entered = (_ = plans, Ok(())).1;
+    /// Takes a post into the crew, at the end; and among those who steal, which may fail.
+    pub(crate) fn enlist(&self, plans: &Plans<P>, post: Post<P>) -> Result<(), Error> {
+        let entered = P::enter(plans, Vec::from([&post]));
         self.crew().posts.push(post);
         entered
     }
@@ -259,13 +220,17 @@ impl Serving {
     }
 
     /// Brings the kernel's choice into line with the members that there are.
-    pub(crate) fn steer_all(&self, plans: &Plans) -> Result<(), GroupError> {
+    pub(crate) fn steer_all(&self, plans: &Plans<P>) -> Result<(), GroupError> {
         #[cfg(linux_kernel)]
         if !plans.site.options.join && !plans.site.options.shared {
             let crew = self.crew();
-            let slots: Vec<_> = crew.posts.iter().map(|post| post.slot).collect();
+            let row = |post: &Post<P>| Row {
+                id: post.id(),
+                slot: post.slot,
+            };
+            let rows: Vec<_> = crew.posts.iter().map(row).collect();
             if let Some(first) = crew.posts.first() {
-                return plans.site.steer(first.listener(), &slots);
+                return plans.site.steer(first.socket(), &rows);
             }
         }
         _ = plans;
@@ -274,7 +239,7 @@ impl Serving {
 
     /// Strikes out those whose thread has ended by itself: their listener has failed, and with it
     /// they have left the kernel's group.
-    pub(crate) fn tidy(&self, plans: &Plans) {
+    pub(crate) fn tidy(&self, plans: &Plans<P>) {
         let mut crew = self.crew();
         crew.reap();
         let before = crew.posts.len();
@@ -292,18 +257,18 @@ impl Serving {
         }
     }
 
-    pub(crate) fn plans(&self) -> MutexGuard<'_, Plans> {
+    pub(crate) fn plans(&self) -> MutexGuard<'_, Plans<P>> {
         // If a `make` has panicked, no acceptor has come of it: the plans are as they were.
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn crew(&self) -> MutexGuard<'_, Crew> {
+    pub(crate) fn crew(&self) -> MutexGuard<'_, Crew<P>> {
         // Nothing that could panic half way is done while it is locked.
         self.crew.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for Serving {
+impl<P: Protocol> fmt::Debug for Serving<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Serving")
             .field("members", &self.members())
@@ -322,14 +287,10 @@ pub struct Member {
 }
 
 impl Member {
-    fn of(post: &Post) -> Member {
-        #[cfg(linux_kernel)]
-        let queue = post.listener().queue().ok();
-        #[cfg(not(linux_kernel))]
-        let queue = None;
+    fn of<P: Protocol>(post: &Post<P>) -> Member {
         Member {
             count: post.count(),
-            queue,
+            queue: P::queue(post.socket()),
         }
     }
 }

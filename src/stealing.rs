@@ -44,7 +44,7 @@ pub(crate) struct Place {
 impl Place {
     /// Has this one woken for the listener of `other`.
     fn watch(&self, other: &Place) -> Result<(), Error> {
-        let (fd, id) = (other.seat.listener.raw(), other.seat.id as u64);
+        let (fd, id) = (other.seat.socket.raw(), other.seat.id as u64);
         self.epoll
             .control(EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLEXCLUSIVE, id)
     }
@@ -53,7 +53,7 @@ impl Place {
         // It fails where the listener was not watched.
         _ = self
             .epoll
-            .control(EPOLL_CTL_DEL, other.seat.listener.raw(), 0, 0);
+            .control(EPOLL_CTL_DEL, other.seat.socket.raw(), 0, 0);
     }
 }
 
@@ -82,17 +82,19 @@ impl Ring {
         entered
     }
 
-    /// Takes one out of every epoll: before its listener is shut down, which would be reported to
+    /// Takes one's listener out of every epoll: before it is shut down, which would be reported to
     /// all for as long as it is open.
-    pub(crate) fn leave(&self, seat: &Seat) {
+    ///
+    /// The others' listeners stay in its own epoll. It may have been woken for one of them and not
+    /// have run yet: taken out now, that wake-up would be nobody's.
+    pub(crate) fn leave(&self, id: usize) {
         let mut places = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = places.iter().position(|place| place.seat.id == seat.id) else {
+        let Some(at) = places.iter().position(|place| place.seat.id == id) else {
             return;
         };
         let leaver = places.remove(at);
         for other in places.iter().chain([&leaver]) {
             other.forget(&leaver);
-            leaver.forget(other);
         }
     }
 
@@ -171,7 +173,7 @@ impl Next for Stealing {
                 Err(_) => continue, // a signal came
             };
             if id == seat.id as u64 {
-                match seat.accept(&seat.listener) {
+                match seat.accept(&seat.socket) {
                     Ok(Some(connection)) => {
                         self.flags.unfilter(&connection);
                         return Ok(connection);
@@ -179,15 +181,15 @@ impl Next for Stealing {
                     Ok(None) => {}
                     Err(Leave) => {
                         if !seat.stop.requested() {
-                            self.ring.leave(seat);
-                            self.flags.close(&seat.listener);
+                            self.ring.leave(seat.id);
+                            self.flags.close(&seat.socket);
                         }
                         return self.flags.last_ones(seat);
                     }
                 }
             } else if let Some(owner) = self.ring.find(id) {
                 // An error of a sibling's listener is the sibling's to leave for.
-                if let Ok(Some(connection)) = seat.accept(&owner.seat.listener) {
+                if let Ok(Some(connection)) = seat.accept(&owner.seat.socket) {
                     owner.flags.unfilter(&connection);
                     self.flags.stolen.fetch_add(1, Relaxed);
                     return Ok(connection);

@@ -1,15 +1,15 @@
 //! Which member of a group gets a connection: classic-BPF programs as data (Linux, Android).
 //!
 //! Left alone the kernel takes a hash of the four-tuple. A program attached to any one member
-//! replaces the hash for the whole group: for each SYN it returns the *index* of a member, which
-//! is the order in which they called `listen`. When a member closes, the last one moves into its
-//! place. An index that no member has falls back to the hash (5.14 and later; before it, the
-//! connection is refused).
+//! replaces the hash for the whole group: for each SYN or datagram it returns the *index* of a
+//! member, which is the order in which they called `listen`, or `bind` for datagrams. When a member
+//! closes, the last one moves into its place. An index that no member has falls back to the hash
+//! (5.14 and later; before it, the connection is refused).
 //!
-//! No privilege is needed. Two traps shape the programs here: a load that fails ends a program
-//! with 0, which is an index; and on a SYN the packet's bytes start *behind* the TCP header, where
-//! there are none, so a load of payload does fail. Only loads that cannot fail are used: where the
-//! packet is (the CPU), or nowhere at all (a random number).
+//! No privilege is needed. Two traps shape the programs here. A load that fails ends a program
+//! with 0, which is an index. And the packet's bytes start *behind* the TCP or UDP header: a SYN
+//! has none, and a load from it does fail. Only loads that cannot fail are used: where the packet
+//! is (the CPU), nowhere at all (a random number), or a byte that is known to be there.
 //!
 //! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; the kernel's
 //! `Documentation/networking/filter.rst` for the instructions.
@@ -17,8 +17,9 @@
 use core::ffi::c_int;
 
 use crate::address::socklen;
+use crate::datagram::Datagram;
 use crate::error::Error;
-use crate::listener::{Connection, Listener};
+use crate::listener::{Connection, Descriptor, Listener};
 use crate::sys::{self, SOL_SOCKET};
 
 /// One instruction: C's `struct sock_filter`.
@@ -37,18 +38,22 @@ pub struct Instruction {
 
 // Codes (linux/bpf_common.h), with A the accumulator and k the operand.
 const LOAD: u16 = 0x20; // A = the 32-bit word at k: BPF_LD | BPF_W | BPF_ABS
+const LOAD_LENGTH: u16 = 0x80; // A = the packet's bytes: BPF_LD | BPF_W | BPF_LEN
 const LOAD_BYTE: u16 = 0x30; // A = the byte at k: BPF_LD | BPF_B | BPF_ABS
 const AND: u16 = 0x54; // A &= k: BPF_ALU | BPF_AND | BPF_K
 const ADD: u16 = 0x04; // A += k: BPF_ALU | BPF_ADD | BPF_K
 const MOD: u16 = 0x94; // A %= k: BPF_ALU | BPF_MOD | BPF_K
 const IF_EQUAL: u16 = 0x15; // A == k: BPF_JMP | BPF_JEQ | BPF_K
 const IF_AT_LEAST: u16 = 0x35; // A >= k: BPF_JMP | BPF_JGE | BPF_K
+const IF_MORE: u16 = 0x25; // A > k: BPF_JMP | BPF_JGT | BPF_K
+const JUMP: u16 = 0x05; // skip k instructions: BPF_JMP | BPF_JA
 const RETURN: u16 = 0x06; // end with k: BPF_RET | BPF_K
 const RETURN_A: u16 = 0x16; // end with A: BPF_RET | BPF_A
 
 // Words that the kernel makes up (linux/filter.h): SKF_AD_OFF, which is -0x1000, and an offset.
 const CPU: u32 = 0xFFFF_F000 + 36; // SKF_AD_CPU: the CPU that handles the packet
 const RANDOM: u32 = 0xFFFF_F000 + 56; // SKF_AD_RANDOM
+const FLOW: u32 = 0xFFFF_F000 + 32; // SKF_AD_RXHASH: the hash that came with the packet, or 0
 
 /// No member has this index, so the hash decides.
 const HASH: u32 = u32::MAX;
@@ -60,6 +65,16 @@ const fn step(code: u16, k: u32) -> Instruction {
     Instruction {
         code,
         if_true: 0,
+        if_false: 0,
+        k,
+    }
+}
+
+/// Skips one instruction if A is more than `k`.
+const fn unless_more(k: u32) -> Instruction {
+    Instruction {
+        code: IF_MORE,
+        if_true: 1,
         if_false: 0,
         k,
     }
@@ -111,10 +126,17 @@ pub const fn except(members: u32, index: u32) -> [Instruction; 5] {
 ///
 /// As for [`cpu`], but `space` needs one instruction more. `None` also if there are no indexes.
 pub fn among<'a>(indexes: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
-    let count = u32::try_from(indexes.len())
-        .ok()
-        .filter(|count| *count > 0)?;
-    let start = [step(LOAD, RANDOM), step(MOD, count)]; // A = a random place in `indexes`
+    one_of(RANDOM, indexes, space)
+}
+
+fn one_of<'a>(
+    word: u32,
+    indexes: &[u32],
+    space: &'a mut [Instruction],
+) -> Option<&'a [Instruction]> {
+    let count = u32::try_from(indexes.len());
+    let count = count.ok().filter(|count| *count > 0)?;
+    let start = [step(LOAD, word), step(MOD, count)]; // A = a place in `indexes`
     table(
         &start,
         (0..).zip(indexes).map(|(place, index)| (place, *index)),
@@ -130,6 +152,50 @@ pub const fn range(first: u32, count: u32) -> [Instruction; 4] {
         step(ADD, first),                             // A += first
         step(RETURN_A, 0),                            // the member A
     ]
+}
+
+/// As [`among`], but all of one flow go to the same member: for datagrams, which that would
+/// scatter. Where the network card computes no hash of a flow, all go to one member.
+pub fn among_flows<'a>(indexes: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
+    one_of(FLOW, indexes, space)
+}
+
+/// For datagrams: the member beside the byte at `offset` in `rows`, each a byte and an index; the
+/// hash for a byte that has no row, and for a datagram that is too short to have it.
+///
+/// As for [`cpu`], but `space` needs three instructions more.
+pub fn byte<'a>(
+    offset: u16,
+    rows: &[(u8, u32)],
+    space: &'a mut [Instruction],
+) -> Option<&'a [Instruction]> {
+    byte_or(offset, rows, &[step(RETURN, HASH)], space)
+}
+
+/// As [`byte`], with another program in place of the hash.
+pub(crate) fn byte_or<'a>(
+    offset: u16,
+    rows: &[(u8, u32)],
+    otherwise: &[Instruction],
+    space: &'a mut [Instruction],
+) -> Option<&'a [Instruction]> {
+    let offset = u32::from(offset);
+    let behind_the_rows = u32::try_from(1 + 2 * rows.len()).ok()?;
+    let start = [
+        step(LOAD_LENGTH, 0),        // A = how many bytes there are
+        unless_more(offset),         // if the one at `offset` is not among them,
+        step(JUMP, behind_the_rows), // go by something else
+        step(LOAD_BYTE, offset),     // A = the byte
+    ];
+    let row = |(byte, index): &(u8, u32)| [when(IF_EQUAL, u32::from(*byte)), step(RETURN, *index)];
+    let rows = rows.iter().flat_map(row);
+    write(
+        start
+            .into_iter()
+            .chain(rows)
+            .chain(otherwise.iter().copied()),
+        space,
+    )
 }
 
 /// A *packet* filter (`SO_ATTACH_FILTER`), not a steering program: a listener that has it takes no
@@ -149,11 +215,14 @@ fn table<'a>(
     space: &'a mut [Instruction],
 ) -> Option<&'a [Instruction]> {
     let rows = pairs.flat_map(|(key, index)| [when(IF_EQUAL, key), step(RETURN, index)]);
-    let program = start
-        .iter()
-        .copied()
-        .chain(rows)
-        .chain([step(RETURN, HASH)]);
+    let start = start.iter().copied();
+    write(start.chain(rows).chain([step(RETURN, HASH)]), space)
+}
+
+fn write(
+    program: impl Iterator<Item = Instruction>,
+    space: &mut [Instruction],
+) -> Option<&[Instruction]> {
     let mut length = 0;
     for instruction in program {
         *space.get_mut(length)? = instruction;
@@ -180,7 +249,7 @@ impl Listener {
     /// `ENOMEM` for one larger than the sysctl `net.core.optmem_max`; with `EPERM` if the socket
     /// is locked (`SO_LOCK_FILTER`).
     pub fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
-        self.attach(libc::SO_ATTACH_REUSEPORT_CBPF, program)
+        self.0.steer(program)
     }
 
     /// Detaches the group's program: the hash decides again. `SO_DETACH_REUSEPORT_BPF`, since
@@ -188,7 +257,7 @@ impl Listener {
     ///
     /// Fails with `ENOENT` if there is none.
     pub fn unsteer(&self) -> Result<(), Error> {
-        self.set_option(SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
+        self.0.unsteer()
     }
 
     /// From now on drops every SYN that reaches this listener, and completes the handshakes that
@@ -198,12 +267,45 @@ impl Listener {
     /// Connections that complete meanwhile inherit the filter: [`Connection::unfilter`]. Fails with
     /// `EPERM` where the kernel wants `CAP_NET_ADMIN` for it (6.18 does).
     pub fn take_no_more(&self) -> Result<(), Error> {
-        self.attach(libc::SO_ATTACH_FILTER, &NO_NEW)
+        self.0.attach(libc::SO_ATTACH_FILTER, &NO_NEW)
     }
 
     /// Undoes [`take_no_more`](Self::take_no_more). Fails with `ENOENT` if there is no filter.
     pub fn take_again(&self) -> Result<(), Error> {
-        self.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+        self.0.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+    }
+}
+
+impl Datagram {
+    /// As [`Listener::steer`]; the packet's bytes are the datagram's.
+    pub fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
+        self.0.steer(program)
+    }
+
+    /// As [`Listener::unsteer`].
+    pub fn unsteer(&self) -> Result<(), Error> {
+        self.0.unsteer()
+    }
+
+    /// From now on drops every datagram that reaches this socket, and keeps what waits already: a
+    /// packet filter, `SO_ATTACH_FILTER`.
+    pub fn take_no_more(&self) -> Result<(), Error> {
+        self.0.attach(libc::SO_ATTACH_FILTER, &[step(RETURN, 0)])
+    }
+
+    /// Undoes [`take_no_more`](Self::take_no_more). Fails with `ENOENT` if there is no filter.
+    pub fn take_again(&self) -> Result<(), Error> {
+        self.0.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+    }
+}
+
+impl Descriptor {
+    pub(crate) fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
+        self.attach(libc::SO_ATTACH_REUSEPORT_CBPF, program)
+    }
+
+    pub(crate) fn unsteer(&self) -> Result<(), Error> {
+        self.set_option(SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
     }
 
     fn attach(&self, name: c_int, program: &[Instruction]) -> Result<(), Error> {

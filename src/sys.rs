@@ -40,6 +40,7 @@ pub const MAX_BACKLOG: c_int = c_int::MAX;
 ///
 /// # Safety
 /// The descriptor returned is the caller's to close, once.
+#[inline]
 pub unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> Result<c_int> {
     // SAFETY: takes three integers; any are allowed.
     let result = unsafe { kernel::socket(domain, kind, protocol) };
@@ -52,6 +53,7 @@ pub unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> Result<c_in
 ///
 /// # Safety
 /// `value` is readable for `len` bytes, and they are of the type that the option takes.
+#[inline]
 pub unsafe fn setsockopt(
     fd: c_int,
     level: c_int,
@@ -90,6 +92,7 @@ pub unsafe fn getsockopt(
 ///
 /// # Safety
 /// `addr` is readable for `len` bytes.
+#[inline]
 pub unsafe fn bind(fd: c_int, addr: *const c_void, len: u32) -> Result<()> {
     // SAFETY: the caller vouches for the bytes at `addr`; the kernel copies them.
     let result = unsafe { libc::bind(fd, addr.cast(), len as _) };
@@ -104,6 +107,7 @@ pub unsafe fn bind(fd: c_int, addr: *const c_void, len: u32) -> Result<()> {
 ///
 /// # Safety
 /// `fd` is the caller's.
+#[inline]
 pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
     // SAFETY: takes two integers.
     let result = unsafe { libc::listen(fd, backlog) };
@@ -118,6 +122,7 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
 /// # Safety
 /// Both pointers are null; or `len` is readable and writable, and `addr` is writable for as
 /// many bytes as it says. The descriptor returned is the caller's to close, once.
+#[inline]
 pub unsafe fn accept(fd: c_int, addr: *mut c_void, len: *mut u32, flags: c_int) -> Result<c_int> {
     // SAFETY: the caller vouches for both pointers; the kernel keeps neither.
     let result = unsafe { kernel::accept4(fd, addr.cast(), len.cast(), flags) };
@@ -169,6 +174,7 @@ pub unsafe fn shutdown(fd: c_int, how: c_int) -> Result<()> {
 ///
 /// # Safety
 /// `fd` is the caller's, who never uses it again.
+#[inline]
 pub unsafe fn close(fd: c_int) -> Result<()> {
     // SAFETY: the caller gives the descriptor up.
     let result = unsafe { libc::close(fd) };

@@ -100,32 +100,20 @@ fn a_live_server_over_leftovers_does() {
 #[test]
 fn of_two_that_claim_at_once_one_succeeds() {
     let fresh = Group::bind(ANY_PORT, 1).unwrap().local_addr();
-    let left_over = leftovers(SocketAddr::from(ANY_PORT));
-    for address in [fresh, left_over] {
-        let mut none = 0;
-        for _ in 0..200 {
-            let (start, end, claimed) = (Barrier::new(2), Barrier::new(2), AtomicUsize::new(0));
-            thread::scope(|scope| {
-                for _ in 0..2 {
-                    scope.spawn(|| {
-                        start.wait();
-                        let group = Group::bind(address, 2);
-                        claimed.fetch_add(group.is_ok().into(), SeqCst);
-                        end.wait();
-                    });
-                }
-            });
-            let claimed = claimed.into_inner();
-            assert!(claimed < 2, "both have {address}");
-            none += 1 - claimed;
-        }
-        assert!(none < 10, "nobody had {address} in {none} of 200");
-    }
-    let plain = Listener::options()
-        .reuse_port(false)
-        .reuse_address(true)
-        .bind(left_over);
-    plain.expect_err("the leftovers have lasted");
+    support::of_two_at_once_one(fresh, |address| {
+        let (start, end, claimed) = (Barrier::new(2), Barrier::new(2), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    start.wait();
+                    let group = Group::bind(address, 2);
+                    claimed.fetch_add(group.is_ok().into(), SeqCst);
+                    end.wait();
+                });
+            }
+        });
+        claimed.into_inner()
+    });
 }
 
 #[test]
@@ -279,42 +267,27 @@ fn members_are_counted_and_their_queues_measured_while_they_run() {
 
 #[test]
 fn connections_spread_as_a_fair_lottery_would() {
-    // A chi-square this large has a chance below 1e-7 with a fair lottery (Wilson and Hilferty's
-    // approximation at 5.2 standard deviations); with four groups, below one in a million.
-    let limit = |degrees: f64| {
-        let ninth = 2.0 / (9.0 * degrees);
-        degrees * (1.0 - ninth + 5.2 * ninth.sqrt()).powi(3)
-    };
+    // Four groups: a false alarm has a chance below one in a million.
     let mut number = 0;
-    for members in [3_u32, 7, 16, 64] {
-        let group = Group::bind(ANY_PORT, members as usize).unwrap();
+    for members in [3, 7, 16, 64] {
+        let group = Group::bind(ANY_PORT, members).unwrap();
         let address = group.local_addr();
         group
             .listeners()
             .iter()
             .for_each(|member| member.set_nonblocking(true).unwrap());
-        let mut counts = vec![0.0; members as usize];
+        let mut counts = vec![0; members];
         for _ in 0..50 {
             let clients: Vec<_> = (number..number + 200)
                 .map(|n| connect_from(n, address))
                 .collect();
             number += 200;
-            for (sum, count) in counts
+            let drained = drain(group.listeners(), clients.len());
+            counts
                 .iter_mut()
-                .zip(drain(group.listeners(), clients.len()))
-            {
-                *sum += f64::from(u32::try_from(count).unwrap());
-            }
+                .zip(drained)
+                .for_each(|(sum, n)| *sum += n);
         }
-        let expected = 10_000.0 / f64::from(members);
-        let chi_square: f64 = counts
-            .iter()
-            .map(|n| (n - expected).powi(2) / expected)
-            .sum();
-        let limit = limit(f64::from(members - 1));
-        assert!(
-            chi_square < limit,
-            "{members}: {chi_square} of {limit}, {counts:?}"
-        );
+        support::a_fair_lottery(&counts);
     }
 }

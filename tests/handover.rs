@@ -8,12 +8,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use reuseport::{Group, GroupError, HandOverError, Listener};
-use support::{BOUND, Server, reuseport, run, text, visit, wait_until};
+use support::{BOUND, Running, Server, reuseport, run, text, visit, wait_until};
 
 /// Ends a server that is not a child of this process, but of one that has ended.
 fn end(pid: i32) {
@@ -26,6 +26,25 @@ fn ten_hand_overs_under_load_lose_nobody() {
     support::ten_hand_overs(Server::start(&["--quiet"]), |connect| {
         connect.output().unwrap()
     });
+}
+
+#[test]
+fn an_end_that_comes_during_a_hand_over_is_the_successors() {
+    let mut server = Server::start(&["--quiet"]);
+    let address = server.address;
+    // Of two that wait the kernel delivers the lower first: SIGHUP. The other waits meanwhile.
+    for signal in [libc::SIGSTOP, libc::SIGTERM, libc::SIGHUP, libc::SIGCONT] {
+        server.signal(signal);
+    }
+    let said = server.read_stderr_until("handed over to pid ");
+    wait_until("the successor has ended too", || {
+        TcpStream::connect(address).is_err()
+    });
+    let (code, _, told) = server.end();
+    let told = said + &told;
+    assert_eq!(code, Some(0), "{told}");
+    // Both leave in good order, with a tally: the one of what it did, the other of nothing.
+    assert_eq!(told.matches("acceptor 2 ").count(), 2, "{told}");
 }
 
 #[test]
@@ -153,7 +172,7 @@ fn activated(args: &str) -> Command {
     let program = env!("CARGO_BIN_EXE_reuseport");
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("LISTEN_PID=$$ exec {program} serve {args}")]);
-    shell.stdout(std::process::Stdio::piped());
+    shell.stdout(Stdio::piped());
     shell
 }
 
@@ -245,6 +264,62 @@ fn what_is_no_listener_is_refused() {
         text(&done.stderr).contains("LISTEN_FDS is not a number"),
         "{done:?}"
     );
+}
+
+/// Runs a `serve` that must end of itself: exit code and what it said.
+#[track_caller]
+fn ends(serve: &mut Command) -> (Option<i32>, String) {
+    let mut running = Running(serve.stderr(Stdio::piped()).spawn().unwrap());
+    let mut code = None;
+    wait_until("it ends", || {
+        code = running.0.try_wait().unwrap();
+        code.is_some()
+    });
+    let mut said = String::new();
+    let stderr = running.0.stderr.as_mut().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    (code.unwrap().code(), said)
+}
+
+#[test]
+fn what_cannot_tell_a_predecessor_is_refused() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connected = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+    let datagram = UnixDatagram::unbound().unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let (stream, other) = UnixStream::pair().unwrap();
+    for (fd, well) in [
+        (connected.as_raw_fd(), false),
+        (datagram.as_raw_fd(), false),
+        (file.as_raw_fd(), false),
+        (stream.as_raw_fd(), true),
+    ] {
+        let mine = Listener::bind(([127, 0, 0, 1], 0)).unwrap();
+        let mut serve = activated("");
+        let given = vec![mine.as_raw_fd(), fd];
+        pass(&mut serve, given, "reuseport:reuseport-ready");
+        if well {
+            let _server = Server::from(&mut serve);
+            other.set_read_timeout(Some(BOUND)).unwrap();
+            assert_eq!((&other).read(&mut [0]).unwrap(), 1, "it is ready");
+        } else {
+            let (code, err) = ends(&mut serve);
+            assert_eq!((code, err.lines().count()), (Some(1), 1), "{err}");
+            assert!(err.contains("descriptor 4 is no"), "{err}");
+        }
+    }
+}
+
+#[test]
+fn what_is_for_those_who_open_the_listeners_is_refused() {
+    for option in ["--join", "--shared", "--steer random", "--backlog 9"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut serve = activated(option);
+        pass(&mut serve, vec![listener.as_raw_fd()], "http");
+        let (code, err) = ends(&mut serve);
+        assert_eq!((code, err.lines().count()), (Some(2), 1), "{option}: {err}");
+        assert!(err.contains("the listeners are inherited"), "{err}");
+    }
 }
 
 #[test]

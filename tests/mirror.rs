@@ -7,11 +7,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use reuseport::{SockAddr, sys};
-use support::{example, scratch, tool, visit, wait_until};
+use support::{Running, compile, example, reserve, scratch, tool, visit, wait_until};
 
 fn source(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -62,50 +61,6 @@ fn the_quoted_lines_are_the_c_programs_and_in_its_order() {
     }
 }
 
-/// Compiles the C program; warnings are errors.
-fn compile(directory: &Path) -> PathBuf {
-    let program = directory.join("reuseport-c");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mirror/reuseport.c");
-    let mut cc = Command::new("cc");
-    cc.args(["-Wall", "-Wextra", "-Werror", "-O2", "-pthread", "-o"])
-        .arg(&program)
-        .arg(source);
-    let done = cc.output().unwrap();
-    assert!(done.status.success(), "{}", support::text(&done.stderr));
-    program
-}
-
-/// A port that this process holds, and on which the program under test may listen: bound with the
-/// option but not listening, this socket gets no connection and keeps strangers away.
-fn reserve() -> (u16, std::os::fd::OwnedFd) {
-    use std::os::fd::FromRawFd;
-    let (on, any) = (1, SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0))));
-    let kind = sys::SOCK_STREAM | sys::SOCK_CLOEXEC;
-    // SAFETY: owned by the next line.
-    let fd = unsafe { sys::socket(sys::AF_INET, kind, 0) }.unwrap();
-    // SAFETY: opened by the line above.
-    let owner = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) };
-    let value = (&raw const on).cast::<core::ffi::c_void>();
-    // SAFETY: `on` is an int, readable for its four bytes.
-    unsafe { sys::setsockopt(fd, sys::SOL_SOCKET, sys::SO_REUSEPORT, value, 4) }.unwrap();
-    // SAFETY: `any` is readable for its own length.
-    unsafe { sys::bind(fd, any.as_ptr(), any.len()) }.unwrap();
-    let mut name = SockAddr::empty();
-    let (at, len) = (name.as_mut_ptr(), name.len_mut_ptr());
-    // SAFETY: both point into `name`, which has room for the length it states.
-    unsafe { sys::getsockname(fd, at, len) }.unwrap();
-    (name.get().unwrap().port(), owner)
-}
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
 /// Connects once the program listens with all its three sockets: then no connection is refused.
 fn connect(address: SocketAddr, times: usize) {
     wait_until("it listens", || TcpStream::connect(address).is_ok());
@@ -117,7 +72,7 @@ fn the_c_program_and_the_mirror_print_their_acceptors() {
     if !tool("cc") {
         return;
     }
-    let c = compile(&scratch("mirror-print"));
+    let c = compile("tests/mirror/reuseport.c", &scratch("mirror-print"));
     for program in [c, example("mirror")] {
         let (port, _reserved) = reserve();
         let mut child = Command::new(&program);
@@ -156,10 +111,8 @@ fn trace(program: &Path, directory: &Path) -> Vec<Vec<String>> {
     let running = Running(child);
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     connect(address, 100);
-    let pid = running.0.id();
     // The program itself is strace's child; strace ends with it.
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let program: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    let program = support::child_of(running.0.id());
     // SAFETY: takes two integers; strace has not reaped its child while it runs.
     unsafe { libc::kill(program, libc::SIGTERM) };
     let mut running = running;
@@ -226,7 +179,10 @@ fn both_make_the_same_calls_but_for_the_table() {
         return;
     }
     let directory = scratch("mirror-trace");
-    let c = trace(&compile(&directory), &directory.join("c"));
+    let c = trace(
+        &compile("tests/mirror/reuseport.c", &directory),
+        &directory.join("c"),
+    );
     let rust = trace(&example("mirror"), &directory.join("rust"));
     // Which thread accepted at all is the kernel's choice; 100 connections miss none of three
     // with a chance of 1 - 1e-17.

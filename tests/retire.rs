@@ -55,8 +55,10 @@ fn nothing_is_lost_while_members_are_replaced() {
         let (report, retired) = churn_under_load(ip, kept, 16, |retired, _| retired < 250);
         report.say(&ip.to_string(), retired);
         assert_eq!(report.lost(), 0, "{report:?}");
-        // Without steering, the filter alone makes dozens late, and the load comes to a halt.
-        assert!(report.late < 5 && report.made > 20 * retired, "{report:?}");
+        // In the long form none of 1000 made a client late with IPv4, and 5 with IPv6 (2026-11-22):
+        // at 95 %, less than 10.6 in 1000, 2.7 in 250. Then 12 have a chance below 1e-4. Without
+        // steering, the filter alone makes dozens late, and the load comes to a halt.
+        assert!(report.late < 12 && report.made > 20 * retired, "{report:?}");
     }
 }
 
@@ -148,6 +150,8 @@ fn who_leaves_a_joined_group_loses_nobody() {
     let report = load.stop();
     println!("{report:?}: {} late", report.late);
     assert_eq!(report.lost(), 0, "{report:?}");
+    // Each client at most once each time: after a second, those who leave have left.
+    assert!(report.late <= 5 * 16, "{report:?}");
     drop(stays);
 }
 

@@ -5,15 +5,18 @@
 mod load;
 mod support;
 
-use std::io::Read;
+use core::ffi::c_int;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, RwLock};
+use std::thread;
 
 use load::{Load, answer, churn};
 use reuseport::steering::Instruction;
-use reuseport::{Group, GroupError, GroupOptions, Serving};
-use support::{BOUND, Server, run, visit, wait_until};
+use reuseport::{Group, GroupError, GroupOptions, Serving, sys};
+use support::{BOUND, Server, connect_from, run, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -82,6 +85,136 @@ fn while_the_owner_is_busy_its_idle_siblings_serve() {
     }
     let stolen: usize = serving.stop(BOUND).iter().map(|count| count.stolen).sum();
     assert!(stolen >= 400, "{stolen}");
+}
+
+/// Nobody stands at the gate.
+const NOBODY: usize = usize::MAX;
+
+/// Connects and sends one byte.
+fn ask(address: SocketAddr, byte: u8) -> TcpStream {
+    let mut client = TcpStream::connect(address).unwrap();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    client.write_all(&[byte]).unwrap();
+    client
+}
+
+#[test]
+fn nor_while_members_come_and_go() {
+    let gate = Arc::new((RwLock::new(()), AtomicUsize::new(NOBODY)));
+    let handlers = Arc::clone(&gate);
+    let serving = steal().bind(ANY_PORT, 4).unwrap().spawn(move |id, client| {
+        let mut asked = [0];
+        if client.recv(&mut asked) == Ok(1) && asked == *b"s" {
+            handlers.1.store(id, SeqCst);
+            drop(handlers.0.read());
+            handlers.1.store(NOBODY, SeqCst);
+        }
+        _ = client.send(b"x");
+    });
+    let serving = serving.unwrap();
+    let address = serving.local_addr();
+    let (closed, stands) = (&gate.0, || gate.1.load(SeqCst));
+    // Two at once, whichever listeners they are given: of four members one stands at the gate, one
+    // may be leaving, and two are there for them.
+    let two = || {
+        for mut client in [ask(address, b'q'), ask(address, b'q')] {
+            client.read_exact(&mut [0]).expect("served in time");
+        }
+    };
+    for round in 0..100 {
+        let closed = closed.write().unwrap();
+        let _held = ask(address, b's');
+        wait_until("somebody is busy", || stands() != NOBODY);
+        let busy = stands();
+        thread::scope(|scope| {
+            let change = scope.spawn(|| {
+                serving.add().unwrap();
+                let ids = serving
+                    .members()
+                    .into_iter()
+                    .map(|member| member.count.acceptor);
+                serving
+                    .retire(ids.filter(|id| *id != busy).min().unwrap())
+                    .unwrap();
+            });
+            while !change.is_finished() {
+                two();
+            }
+        });
+        // Nothing but a wake-up of their own brings these to anybody.
+        two();
+        assert_eq!(stands(), busy, "round {round}: it is still busy");
+        drop(closed);
+        wait_until("it is free again", || stands() == NOBODY);
+    }
+    let counts = serving.stop(BOUND);
+    let stolen: usize = counts.iter().map(|count| count.stolen).sum();
+    // At least 400, of which the busy one was to have a quarter or a fifth: less than 20 are given
+    // to it with a chance below 1e-15.
+    assert!(counts.len() == 104 && stolen >= 20, "{stolen} stolen");
+}
+
+#[test]
+fn every_listener_keeps_its_even_share_whoever_serves_it() {
+    // Connections inherit their listener's timeout: it tells which one the kernel chose.
+    let chosen: Arc<[AtomicUsize; 4]> = Arc::default();
+    let member = AtomicUsize::new(0);
+    let mark = move |fd: c_int| {
+        let mark = timeval(member.fetch_add(1, SeqCst) + 1000);
+        let at = (&raw const mark).cast();
+        let size = size_of_val(&mark).try_into().unwrap();
+        // SAFETY: `mark` is readable for its size, and the option takes that struct.
+        unsafe { sys::setsockopt(fd, sys::SOL_SOCKET, libc::SO_RCVTIMEO, at, size) }
+    };
+    let group = steal().before_bind(mark).bind(ANY_PORT, 4).unwrap();
+    let address = group.local_addr();
+    let gate = Arc::new(RwLock::new(()));
+    let (counts, passed) = (Arc::clone(&chosen), Arc::clone(&gate));
+    let busy = AtomicUsize::new(NOBODY);
+    let serving = group.spawn(move |acceptor, connection| {
+        let mut mark = timeval(0);
+        let (at, mut size) = (
+            (&raw mut mark).cast(),
+            size_of::<libc::timeval>().try_into().unwrap(),
+        );
+        let fd = connection.as_fd().as_raw_fd();
+        let option = libc::SO_RCVTIMEO;
+        // SAFETY: `mark` is writable for the size stated.
+        unsafe { sys::getsockopt(fd, sys::SOL_SOCKET, option, at, &raw mut size) }.unwrap();
+        counts[usize::try_from(mark.tv_sec).unwrap() - 1000].fetch_add(1, SeqCst);
+        // The first who gets one stands there until all the others have been served.
+        if busy.swap(acceptor, SeqCst) == NOBODY {
+            drop(passed.read());
+        }
+    });
+    let serving = serving.unwrap();
+    let closed = gate.write().unwrap();
+    let all = || -> usize { chosen.iter().map(|count| count.load(SeqCst)).sum() };
+    for batch in 1..=80 {
+        let numbers = 100 * batch..100 * batch + 100;
+        let clients: Vec<_> = numbers.map(|n| connect_from(n, address)).collect();
+        wait_until("all are served", || all() == 100 * batch as usize);
+        drop(clients);
+    }
+    drop(closed);
+    let counts = serving.stop(BOUND);
+    let chosen = chosen.each_ref().map(|count| count.load(SeqCst));
+    support::a_fair_lottery(&chosen);
+    // One served a single connection, and yet its listener had the share of any other.
+    let least = counts.iter().min_by_key(|count| count.accepted).unwrap();
+    assert_eq!(least.accepted, 1, "{counts:?}");
+    let stolen: usize = counts.iter().map(|count| count.stolen).sum();
+    assert!(
+        stolen + 1 >= chosen[least.acceptor],
+        "{chosen:?} {counts:?}"
+    );
+}
+
+fn timeval(seconds: usize) -> libc::timeval {
+    libc::timeval {
+        tv_sec: seconds.try_into().unwrap(),
+        tv_usec: 0,
+    }
 }
 
 /// Whether the answer has come.

@@ -16,6 +16,11 @@ const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 /// What the kernel's interpreter does, for the few instructions that are used. `None`: a load
 /// failed or an instruction is unknown; the kernel would take that for index 0.
 fn interpret(program: &[Instruction], cpu: u32, random: u32) -> Option<u32> {
+    interpret_datagram(program, &[], cpu, random)
+}
+
+/// The same for a packet that has `bytes`.
+fn interpret_datagram(program: &[Instruction], bytes: &[u8], cpu: u32, random: u32) -> Option<u32> {
     let (mut a, mut at) = (0_u32, 0);
     loop {
         let Instruction {
@@ -28,6 +33,11 @@ fn interpret(program: &[Instruction], cpu: u32, random: u32) -> Option<u32> {
         match code {
             0x20 if k == 0xFFFF_F000 + 36 => a = cpu,
             0x20 if k == 0xFFFF_F000 + 56 => a = random,
+            0x20 if k == 0xFFFF_F000 + 32 => a = random, // the flow's hash
+            0x80 => a = u32::try_from(bytes.len()).unwrap(),
+            0x30 => a = (*bytes.get(k as usize)?).into(),
+            0x05 => at += k as usize,
+            0x25 => at += usize::from(if a > k { if_true } else { if_false }),
             0x04 => a = a.wrapping_add(k),
             0x94 => a = a.checked_rem(k)?,
             0x15 => at += usize::from(if a == k { if_true } else { if_false }),
@@ -71,6 +81,26 @@ fn the_programs_return_what_they_say() {
             Some(u32::MAX),
             "not the hash"
         );
+    }
+    let program = steering::byte(2, &[(7, 0), (0, 3), (255, 1)], &mut space).unwrap();
+    for (bytes, index) in [
+        (&[9, 9, 7][..], 0),
+        (&[9, 9, 0, 7], 3),
+        (&[9, 9, 255], 1),
+        (&[7, 7, 8], u32::MAX),
+        (&[7, 7], u32::MAX),
+        (&[], u32::MAX),
+    ] {
+        assert_eq!(
+            interpret_datagram(program, bytes, 0, 0),
+            Some(index),
+            "{bytes:?}"
+        );
+    }
+    let program = steering::among_flows(&[5, 1, 9], &mut space).unwrap();
+    for flow in 0..100 {
+        let index = [5, 1, 9][flow as usize % 3];
+        assert_eq!(interpret(program, 0, flow), Some(index));
     }
     let program = steering::range(7, 3);
     let found: BTreeSet<_> = (0..100)

@@ -7,6 +7,7 @@ use std::io;
 
 use super::Group;
 use crate::error::{Call, Error};
+use crate::protocol::{Protocol, Tcp};
 
 /// Why there is no group, or not the one asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +64,9 @@ pub enum GroupError {
         /// What the kernel says of it.
         error: Error,
     },
-    /// Steering, pinning or stealing on a kernel that has not what it takes.
+    /// Steering by a byte of what has none: the first packet of a connection.
+    NoBytes,
+    /// Steering, pinning, stealing or batches on a kernel that has not what it takes.
     NotHere,
 }
 
@@ -138,7 +141,10 @@ impl fmt::Display for GroupError {
             GroupError::NotAListener { descriptor, error } => {
                 return write!(f, "descriptor {descriptor} is no TCP listener: {error}");
             }
-            GroupError::NotHere => "this kernel has not what steering, pinning or stealing takes",
+            GroupError::NoBytes => "only datagrams have bytes to be steered by",
+            GroupError::NotHere => {
+                "this kernel has not what steering, pinning, stealing or batches take"
+            }
         })
     }
 }
@@ -147,23 +153,23 @@ impl core::error::Error for GroupError {}
 
 /// Why no acceptors work, and the group that they were meant for, as it was.
 #[derive(Debug)]
-pub struct SpawnError {
+pub struct SpawnError<P: Protocol = Tcp> {
     /// Which call failed, and why.
     pub error: Error,
     /// The group.
-    pub group: Box<Group>,
+    pub group: Box<Group<P>>,
 }
 
-impl fmt::Display for SpawnError {
+impl<P: Protocol> fmt::Display for SpawnError<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "starting the acceptors: {}", self.error)
     }
 }
 
-impl core::error::Error for SpawnError {}
+impl<P: Protocol> core::error::Error for SpawnError<P> {}
 
-impl From<SpawnError> for io::Error {
-    fn from(failure: SpawnError) -> io::Error {
+impl<P: Protocol> From<SpawnError<P>> for io::Error {
+    fn from(failure: SpawnError<P>) -> io::Error {
         failure.error.into()
     }
 }

@@ -2,21 +2,22 @@
 
 use core::ffi::c_int;
 use core::fmt;
+use core::marker::PhantomData;
 use core::net::SocketAddr;
 use core::time::Duration;
 use std::sync::Arc;
 
 use super::{Group, GroupError, Steering};
-use crate::crew::Way;
+use crate::crew::polls;
 use crate::error::Error;
-use crate::listener::Listener;
 use crate::options::Options;
+use crate::protocol::{First, Protocol, Tcp, Udp};
 
 /// How to make a [`Group`].
 #[derive(Clone)]
 #[must_use]
 #[allow(clippy::struct_excessive_bools)] // each is a switch of its own
-pub struct GroupOptions {
+pub struct GroupOptions<P = Tcp> {
     pub(crate) join: bool,
     pub(crate) shared: bool,
     pub(crate) steering: Steering,
@@ -26,12 +27,15 @@ pub struct GroupOptions {
     only_v6: Option<bool>,
     before_bind: Option<Arc<Hook>>,
     pub(crate) grace: Duration,
+    pub(crate) batch: bool,
+    pub(crate) room: usize,
+    protocol: PhantomData<P>,
 }
 
 type Hook = dyn Fn(c_int) -> Result<(), Error> + Send + Sync;
 
-impl Default for GroupOptions {
-    fn default() -> GroupOptions {
+impl<P> Default for GroupOptions<P> {
+    fn default() -> GroupOptions<P> {
         GroupOptions {
             join: false,
             shared: false,
@@ -42,41 +46,14 @@ impl Default for GroupOptions {
             only_v6: None,
             before_bind: None,
             grace: Duration::from_secs(1),
+            batch: false,
+            room: LARGEST,
+            protocol: PhantomData,
         }
     }
 }
 
 impl GroupOptions {
-    /// Joins a group that another program may have made already, or makes one that others may
-    /// join. All must run under one effective user.
-    ///
-    /// Such a group is not steered: its indexes are not its own, and shift when a stranger leaves.
-    pub fn join(mut self, on: bool) -> GroupOptions {
-        self.join = on;
-        self
-    }
-
-    /// One socket in place of many: all acceptors wait on the same listener. That is the manual
-    /// page's older way, which no kernel refuses; whoever is idle takes the next connection.
-    pub fn shared(mut self, on: bool) -> GroupOptions {
-        self.shared = on;
-        self
-    }
-
-    /// How the kernel chooses a member. Linux and Android; elsewhere all but `Hash` is refused.
-    pub fn steering(mut self, steering: Steering) -> GroupOptions {
-        self.steering = steering;
-        self
-    }
-
-    /// Runs each acceptor on one CPU: of those that the program may use, acceptor 0 on the first,
-    /// and so on, from the start again where there are more acceptors. Linux and Android;
-    /// elsewhere it is refused.
-    pub fn pin(mut self, on: bool) -> GroupOptions {
-        self.pin = on;
-        self
-    }
-
     /// An idle acceptor takes what waits for a busy sibling; its own listener comes first. Without
     /// it a connection waits behind the handler of the member that the kernel has chosen, while
     /// others idle. Costs one system call more for a connection. Linux and Android; elsewhere it is
@@ -92,14 +69,75 @@ impl GroupOptions {
         self
     }
 
+    pub(crate) fn of_a_listener(&self) -> Options<'_> {
+        let options = self.of_a_member().reuse_address(true);
+        match self.backlog {
+            Some(connections) => options.backlog(connections),
+            None => options,
+        }
+    }
+}
+
+impl GroupOptions<Udp> {
+    /// A receiver takes up to 32 datagrams that wait by one system call, and sends its answers by
+    /// another. Without it each datagram costs a call, and each answer. Linux and Android;
+    /// elsewhere it is refused.
+    pub fn batch(mut self, on: bool) -> GroupOptions<Udp> {
+        self.batch = on;
+        self
+    }
+
+    /// How many bytes of a datagram a receiver has room for; of a longer one the rest is lost, and
+    /// that is told. Unset: 65 535, which is more than any has. Memory that no datagram has
+    /// reached is not taken up.
+    pub fn room(mut self, bytes: usize) -> GroupOptions<Udp> {
+        self.room = bytes;
+        self
+    }
+}
+
+/// No datagram is longer: its length has 16 bits, which count its header too.
+const LARGEST: usize = 65_535;
+
+impl<P: Protocol> GroupOptions<P> {
+    /// Joins a group that another program may have made already, or makes one that others may
+    /// join. All must run under one effective user.
+    ///
+    /// Such a group is not steered: its indexes are not its own, and shift when a stranger leaves.
+    pub fn join(mut self, on: bool) -> GroupOptions<P> {
+        self.join = on;
+        self
+    }
+
+    /// One socket in place of many: all acceptors wait on the same one. That is the manual page's
+    /// older way, which no kernel refuses; whoever is idle takes the next connection or datagram.
+    pub fn shared(mut self, on: bool) -> GroupOptions<P> {
+        self.shared = on;
+        self
+    }
+
+    /// How the kernel chooses a member. Linux and Android; elsewhere all but `Hash` is refused.
+    pub fn steering(mut self, steering: Steering) -> GroupOptions<P> {
+        self.steering = steering;
+        self
+    }
+
+    /// Runs each acceptor on one CPU: of those that the program may use, acceptor 0 on the first,
+    /// and so on, from the start again where there are more acceptors. Linux and Android;
+    /// elsewhere it is refused.
+    pub fn pin(mut self, on: bool) -> GroupOptions<P> {
+        self.pin = on;
+        self
+    }
+
     /// As [`Options::only_v6`].
-    pub fn only_v6(mut self, on: bool) -> GroupOptions {
+    pub fn only_v6(mut self, on: bool) -> GroupOptions<P> {
         self.only_v6 = Some(on);
         self
     }
 
     /// As [`Options::before_bind`], for each member, also one that is added later.
-    pub fn before_bind<F>(mut self, hook: F) -> GroupOptions
+    pub fn before_bind<F>(mut self, hook: F) -> GroupOptions<P>
     where
         F: Fn(c_int) -> Result<(), Error> + Send + Sync + 'static,
     {
@@ -110,7 +148,7 @@ impl GroupOptions {
     /// How long a member that leaves waits at most for the handshakes that it has begun, and for
     /// its handler. Unset: a second, which is enough for any round-trip time on earth, and for one
     /// lost packet.
-    pub fn grace(mut self, grace: Duration) -> GroupOptions {
+    pub fn grace(mut self, grace: Duration) -> GroupOptions<P> {
         self.grace = grace;
         self
     }
@@ -120,7 +158,7 @@ impl GroupOptions {
         &self,
         address: impl Into<SocketAddr>,
         members: usize,
-    ) -> Result<Group, GroupError> {
+    ) -> Result<Group<P>, GroupError> {
         Group::make(
             plan(crate::BALANCES, members, self)?,
             address.into(),
@@ -133,11 +171,14 @@ impl GroupOptions {
     fn check_steering(&self) -> Result<(), GroupError> {
         let steered = self.steering != Steering::Hash;
         match () {
-            () if (steered || self.pin || self.steal) && !cfg!(linux_kernel) => {
+            () if (steered || self.pin || self.steal || self.batch) && !cfg!(linux_kernel) => {
                 Err(GroupError::NotHere)
             }
             () if steered && self.join => Err(GroupError::NotItsOwn),
             () if (steered || self.steal) && self.shared => Err(GroupError::OneSocket),
+            () if matches!(self.steering, Steering::Byte(_)) && !P::HAS_BYTES => {
+                Err(GroupError::NoBytes)
+            }
             () => Ok(()),
         }
     }
@@ -157,11 +198,8 @@ impl GroupOptions {
     }
 
     /// What the calls of each member are made with.
-    pub(super) fn of_a_member(&self) -> Options<'_> {
-        let mut options = Listener::options().nonblocking(self.steal || Way::polls(false));
-        if let Some(connections) = self.backlog {
-            options = options.backlog(connections);
-        }
+    pub(crate) fn of_a_member(&self) -> Options<'_, P> {
+        let mut options = Options::new().nonblocking(self.steal || polls(false));
         if let Some(on) = self.only_v6 {
             options = options.only_v6(on);
         }
@@ -175,19 +213,12 @@ impl GroupOptions {
 /// The most members that steal from one another: n of them are n * n registrations.
 pub(crate) const MOST_THAT_STEAL: usize = 128;
 
-/// How the first member comes to its port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum First {
-    /// Without the option, which goes on afterwards.
-    Claims,
-    /// With the option, among strangers.
-    Joins,
-    /// Without the option, for good.
-    Alone,
-}
-
 /// What the options mean on a kernel that balances or does not.
-fn plan(balances: bool, members: usize, options: &GroupOptions) -> Result<First, GroupError> {
+fn plan<P: Protocol>(
+    balances: bool,
+    members: usize,
+    options: &GroupOptions<P>,
+) -> Result<First, GroupError> {
     let sockets = if options.shared {
         members.min(1)
     } else {
@@ -204,7 +235,7 @@ fn plan(balances: bool, members: usize, options: &GroupOptions) -> Result<First,
     }
 }
 
-impl fmt::Debug for GroupOptions {
+impl<P> fmt::Debug for GroupOptions<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("GroupOptions");
         shown
@@ -218,6 +249,7 @@ impl fmt::Debug for GroupOptions {
             .field("backlog", &self.backlog)
             .field("only_v6", &self.only_v6);
         shown.field("before_bind", &self.before_bind.is_some());
+        shown.field("batch", &self.batch).field("room", &self.room);
         shown.field("grace", &self.grace).finish()
     }
 }

@@ -228,6 +228,62 @@ pub fn example(name: &str) -> PathBuf {
     path
 }
 
+/// Compiles a C program, of this package or elsewhere, into `directory`; warnings are errors.
+#[track_caller]
+pub fn compile(source: impl AsRef<Path>, directory: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let program = directory.join("reuseport-c");
+    let mut cc = Command::new("cc");
+    cc.args(["-Wall", "-Wextra", "-Werror", "-O2", "-pthread", "-o"])
+        .arg(&program)
+        .arg(source);
+    let done = cc.output().expect("a C compiler");
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    program
+}
+
+/// A port that this process holds, and on which a program under test may listen: bound with the
+/// option but not listening, this socket gets no connection and keeps strangers away.
+#[track_caller]
+pub fn reserve() -> (u16, std::os::fd::OwnedFd) {
+    use reuseport::{SockAddr, sys};
+    use std::os::fd::FromRawFd;
+    let (on, any) = (1, SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0))));
+    let kind = sys::SOCK_STREAM | sys::SOCK_CLOEXEC;
+    // SAFETY: owned by the next line.
+    let fd = unsafe { sys::socket(sys::AF_INET, kind, 0) }.expect("a socket");
+    // SAFETY: opened by the line above.
+    let owner = unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) };
+    let value = (&raw const on).cast::<core::ffi::c_void>();
+    // SAFETY: `on` is an int, readable for its four bytes.
+    unsafe { sys::setsockopt(fd, sys::SOL_SOCKET, sys::SO_REUSEPORT, value, 4) }.expect("set");
+    // SAFETY: `any` is readable for its own length.
+    unsafe { sys::bind(fd, any.as_ptr(), any.len()) }.expect("bound");
+    let mut name = SockAddr::empty();
+    let (at, len) = (name.as_mut_ptr(), name.len_mut_ptr());
+    // SAFETY: both point into `name`, which has room for the length it states.
+    unsafe { sys::getsockname(fd, at, len) }.expect("its name");
+    (name.get().expect("an address").port(), owner)
+}
+
+/// A process that dies with this value.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+/// The only child of a process, such as strace.
+#[track_caller]
+pub fn child_of(pid: u32) -> i32 {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("/proc");
+    let first = children.split_whitespace().next().expect("a child");
+    first.parse().expect("a pid")
+}
+
 /// A fresh directory under the target directory.
 pub fn scratch(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -399,4 +455,41 @@ pub fn leftovers(at: SocketAddr) -> SocketAddr {
         assert!(begun.elapsed() < 3 * BOUND, "no leftovers");
         sleep(Duration::from_millis(100));
     }
+}
+
+/// Has two begin at once, 200 times on a `fresh` address and 200 times over leftovers: `both` tells
+/// how many of the two came up. Never both, and seldom none.
+#[track_caller]
+pub fn of_two_at_once_one(fresh: SocketAddr, mut both: impl FnMut(SocketAddr) -> usize) {
+    let left_over = leftovers(SocketAddr::from(([127, 0, 0, 1], 0)));
+    for address in [fresh, left_over] {
+        let mut none = 0;
+        for _ in 0..200 {
+            let up = both(address);
+            assert!(up < 2, "both have {address}");
+            none += 1 - up;
+        }
+        assert!(none < 10, "nobody had {address} in {none} of 200");
+    }
+    let plain = reuseport::Listener::options()
+        .reuse_port(false)
+        .reuse_address(true)
+        .bind(left_over);
+    plain.expect_err("the leftovers have lasted");
+}
+
+/// Panics unless a fair lottery spreads like this: with one, it does so with a chance below 1e-7
+/// (chi-square, Wilson and Hilferty's approximation at 5.2 standard deviations).
+#[track_caller]
+pub fn a_fair_lottery(counts: &[usize]) {
+    let number = |n: usize| f64::from(u32::try_from(n).expect("not that many"));
+    let expected = number(counts.iter().sum()) / number(counts.len());
+    let chi_square: f64 = counts
+        .iter()
+        .map(|n| (number(*n) - expected).powi(2) / expected)
+        .sum();
+    let degrees = number(counts.len() - 1);
+    let ninth = 2.0 / (9.0 * degrees);
+    let limit = degrees * (1.0 - ninth + 5.2 * ninth.sqrt()).powi(3);
+    assert!(chi_square < limit, "{chi_square} of {limit}: {counts:?}");
 }

@@ -72,6 +72,19 @@ impl Args {
         Ok(self.value(name, &wanted, parse)?.unwrap_or(default))
     }
 
+    /// A number, perhaps with a fraction, from `least` to `most`.
+    pub(crate) fn decimal(
+        &mut self,
+        name: &str,
+        least: f64,
+        most: f64,
+        default: f64,
+    ) -> Result<f64, Failure> {
+        let wanted = format!("a number from {least} to {most}");
+        let parse = |value: &str| value.parse().ok().filter(|n| (least..=most).contains(n));
+        Ok(self.value(name, &wanted, parse)?.unwrap_or(default))
+    }
+
     /// `--addr`, as the addresses that its name stands for; by default 127.0.0.1:3000.
     pub(crate) fn addresses(&mut self) -> Result<Vec<SocketAddr>, Failure> {
         let wanted = "an address such as 127.0.0.1:3000, [::1]:3000 or localhost:3000";

@@ -3,16 +3,15 @@
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Instant;
-use std::{io, thread};
 
 use crate::Failure;
 use crate::args::Args;
 use crate::client::Client;
 use crate::histogram::Histogram;
-use crate::output::print;
+use crate::output::{print, progress};
 
 const HELP: &str = "\
 Connects, reads until the server closes, and counts; exits 1 if any connection failed
@@ -67,15 +66,17 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             spawned.map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
         }
         drop(done);
-        let mut progress = Progress::new(connections);
         loop {
             match arrivals.recv_timeout(Duration::from_millis(200)) {
                 Ok(seen) => all.merge(seen),
-                Err(RecvTimeoutError::Timeout) => progress.show(started.load(Relaxed)),
+                Err(RecvTimeoutError::Timeout) => {
+                    let started = started.load(Relaxed).min(connections);
+                    progress(&format!("{started} of {connections} connections"));
+                }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
-        progress.clear();
+        progress("");
         Ok(())
     })?;
     all.tell(connections, begun.elapsed())
@@ -129,39 +130,6 @@ impl Seen {
             _ => Err(Failure::Failed(format!(
                 "{failed} of {connections} connections failed"
             ))),
-        }
-    }
-}
-
-/// A line on stderr that is written over and over, where stderr is a terminal.
-struct Progress {
-    connections: usize,
-    shown: bool,
-}
-
-impl Progress {
-    fn new(connections: usize) -> Progress {
-        Progress {
-            connections,
-            shown: false,
-        }
-    }
-
-    fn show(&mut self, started: usize) {
-        if io::stderr().is_terminal() {
-            let started = started.min(self.connections);
-            _ = write!(
-                io::stderr(),
-                "\r{started} of {} connections",
-                self.connections
-            );
-            self.shown = true;
-        }
-    }
-
-    fn clear(&self) {
-        if self.shown {
-            _ = write!(io::stderr(), "\r\x1b[K");
         }
     }
 }

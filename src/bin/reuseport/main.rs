@@ -4,6 +4,7 @@
 mod args;
 mod claims;
 mod client;
+mod compare;
 mod connect;
 mod demo;
 mod explain;
@@ -11,6 +12,7 @@ mod histogram;
 mod output;
 mod serve;
 mod signals;
+mod slow;
 
 use std::process::ExitCode;
 
@@ -33,6 +35,7 @@ Usage: reuseport [COMMAND] [OPTIONS]
   demo       acceptors and clients in one process: who gets what (also without a command)
   serve      the C program: prints `acceptor N` for every connection, until it is stopped
   connect    a client: makes connections and counts what becomes of them
+  compare    the ways to accept, one beside the other under the same load
   explain    tries on this kernel what the guide says of SO_REUSEPORT
 
 `reuseport COMMAND --help` lists the options of each. `reuseport --version`.
@@ -53,9 +56,10 @@ fn main() -> ExitCode {
         None | Some("demo") => demo::run(args),
         Some("serve") => serve::run(args),
         Some("connect") => connect::run(args),
+        Some("compare") => compare::run(args),
         Some("explain") => explain::run(args),
         Some(other) => Err(Failure::Usage(format!(
-            "there is no command \"{other}\"; they are demo, serve, connect and explain"
+            "there is no command \"{other}\"; they are demo, serve, connect, compare and explain"
         ))),
     };
     match result {

@@ -1,7 +1,7 @@
 //! What a person reads: stdout for what was asked for, stderr for the rest.
 
 use core::fmt::Write as _;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process;
 
 use reuseport::{Call, Count, GroupError, Queue};
@@ -29,6 +29,14 @@ pub(crate) fn report(line: &str) {
 /// Prints lines to stderr as they are.
 pub(crate) fn report_lines(lines: &str) {
     _ = io::stderr().lock().write_all(lines.as_bytes());
+}
+
+/// A line on stderr that the next one writes over, where stderr is a terminal. An empty one is the
+/// last.
+pub(crate) fn progress(line: &str) {
+    if io::stderr().is_terminal() {
+        _ = write!(io::stderr().lock(), "\r\x1b[K{line}");
+    }
 }
 
 /// Why there is no group, with a hint where there is one to give.

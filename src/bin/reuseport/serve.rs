@@ -1,12 +1,11 @@
 //! `reuseport serve`: the C program.
 
 use core::net::SocketAddr;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
 #[cfg(target_os = "linux")]
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
-use std::{env, process, thread};
+use std::{env, process};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use std::{path::Path, process::Command};
 
@@ -14,8 +13,9 @@ use reuseport::{Group, GroupOptions, Serving, Steering};
 
 use crate::Failure;
 use crate::args::Args;
-use crate::output::{explain, print, ratio, report, report_lines, tally};
+use crate::output::{explain, print, report, report_lines, tally};
 use crate::signals::{Caught, Signals};
+use crate::slow::Slow;
 
 const HELP: &str = "\
 Accepts and closes, and prints `acceptor N` on stdout for every connection
@@ -70,11 +70,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     options = options.join(join).shared(shared);
     let grace = Duration::from_millis(args.number("--grace", 0, 86_400_000, 1000)? as u64);
     options = options.steal(args.flag("--steal"));
-    let slow = args.value(
-        "--slow",
-        "PERCENT:MILLISECONDS, such as 0.5:50",
-        Slow::parse,
-    )?;
+    let slow = Slow::option(&mut args)?;
     options = options.grace(grace);
     let quiet = args.flag("--quiet");
     let addresses = args.addresses()?;
@@ -150,37 +146,6 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     });
     report_lines(&tally(&rows.collect::<Vec<_>>(), true));
     Ok(())
-}
-
-/// A share of the connections that takes long, spread evenly over them.
-struct Slow {
-    percent: f64,
-    pause: Duration,
-    handled: AtomicUsize,
-}
-
-impl Slow {
-    fn parse(value: &str) -> Option<Slow> {
-        let (percent, millis) = value.split_once(':')?;
-        let percent = percent
-            .parse()
-            .ok()
-            .filter(|percent| (0.0..=100.0).contains(percent))?;
-        let pause = Duration::from_millis(millis.parse().ok()?);
-        Some(Slow {
-            percent,
-            pause,
-            handled: AtomicUsize::new(0),
-        })
-    }
-
-    fn handle(&self) {
-        let before = self.handled.fetch_add(1, Relaxed);
-        let slow_ones = |handled: usize| (ratio(handled, 100) * self.percent).floor();
-        if slow_ones(before + 1) > slow_ones(before) {
-            thread::sleep(self.pause);
-        }
-    }
 }
 
 /// How long a successor may take to start.

@@ -220,6 +220,9 @@ claims! {
     linux udp::adding_a_udp_member_moves_flows
         "A new member moves flows, also from one old member to another."
         unless "none is added"
+    linux udp::a_udp_program_sees_the_payload
+        "A program sees a datagram from its first byte on, and may choose by it."
+        unless "no program is attached"
     linux udp::closing_a_udp_socket_drops_in_silence
         "What waits in a UDP socket is dropped when it closes, and the sender is not told."
         unless "it was read before"

@@ -3,27 +3,17 @@
 use core::net::SocketAddr;
 use std::net::UdpSocket;
 
-use reuseport::steering::{self, Instruction};
-use reuseport::{Error, sys};
+use reuseport::{Datagram, steering, sys};
 
-use super::tools::{always, any_port, bind, open, set, since, until};
+use super::tools::{always, any_port, instruction, open, set, since, until};
 use super::{Snag, Tried, seen};
 
-fn unbound() -> Result<UdpSocket, Snag> {
-    let socket: UdpSocket = open(libc::SOCK_DGRAM, any_port().ip())?;
-    set(&socket, sys::SOL_SOCKET, sys::SO_REUSEPORT, 1)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-fn member(address: SocketAddr) -> Result<UdpSocket, Snag> {
-    let socket = unbound()?;
-    bind(&socket, address)?;
-    Ok(socket)
+fn member(address: SocketAddr) -> Result<Datagram, Snag> {
+    Ok(Datagram::options().nonblocking(true).bind(address)?)
 }
 
 /// Members of one port, and clients of it, each a flow.
-fn group(members: usize, flows: usize) -> Result<(Vec<UdpSocket>, Vec<UdpSocket>), Snag> {
+fn group(members: usize, flows: usize) -> Result<(Vec<Datagram>, Vec<UdpSocket>), Snag> {
     let first = member(any_port())?;
     let address = first.local_addr()?;
     let mut all = vec![first];
@@ -38,16 +28,15 @@ fn group(members: usize, flows: usize) -> Result<(Vec<UdpSocket>, Vec<UdpSocket>
     Ok((all, (0..flows).map(flow).collect::<Result<_, _>>()?))
 }
 
-/// Sends a datagram on each flow: which member received it.
-fn homes(members: &[UdpSocket], flows: &[UdpSocket]) -> Result<Vec<usize>, Snag> {
+/// Sends a datagram on each flow, which carries a 0, a 1, a 2 and so on in turn: which member
+/// received it.
+fn homes(members: &[Datagram], flows: &[UdpSocket]) -> Result<Vec<usize>, Snag> {
     let mut homes = Vec::new();
-    for flow in flows {
-        flow.send(b"x")?;
+    for (flow, payload) in flows.iter().zip([0, 1, 2].into_iter().cycle()) {
+        flow.send(&[payload])?;
         let mut home = None;
         until("somebody receives it", || {
-            home = members
-                .iter()
-                .position(|member| member.recv(&mut [0]).is_ok());
+            home = members.iter().position(received);
             home.is_some()
         })?;
         homes.extend(home);
@@ -55,36 +44,49 @@ fn homes(members: &[UdpSocket], flows: &[UdpSocket]) -> Result<Vec<usize>, Snag>
     Ok(homes)
 }
 
-fn steer(member: &UdpSocket, program: &[Instruction]) -> Result<(), Error> {
-    let program = libc::sock_fprog {
-        len: u16::try_from(program.len()).unwrap_or(0),
-        filter: program.as_ptr().cast_mut().cast(),
-    };
-    set(
-        member,
-        sys::SOL_SOCKET,
-        libc::SO_ATTACH_REUSEPORT_CBPF,
-        program,
-    )
+fn received(member: &Datagram) -> bool {
+    member.recv_from(&mut [0]).is_ok()
 }
 
 /// Of 60 flows the one of two members gets none with a chance of 2^-60 < 1e-18.
 pub(super) fn a_udp_socket_joins_at_bind(counter: bool) -> Tried {
     let (mut members, flows) = group(1, 60)?;
+    let address = members[0].local_addr()?;
     members.push(if counter {
-        unbound()?
+        let unbound = open(libc::SOCK_DGRAM | sys::SOCK_NONBLOCK, address.ip())?;
+        set(&unbound, sys::SOL_SOCKET, sys::SO_REUSEPORT, 1)?;
+        unbound
     } else {
-        member(members[0].local_addr()?)?
+        member(address)?
     });
     let got = homes(&members, &flows)?.iter().sum::<usize>();
     seen(got > 0, format!("it received {got} of 60 flows"))
+}
+
+/// By the hash, 30 datagrams come to the member that they name with a chance of 3^-30 < 1e-14.
+pub(super) fn a_udp_program_sees_the_payload(counter: bool) -> Tried {
+    let (members, flows) = group(3, 30)?;
+    if !counter {
+        // BPF_LD | BPF_B | BPF_ABS, BPF_RET | BPF_A: return the first byte.
+        members[0].steer(&[instruction(0x30, 0), instruction(0x16, 0)])?;
+    }
+    let homes = homes(&members, &flows)?;
+    let named = homes
+        .iter()
+        .zip([0, 1, 2].iter().cycle())
+        .filter(|(home, byte)| home == byte);
+    let named = named.count();
+    seen(
+        named == 30,
+        format!("{named} of 30 came to the member that their first byte names"),
+    )
 }
 
 /// At random, 20 flows stay where they are 3 times with a chance of 4^-60 < 1e-36.
 pub(super) fn a_udp_flow_stays(counter: bool) -> Tried {
     let (members, flows) = group(4, 20)?;
     if counter {
-        steer(&members[0], &steering::random(4))?;
+        members[0].steer(&steering::random(4))?;
     }
     let first = homes(&members, &flows)?;
     let mut moved = 0;
@@ -123,19 +125,18 @@ pub(super) fn adding_a_udp_member_moves_flows(counter: bool) -> Tried {
 
 pub(super) fn closing_a_udp_socket_drops_in_silence(counter: bool) -> Tried {
     let (mut members, flows) = group(2, 1)?;
-    steer(&members[0], &always(0))?;
+    members[0].steer(&always(0))?;
     flows[0].send(b"x")?;
-    until("it waits", || members[0].peek(&mut [0]).is_ok())?;
-    let mut read = 0;
-    if counter {
-        read += members[0].recv(&mut [0])?;
-    }
+    until("it waits", || {
+        members[0].queue().is_ok_and(|queue| queue.waiting > 0)
+    })?;
+    let mut read = counter && received(&members[0]);
     drop(members.remove(0));
-    read += members[0].recv(&mut [0]).unwrap_or(0);
+    read |= received(&members[0]);
     let error = flows[0].take_error()?;
     seen(
-        read == 0 && error.is_none(),
-        format!("{read} of 1 was read; the sender has {error:?}"),
+        !read && error.is_none(),
+        format!("somebody read it: {read}; the sender's error: {error:?}"),
     )
 }
 
@@ -153,7 +154,7 @@ pub(super) fn a_connected_udp_socket_hears_its_peer(counter: bool) -> Tried {
 pub(super) fn a_connected_udp_socket_leaves_the_group(counter: bool) -> Tried {
     since(6, 13)?;
     let (members, flows) = group(3, 20)?;
-    steer(&members[0], &always(1))?;
+    members[0].steer(&always(1))?;
     if !counter {
         members[1].connect(UdpSocket::bind(any_port())?.local_addr()?)?;
     }

@@ -1,0 +1,241 @@
+//! `reuseport compare`: the ways to accept, one beside the other.
+
+mod picture;
+mod report;
+mod ways;
+
+use core::hash::{BuildHasher, BuildHasherDefault, Hash};
+use core::net::SocketAddr;
+use core::time::Duration;
+use std::fs::{self, OpenOptions};
+use std::hash::DefaultHasher;
+use std::io;
+use std::thread::{self, Builder, sleep};
+use std::time::Instant;
+
+use crate::Failure;
+use crate::args::Args;
+use crate::client::Client;
+use crate::histogram::Histogram;
+use crate::output::{print, progress, ratio};
+use crate::slow::Slow;
+use report::{Report, Round, Row};
+use ways::{BASE, Server, WAYS, Way};
+
+const HELP: &str = "\
+Compares the ways to accept: each is a server of its own, and all have the same load in turn
+
+Usage: reuseport compare [OPTIONS]
+
+  --acceptors N      threads of each server [4]
+  --clients N        clients, each with one connection at a time [16]
+  --think MS         milliseconds, on average, from a client's one connection to its next:
+                     exponentially distributed, alike for every way [0]
+  --slow P:MS        handle P percent of the connections slowly, each for MS milliseconds
+  --rounds N         how often each way has its turn [9]
+  --seconds S        how long a turn takes [0.6]
+  --svg FILE         draw it, too
+
+The ways:
+
+  single             one thread accepts, and hands the connections to workers through a channel
+  shared             the threads compete for the connections of one listener
+  reuseport          each thread has its own listener, and the kernel's hash chooses
+  reuseport + cpu    each thread runs on one CPU, and the receiving CPU's is chosen: threads
+                     beyond the number of CPUs get nothing
+  reuseport + steal  the hash chooses, and idle threads take what waits for busy ones
+
+The columns, each the median of the rounds:
+
+  conn/s, spread     connections a second; how far the rounds are from that
+  shared             conn/s by those of `shared` in the same round; with a ? where the rounds are
+                     too few, or agree too little, to say that they differ
+  p50, p99, p99.9    milliseconds from connect to the end of the connection
+  fair               connections of the thread that had the fewest, by those of the one that
+                     had the most
+  switches, cpu      the server's context switches and microseconds of processor time, for each
+                     connection
+";
+
+pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
+    if args.flag("--help") || args.flag("-h") {
+        print(HELP);
+        return Ok(());
+    }
+    let acceptors = args.number("--acceptors", 1, 128, 4)?;
+    let slow = Slow::option(&mut args)?;
+    // How this program starts its servers.
+    if let Some(way) = args.value("--serve-as", "the name of a way", Way::named)? {
+        args.finish()?;
+        return way.serve(acceptors, slow);
+    }
+    let clients = args.number("--clients", 1, 10_000, 16)?;
+    let think = args.decimal("--think", 0.0, 60_000.0, 0.0)?;
+    let rounds = args.number("--rounds", 1, 1000, 9)?;
+    let seconds = args.decimal("--seconds", 0.01, 3600.0, 0.6)?;
+    let svg = args.value("--svg", "a file", |path| Some(path.to_owned()))?;
+    args.finish()?;
+    let load = Load {
+        clients,
+        think: Duration::from_secs_f64(think / 1000.0),
+        turn: Duration::from_secs_f64(seconds),
+    };
+    if let Some(path) = &svg {
+        // Now, not when the minutes of measuring are over.
+        let mut writable = OpenOptions::new();
+        let opened = writable.write(true).create(true).truncate(false).open(path);
+        opened.map_err(|error| cannot_write(path, &error))?;
+    }
+
+    let (here, missing): (Vec<_>, Vec<_>) = WAYS.iter().partition(|way| way.here);
+    let servers = here
+        .iter()
+        .map(|way| Server::start(way, acceptors, slow.as_ref()));
+    let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
+    let mut rows: Vec<_> = here.iter().map(|way| Row::new(way.name)).collect();
+    let ways = rows.len();
+    let measured = (0..rounds * ways).try_for_each(|turn| {
+        let round = turn / ways;
+        let at = (round + turn) % ways; // so that each is the first now and then
+        let (server, row) = (&mut servers[at], &mut rows[at]);
+        progress(&format!("round {} of {rounds}: {}", round + 1, row.name));
+        row.rounds.push(load.measure(server, round)?);
+        Ok(())
+    });
+    progress("");
+    measured?;
+    drop(servers);
+
+    let slow = slow.map_or(String::new(), |slow| format!(" --slow {slow}"));
+    let command = format!(
+        "reuseport compare --acceptors {acceptors} --clients {clients} --think {think}{slow} \
+         --rounds {rounds} --seconds {seconds}"
+    );
+    let report = Report {
+        command,
+        rows,
+        base: BASE,
+    };
+    let drawn = svg.map_or(Ok(()), |path| {
+        let written = fs::write(&path, report.drawing());
+        written.map_err(|error| cannot_write(&path, &error))
+    });
+    print(&report.table());
+    for way in missing {
+        print(&format!("{:17}  not on this kernel\n", way.name));
+    }
+    print(&format!("\n{}", report.conclusions()));
+    drawn
+}
+
+fn cannot_write(path: &str, error: &io::Error) -> Failure {
+    Failure::Failed(format!("{path}: {error}"))
+}
+
+/// What the clients do, alike for every way.
+struct Load {
+    clients: usize,
+    /// The mean of the pauses.
+    think: Duration,
+    turn: Duration,
+}
+
+impl Load {
+    /// One server's turn.
+    fn measure(&self, server: &mut Server, round: usize) -> Result<Round, Failure> {
+        let before = server.used()?;
+        let failed = |why| Failure::Failed(format!("{}: {why}", server.way.name));
+        let (durations, in_time) = self.run(server.address, round).map_err(failed)?;
+        let after = server.used()?;
+        let used: Vec<_> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
+        let (used, handled) = used.split_at(2);
+        let total = handled.iter().sum();
+        let (Some(least), Some(most), 1..) = (handled.iter().min(), handled.iter().max(), in_time)
+        else {
+            return Err(failed("no connection ended within its turn".to_owned()));
+        };
+        let millis = |per_mille| durations.percentile(per_mille).as_secs_f64() * 1e3;
+        Ok(Round {
+            rate: ratio(in_time, 1) / self.turn.as_secs_f64(),
+            p50: millis(500),
+            p99: millis(990),
+            p999: millis(999),
+            fairness: ratio(*least, *most),
+            switches: ratio(used[1], total),
+            cpu: ratio(used[0], total),
+        })
+    }
+
+    /// All clients at once: how long their connections took, and how many ended within the turn.
+    /// Those that end after it are timed too; otherwise the slow ones would be missing.
+    ///
+    /// The server closes first, so what lingers (`TIME_WAIT`) is the server's, and the clients'
+    /// ports are free again at once.
+    fn run(&self, address: SocketAddr, round: usize) -> Result<(Histogram, usize), String> {
+        thread::scope(|scope| {
+            let client = |number| {
+                let thread = Builder::new().stack_size(128 * 1024);
+                thread.spawn_scoped(scope, move || self.client(address, (round, number)))
+            };
+            let clients: Vec<_> = (0..self.clients).map(client).collect();
+            let (mut all, mut in_time) = (Histogram::new(), 0);
+            for client in clients {
+                let client = client.map_err(|error| format!("starting a thread: {error}"))?;
+                let seen = client
+                    .join()
+                    .map_err(|_| "a client panicked".to_owned())??;
+                all.merge(&seen.0);
+                in_time += seen.1;
+            }
+            Ok((all, in_time))
+        })
+    }
+
+    /// One client, until the turn is over or a connection fails. Its pauses depend on `seed` alone.
+    fn client(
+        &self,
+        address: SocketAddr,
+        seed: (usize, usize),
+    ) -> Result<(Histogram, usize), String> {
+        let client = Client {
+            addresses: vec![address],
+            hold: Duration::ZERO,
+            timeout: Duration::from_secs(10),
+        };
+        let (mut durations, mut in_time) = (Histogram::new(), 0);
+        let end = Instant::now() + self.turn;
+        for visit in 0_usize.. {
+            let pause = self.think.mul_f64(exponential((seed, visit)));
+            let left = end.saturating_duration_since(Instant::now());
+            if !pause.is_zero() {
+                sleep(pause.min(left));
+            }
+            if pause >= left {
+                break;
+            }
+            durations.add(client.visit()?);
+            in_time += usize::from(Instant::now() < end);
+        }
+        Ok((durations, in_time))
+    }
+}
+
+/// A number of the exponential distribution with the mean 1, the same for the same seed.
+fn exponential(seed: impl Hash) -> f64 {
+    let hash = BuildHasherDefault::<DefaultHasher>::new().hash_one(seed);
+    let uniform = f64::from(u32::try_from(hash >> 32).unwrap_or(0)) + 0.5;
+    -(uniform / 4_294_967_296.0).ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_have_the_mean_that_was_asked_for() {
+        // A fixed sequence: the mean of 100 000 is within 1 % of 1, three standard errors.
+        let sum: f64 = (0..100_000).map(exponential).sum();
+        assert!((sum / 100_000.0 - 1.0).abs() < 0.01, "{sum}");
+        assert!((0..100_000).map(exponential).all(|pause| pause > 0.0));
+    }
+}

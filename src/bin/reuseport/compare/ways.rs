@@ -1,0 +1,217 @@
+//! The ways to accept, each a server in a process of its own: what that process uses is the
+//! server's alone, and none of it the clients'.
+
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{self, Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::{env, thread};
+
+use reuseport::{BALANCES, Connection, Count, Group, GroupOptions, Steering};
+
+use crate::output::print;
+use crate::slow::Slow;
+use crate::{Failure, serve};
+
+/// A way to accept.
+pub(crate) struct Way {
+    pub(crate) name: &'static str,
+    /// Whether this kernel has it.
+    pub(crate) here: bool,
+    start: Start,
+}
+
+const LINUX: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+pub(crate) const WAYS: [Way; 5] = [
+    way("single", true, single),
+    way("shared", true, |n, slow| {
+        group(&Group::options().shared(true), n, slow)
+    }),
+    way("reuseport", BALANCES, |n, slow| {
+        group(&Group::options(), n, slow)
+    }),
+    way("reuseport + cpu", LINUX, |n, slow| {
+        let options = Group::options().steering(Steering::Cpu).pin(true);
+        group(&options, n, slow)
+    }),
+    way("reuseport + steal", LINUX, |n, slow| {
+        group(&Group::options().steal(true), n, slow)
+    }),
+];
+
+/// The one that the others are measured by: `shared`.
+pub(crate) const BASE: usize = 1;
+
+type Start = fn(usize, Option<Slow>) -> Result<Running, Failure>;
+
+const fn way(name: &'static str, here: bool, start: Start) -> Way {
+    Way { name, here, start }
+}
+
+impl Way {
+    pub(crate) fn named(name: &str) -> Option<&'static Way> {
+        WAYS.iter().find(|way| way.name == name)
+    }
+
+    /// The server's process. It says where it listens, and answers each line on stdin with what it
+    /// has used and done so far. When nobody can ask any more it ends, whatever is under way: it
+    /// does not outlive the process that has started it.
+    pub(crate) fn serve(&self, acceptors: usize, slow: Option<Slow>) -> Result<(), Failure> {
+        let running = (self.start)(acceptors, slow)?;
+        print(&format!("{}\n", running.address));
+        for _ in io::stdin().lock().lines().map_while(Result::ok) {
+            let mut answer = used();
+            answer.extend((running.handled)());
+            let words: Vec<_> = answer.iter().map(usize::to_string).collect();
+            print(&format!("{}\n", words.join(" ")));
+        }
+        process::exit(0)
+    }
+}
+
+/// A server in this process.
+struct Running {
+    address: SocketAddr,
+    /// How many connections each thread has handled.
+    handled: Box<dyn Fn() -> Vec<usize>>,
+}
+
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Acceptors, each of which handles what it accepts.
+fn group(options: &GroupOptions, n: usize, slow: Option<Slow>) -> Result<Running, Failure> {
+    let group = serve::bind(options, &[ANY_PORT], n)?;
+    let serving = serve::spawn(group, move |_| handle(slow.as_ref()))?;
+    let accepted = |count: &Count| count.accepted;
+    Ok(Running {
+        address: serving.local_addr(),
+        handled: Box::new(move || serving.tally().iter().map(accepted).collect()),
+    })
+}
+
+/// One thread accepts, and hands the connections to workers through a channel.
+fn single(workers: usize, slow: Option<Slow>) -> Result<Running, Failure> {
+    let (hand, queue) = mpsc::channel::<Connection>();
+    let (queue, slow) = (Arc::new(Mutex::new(queue)), Arc::new(slow));
+    let handled: Arc<[AtomicUsize]> = (0..workers).map(|_| AtomicUsize::new(0)).collect();
+    for worker in 0..workers {
+        let (queue, slow, handled) = (queue.clone(), slow.clone(), handled.clone());
+        let work = move || {
+            let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            while let Ok(_connection) = next() {
+                handled[worker].fetch_add(1, Relaxed);
+                handle(slow.as_ref().as_ref());
+            }
+        };
+        let spawned = thread::Builder::new().spawn(work);
+        spawned.map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
+    }
+    let group = serve::bind(&Group::options(), &[ANY_PORT], 1)?;
+    let serving = group.spawn(move |_, connection| _ = hand.send(connection));
+    let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
+    Ok(Running {
+        address: serving.local_addr(),
+        handled: Box::new(move || {
+            _ = &serving; // which ends when it is dropped
+            handled.iter().map(|count| count.load(Relaxed)).collect()
+        }),
+    })
+}
+
+fn handle(slow: Option<&Slow>) {
+    if let Some(slow) = slow {
+        slow.handle();
+    }
+}
+
+/// This process's microseconds of processor time, and its context switches.
+fn used() -> Vec<usize> {
+    // SAFETY: `rusage` is made of integers, for which zeros are a value.
+    let mut usage: libc::rusage = unsafe { core::mem::zeroed() };
+    // It cannot fail: the pointer is good, and so is the number.
+    // SAFETY: `usage` is writable.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    let [user, system] = [usage.ru_utime, usage.ru_stime].map(|time| {
+        let seconds = usize::try_from(time.tv_sec).unwrap_or_default();
+        seconds * 1_000_000 + usize::try_from(time.tv_usec).unwrap_or_default()
+    });
+    let switches = usage.ru_nvcsw + usage.ru_nivcsw;
+    vec![user + system, usize::try_from(switches).unwrap_or_default()]
+}
+
+/// A server in a process of its own. It ends with this value.
+pub(crate) struct Server {
+    pub(crate) way: &'static Way,
+    pub(crate) address: SocketAddr,
+    child: Child,
+    ask: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Server {
+    pub(crate) fn start(
+        way: &'static Way,
+        acceptors: usize,
+        slow: Option<&Slow>,
+    ) -> Result<Server, Failure> {
+        let failed = |error: io::Error| Failure::Failed(format!("{}: {error}", way.name));
+        let mut command = Command::new(env::current_exe().map_err(failed)?);
+        command.args(["compare", "--serve-as", way.name]);
+        command.args(["--acceptors", &acceptors.to_string()]);
+        if let Some(slow) = slow {
+            command.args(["--slow", &slow.to_string()]);
+        }
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let (Some(ask), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
+            unreachable!("both are pipes")
+        };
+        let mut server = Server {
+            way,
+            address: ANY_PORT,
+            child,
+            ask,
+            answers: BufReader::new(answers),
+        };
+        let address = server.answer()?.trim().parse();
+        server.address = address.map_err(|_| server.has_ended())?;
+        Ok(server)
+    }
+
+    /// What it has used and done so far: microseconds of processor time, context switches, and
+    /// the connections that each thread has handled.
+    pub(crate) fn used(&mut self) -> Result<Vec<usize>, Failure> {
+        // If it has ended, so have the answers.
+        _ = self.ask.write_all(b"\n");
+        let answer = self.answer()?;
+        let numbers = answer.split_whitespace().map(str::parse);
+        numbers
+            .collect::<Result<_, _>>()
+            .map_err(|_| self.has_ended())
+    }
+
+    fn answer(&mut self) -> Result<String, Failure> {
+        let mut line = String::new();
+        match self.answers.read_line(&mut line) {
+            Ok(1..) => Ok(line),
+            _ => Err(self.has_ended()),
+        }
+    }
+
+    /// What it had to say of that stands on stderr already.
+    fn has_ended(&self) -> Failure {
+        Failure::Failed(format!("the server of \"{}\" has ended", self.way.name))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}

@@ -1,0 +1,281 @@
+//! A group that receives datagrams: what only [`Udp`] has.
+//!
+//! A member is in the kernel's group until its last descriptor is closed, and shutting it down
+//! changes nothing there. So it leaves in this order: the group is steered around it; it is shut
+//! down, which wakes its thread, and lets it read on until nothing waits; the thread has left; its
+//! descriptor is replaced by another, dead one, and with that the socket is closed.
+
+use core::net::SocketAddr;
+#[cfg(linux_kernel)]
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+#[cfg(linux_kernel)]
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Instant;
+
+use crate::acceptors::{Leave, Seat, Stop, add_one};
+use crate::address::SockAddr;
+use crate::batch::Message;
+use crate::claim::claim_datagrams;
+use crate::crew::{Exit, Post, Way, launch};
+use crate::datagram::Datagram;
+use crate::drain::BEAT;
+use crate::error::Error;
+use crate::group::{Group, GroupOptions, SpawnError};
+use crate::listener::Descriptor;
+use crate::polling;
+use crate::protocol::{First, Protocol, Udp};
+use crate::queue::Queue;
+use crate::serving::{Plans, Serving};
+#[cfg(linux_kernel)]
+use crate::{
+    alone::shut_down,
+    batch::Batch,
+    error::{Call, check},
+};
+
+/// How many datagrams a batch has at most.
+#[cfg(linux_kernel)]
+const BATCH: usize = 32;
+
+impl Group<Udp> {
+    /// Gives each member a thread, which hands its number and every datagram to `handler`.
+    ///
+    /// While a handler runs, what comes to this member waits, and is dropped where there is no more
+    /// room: [`Queue::dropped`]. Panics and failures are as for [`Group::spawn`](Group::spawn); an
+    /// answer that cannot be sent counts as [gone on](crate::Count::went_on).
+    pub fn spawn<H>(self, handler: H) -> Result<Serving<Udp>, SpawnError<Udp>>
+    where
+        H: Fn(usize, Message<'_>) + Send + Sync + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.spawn_with(move |receiver| {
+            let handler = Arc::clone(&handler);
+            move |message: Message<'_>, _: &Stop| handler(receiver, message)
+        })
+    }
+
+    /// As [`spawn`](Self::spawn), with a handler of its own for each receiver, which also learns
+    /// when it is to come to an end. `make` is kept, for members that are added.
+    pub fn spawn_with<M, H>(self, mut make: M) -> Result<Serving<Udp>, SpawnError<Udp>>
+    where
+        M: FnMut(usize) -> H + Send + 'static,
+        H: FnMut(Message<'_>, &Stop) + Send + 'static,
+    {
+        self.start(launch::<Udp, _, _>(move |receiver| {
+            let handler = make(receiver);
+            move |seat: &Seat<Datagram>, source: Source| _ = source.work(seat, handler)
+        }))
+    }
+}
+
+/// How datagrams come.
+#[allow(missing_debug_implementations)] // nobody outside can name it
+pub struct Source {
+    room: usize,
+    #[cfg(linux_kernel)]
+    batch: bool,
+    /// Where a shutdown wakes nobody: what hangs up.
+    hung_up: Option<UnixStream>,
+}
+
+impl Source {
+    /// The thread.
+    fn work(
+        &self,
+        seat: &Seat<Datagram>,
+        mut handler: impl FnMut(Message<'_>, &Stop),
+    ) -> Result<(), Leave> {
+        #[cfg(linux_kernel)]
+        if self.batch {
+            return self.work_in_batches(seat, handler);
+        }
+        let socket = &seat.socket;
+        let mut room = std::vec![0; self.room];
+        let mut from = SockAddr::empty();
+        loop {
+            self.wait(seat)?;
+            let (len, truncated) = match socket.receive(&mut room, &mut from) {
+                Ok(received) => received,
+                Err(error) => {
+                    seat.heed(error)?;
+                    continue;
+                }
+            };
+            let mut answer = None;
+            let message = Message {
+                socket,
+                room: &mut room,
+                len,
+                truncated,
+                from: &from,
+                answer: &mut answer,
+            };
+            seat.handle(|| handler(message, &seat.stop));
+            let answer = answer.and_then(|len| room.get(..len));
+            if answer.is_some_and(|bytes| socket.send_to_addr(bytes, &from).is_err()) {
+                add_one(&seat.counters.went_on);
+            }
+        }
+    }
+
+    #[cfg(linux_kernel)]
+    fn work_in_batches(
+        &self,
+        seat: &Seat<Datagram>,
+        mut handler: impl FnMut(Message<'_>, &Stop),
+    ) -> Result<(), Leave> {
+        let mut buffer = std::vec![0; BATCH * self.room];
+        let mut batch = Batch::<BATCH>::new(&mut buffer);
+        loop {
+            if let Err(error) = batch.receive(&seat.socket) {
+                seat.heed(error)?;
+                continue;
+            }
+            for message in batch.messages(&seat.socket) {
+                seat.handle(|| handler(message, &seat.stop));
+            }
+            if batch.send_answers(&seat.socket).is_err() {
+                add_one(&seat.counters.went_on);
+            }
+        }
+    }
+
+    /// Waits here where nothing could wake `recvmsg`.
+    fn wait(&self, seat: &Seat<Datagram>) -> Result<(), Leave> {
+        let Some(hung_up) = &self.hung_up else {
+            return Ok(());
+        };
+        polling::wait(seat.socket.raw(), hung_up, false)
+    }
+}
+
+#[allow(private_interfaces)]
+impl Protocol for Udp {
+    type Socket = Datagram;
+    type Source = Source;
+    const HAS_BYTES: bool = true;
+
+    fn open(
+        options: &GroupOptions<Udp>,
+        how: First,
+        address: SocketAddr,
+    ) -> Result<Datagram, Error> {
+        let options = options.of_a_member();
+        match how {
+            First::Claims => claim_datagrams(&options, address),
+            First::Joins => options.bind(address),
+            First::Alone => options.reuse_port(false).bind(address),
+        }
+    }
+
+    fn descriptor(socket: &Datagram) -> &Descriptor {
+        &socket.0
+    }
+
+    fn queue(socket: &Datagram) -> Option<Queue> {
+        #[cfg(linux_kernel)]
+        return socket.queue().ok();
+        #[cfg(not(linux_kernel))]
+        return (_ = socket, None).1;
+    }
+
+    fn way(plans: &Plans<Udp>) -> Result<Way<Udp>, Error> {
+        #[cfg(linux_kernel)]
+        let (hung_up, exit) = (None, Exit::Replace(AtomicBool::new(false)));
+        #[cfg(not(linux_kernel))]
+        let (hung_up, exit) =
+            crate::crew::line().map(|(near, far)| (Some(far), Exit::HangUp(near)))?;
+        let source = Source {
+            room: plans.site.options.room,
+            #[cfg(linux_kernel)]
+            batch: plans.site.options.batch,
+            hung_up,
+        };
+        Ok(Way { source, exit })
+    }
+
+    /// Connects them, each to itself: to others their port is closed then, but what waits there
+    /// already is theirs.
+    ///
+    /// That would change from which address a socket answers that is bound to the wildcard. Such a
+    /// one drops what is new, where none stays who could have it.
+    #[cfg(linux_kernel)]
+    fn take_no_more(
+        serving: &Serving<Udp>,
+        plans: &Plans<Udp>,
+        indexes: &[usize],
+        all: bool,
+    ) -> Result<(), Error> {
+        let crew = serving.crew();
+        // The last first, for the kernel may take it out of its group at once.
+        let leaving = indexes.iter().rev().filter_map(|i| crew.posts.get(*i));
+        for socket in leaving.map(Post::socket) {
+            if !serving.local_addr().ip().is_unspecified() {
+                socket.connect(serving.local_addr())?;
+            } else if all && !plans.site.options.join {
+                socket.take_no_more()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(serving: &Serving<Udp>, _: &mut Plans<Udp>, indexes: &[usize], deadline: Instant) {
+        // A datagram that was being looked up when the steering changed has come by then.
+        sleep(BEAT);
+        let working = |rouse: bool| {
+            let crew = serving.crew();
+            let posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
+            let mut working = posts
+                .filter(|post| !post.acceptor.thread.is_finished())
+                .peekable();
+            let any = working.peek().is_some();
+            if rouse {
+                working.for_each(have_leave);
+            }
+            any
+        };
+        working(true);
+        while working(false) && Instant::now() < deadline {
+            sleep(BEAT);
+        }
+    }
+
+    fn dismiss(post: &Post<Udp>) {
+        have_leave(post);
+        #[cfg(linux_kernel)]
+        if let Exit::Replace(done) = &post.exit {
+            if !done.load(Relaxed) {
+                done.store(replace(post.socket()).is_ok(), Relaxed);
+            }
+        }
+    }
+}
+
+/// Wakes the thread of a member, which leaves when nothing waits.
+fn have_leave(post: &Post<Udp>) {
+    match &post.exit {
+        Exit::HangUp(near) => _ = near.shutdown(std::net::Shutdown::Both),
+        // The kernel says that nobody is connected, but wakes who waits all the same.
+        #[cfg(linux_kernel)]
+        _ => shut_down(&post.socket().0),
+    }
+}
+
+/// Puts a descriptor that is no socket in the place of this one, and with that closes the socket,
+/// although a handler may go on for long which could still use it. No thread waits in it: all that
+/// do were woken.
+#[cfg(linux_kernel)]
+fn replace(socket: &Datagram) -> Result<(), Error> {
+    // SAFETY: takes two integers.
+    let fd = check(Call::EventFd, unsafe {
+        libc::eventfd(0, libc::EFD_CLOEXEC)
+    })?;
+    // SAFETY: the kernel has just opened it for us alone.
+    let dead = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: takes three integers. The number stays the socket's own, who will close it.
+    let fd = unsafe { libc::dup3(dead.as_raw_fd(), socket.raw(), libc::O_CLOEXEC) };
+    check(Call::Dup, fd).map(drop)
+}

@@ -1,0 +1,286 @@
+//! `reuseport compare`, as a person uses it. What it measures is its reader's to judge: no test
+//! asserts a speed.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod support;
+
+use std::fs;
+use std::process::{Child, Command};
+
+use support::{reuseport, run, scratch, text, tool, wait_until};
+
+const WAYS: [&str; 5] = [
+    "single",
+    "shared",
+    "reuseport",
+    "reuseport + cpu",
+    "reuseport + steal",
+];
+
+/// Long enough that some connection ends in each turn, however busy the machine is.
+const SHORT: [&str; 5] = ["compare", "--rounds=1", "--seconds=0.2", "--clients", "4"];
+
+/// Runs a short comparison with these arguments too.
+fn short(args: &[&str]) -> (i32, String, String) {
+    run(&[&SHORT, args].concat())
+}
+
+/// Each row's name and its numbers: conn/s, spread, to `shared`, p50, p99, p99.9, fair, switches,
+/// cpu. They stand between two blank lines.
+fn rows(out: &str) -> Vec<(String, Vec<f64>)> {
+    let table = out.split("\n\n").nth(1).expect("a table");
+    let row = |line: &str| {
+        let mut cells = line
+            .split("  ")
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty());
+        let name = cells.next().unwrap().to_owned();
+        let numbers = cells.filter_map(|cell| {
+            let number = cell.trim_end_matches(|c: char| " %?#".contains(c));
+            (!number.is_empty()).then(|| number.parse().unwrap())
+        });
+        (name, numbers.collect())
+    };
+    table.lines().skip(1).map(row).collect()
+}
+
+#[test]
+fn every_way_serves_and_has_its_row() {
+    for args in [&["--rounds", "2"][..], &["--rounds=1", "--acceptors", "1"]] {
+        let (code, out, err) = run(&[&["compare", "--seconds=0.2", "--clients=4"], args].concat());
+        assert_eq!((code, err.as_str()), (0, ""), "{out}");
+        assert!(
+            out.starts_with("reuseport compare --acceptors ") && out.contains("too few"),
+            "{out}"
+        );
+        let rows = rows(&out);
+        let names: Vec<_> = rows.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, WAYS, "{out}");
+        for (name, numbers) in &rows {
+            assert_eq!(numbers.len(), 9, "{out}");
+            let [rate, _, times, p50, p99, p999, fair, switches, cpu] = numbers[..] else {
+                unreachable!()
+            };
+            assert!(rate > 0.0 && times > 0.0, "{out}");
+            assert!(p50 <= p99 && p99 <= p999, "{out}");
+            assert!((0.0..=1.0).contains(&fair), "{out}");
+            assert!(switches > 0.0 && cpu > 0.0, "{out}");
+            if name == "shared" {
+                assert!((times - 1.0).abs() < 1e-9, "{out}");
+            }
+            if args.contains(&"--acceptors") {
+                assert!((fair - 1.0).abs() < 1e-9, "one is as busy as itself: {out}");
+            }
+            assert_eq!(out.matches(&format!("\n{name}  ")).count(), 1, "{out}");
+        }
+        assert!(
+            out.lines().take(9).all(|line| line.chars().count() <= 100),
+            "{out}"
+        );
+    }
+}
+
+#[test]
+fn slow_handlers_are_slow_whatever_the_way() {
+    let (code, out, err) = short(&["--slow", "100:20"]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    // A sleep is never shorter than asked for, so these are bounds, not speeds.
+    for (name, numbers) in rows(&out) {
+        assert!(
+            numbers[0] <= 4.0 * 50.0 && numbers[3] >= 20.0,
+            "{name}: {out}"
+        );
+    }
+}
+
+#[test]
+fn clients_that_think_too_long_are_an_error() {
+    // Each of 20 pauses ends in time with a chance of 0.0000017.
+    let (code, out, err) = short(&["--think", "60000"]);
+    assert_eq!(
+        (code, out.as_str(), err.lines().count()),
+        (1, "", 1),
+        "{err}"
+    );
+    assert!(
+        err.starts_with("reuseport: single: no connection ended"),
+        "{err}"
+    );
+}
+
+#[test]
+fn enough_rounds_are_concluded_from_in_two_lines() {
+    let (code, out, err) = run(&["compare", "--seconds", "0.1"]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let last = out.split("\n\n").nth(2).expect("conclusions");
+    let lines: Vec<_> = last.lines().collect();
+    assert_eq!(lines.len(), 2, "{out}");
+    for (line, start) in lines.iter().zip(["Most conn/s: ", "Lowest p99: "]) {
+        let rest = line.strip_prefix(start).expect(line);
+        assert!(
+            rest.contains("by a factor of") || rest.starts_with("the rounds tell no way from"),
+            "{line}"
+        );
+        assert!(WAYS.iter().any(|way| rest.contains(way)), "{line}");
+    }
+}
+
+#[test]
+fn the_picture_is_well_formed() {
+    if !tool("python3") {
+        return;
+    }
+    let path = scratch("compare-svg").join("a & b.svg");
+    let path = path.to_str().unwrap();
+    let (code, out, err) = short(&["--svg", path]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let read = "import sys, xml.etree.ElementTree as xml\n\
+                for text in xml.parse(sys.argv[1]).getroot().itertext(): print(text)";
+    let python = Command::new("python3").args(["-c", read, path]).output();
+    let python = python.unwrap();
+    assert!(python.status.success(), "{python:?}");
+    let words = text(&python.stdout);
+    for (name, numbers) in rows(&out) {
+        let rate = format!("{:.0}", numbers[0]);
+        assert!(
+            words.lines().any(|line| line == name) && words.lines().any(|line| line == rate),
+            "{words}"
+        );
+    }
+    let drawing = fs::read_to_string(path).unwrap();
+    assert!(
+        drawing.contains("<title>") && !drawing.contains("<script"),
+        "{drawing}"
+    );
+    // What it needs, it has.
+    let outside = drawing.matches("http").count();
+    assert_eq!((outside, drawing.matches("href").count()), (1, 0));
+}
+
+#[test]
+fn a_picture_that_cannot_be_written_is_named() {
+    let (code, out, err) = short(&["--svg", "/no/such/place.svg"]);
+    assert_eq!(
+        (code, out.as_str(), err.lines().count()),
+        (1, "", 1),
+        "{err}"
+    );
+    assert!(
+        err.starts_with("reuseport: /no/such/place.svg: No such file"),
+        "{err}"
+    );
+    // Found out at the end: what was measured is told all the same.
+    let (code, out, err) = short(&["--svg", "/dev/full"]);
+    assert_eq!((code, rows(&out).len(), err.lines().count()), (1, 5, 1));
+    assert!(
+        err.starts_with("reuseport: /dev/full: No space left"),
+        "{err}"
+    );
+}
+
+#[test]
+fn wrong_usage_is_one_line_that_names_the_argument() {
+    for (args, named) in [
+        (
+            &["--rounds", "0"][..],
+            "--rounds needs a whole number from 1 to 1000",
+        ),
+        (
+            &["--seconds", "0"],
+            "--seconds needs a number from 0.01 to 3600",
+        ),
+        (&["--seconds", "NaN"], "not \"NaN\""),
+        (&["--think", "-1"], "--think needs a number from 0 to 60000"),
+        (
+            &["--acceptors", "129"],
+            "--acceptors needs a whole number from 1 to 128",
+        ),
+        (&["--clients=many"], "--clients needs a whole number"),
+        (&["--slow", "5"], "--slow needs PERCENT:MILLISECONDS"),
+        (&["--slow", "101:5"], "--slow needs PERCENT:MILLISECONDS"),
+        (&["--svg"], "--svg needs a file after it"),
+        (
+            &["--serve-as", "fast"],
+            "--serve-as needs the name of a way",
+        ),
+        (&["--addr", "[::1]:0"], "unexpected argument \"--addr\""),
+    ] {
+        let (code, out, err) = run(&[&["compare"], args].concat());
+        assert_eq!(
+            (code, out.as_str(), err.lines().count()),
+            (2, "", 1),
+            "{err}"
+        );
+        assert!(
+            err.contains(named) && err.contains("reuseport compare --help"),
+            "{err}"
+        );
+    }
+    let (code, out, err) = run(&["compare", "--help"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(WAYS.iter().all(|way| out.contains(way)), "{out}");
+}
+
+#[test]
+fn a_reader_that_leaves_ends_it_quietly() {
+    let mut compare = reuseport(&SHORT).spawn().unwrap();
+    drop(compare.stdout.take());
+    let done = compare.wait_with_output().unwrap();
+    assert_eq!((done.status.code(), text(&done.stderr)), (Some(0), ""));
+}
+
+/// A comparison that takes hours, and its servers.
+fn long() -> (Child, Vec<i32>) {
+    let long = reuseport(&["compare", "--seconds", "3600"])
+        .spawn()
+        .unwrap();
+    let pid = long.id();
+    let children = || -> Vec<i32> {
+        let found = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        let pids = found.split_whitespace().map(|pid| pid.parse().unwrap());
+        pids.collect()
+    };
+    wait_until("all servers are there", || children().len() == WAYS.len());
+    let servers = children();
+    (long, servers)
+}
+
+fn signal(pid: i32, signal: i32) {
+    // SAFETY: takes two integers; whose pid it is has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+/// Whether it runs: a process that nobody has waited for yet does not.
+fn runs(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]);
+    !matches!(state, None | Some("Z" | "X"))
+}
+
+#[test]
+fn its_servers_end_with_it() {
+    for how in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
+        let (mut long, servers) = long();
+        signal(long.id().try_into().unwrap(), how);
+        assert!(!long.wait().unwrap().success());
+        wait_until("its servers have ended", || {
+            !servers.iter().any(|pid| runs(*pid))
+        });
+    }
+}
+
+#[test]
+fn a_server_that_ends_is_named() {
+    let (long, servers) = long();
+    // While they start, or while the first has its turn.
+    servers.iter().for_each(|pid| signal(*pid, libc::SIGKILL));
+    let done = long.wait_with_output().unwrap();
+    let err = text(&done.stderr);
+    assert_eq!(
+        (done.status.code(), err.lines().count()),
+        (Some(1), 1),
+        "{err}"
+    );
+    let ended = err.starts_with("reuseport: the server of \"") && err.contains("\" has ended");
+    assert!(ended || err.starts_with("reuseport: single: "), "{err}");
+}

@@ -1,0 +1,422 @@
+//! What a connection costs, and what a member costs: counted where it can be, so that a fast
+//! machine says the same as a slow one. `cargo test --release --test costs -- --nocapture` prints
+//! all of it.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod support;
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::Cell;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::alloc::System;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use reuseport::{Acceptors, Connection, Group};
+use support::{BOUND, Running, scratch, skip, text, tool, visit, wait_until};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+#[test]
+fn what_it_costs() {
+    let mut table = Table::default();
+    let calls = calls(&mut table);
+    let instructions = instructions(&mut table);
+    let allocations = allocations(&mut table);
+    memory(&mut table);
+    time(&mut table);
+    table.print();
+    if let Some([group, steal]) = calls {
+        assert_eq!(group, [("accept4", 1.0), ("close", 1.0)].map(named).into());
+        // What one of the idle ones takes, another may have been woken for.
+        assert!(steal.values().sum::<f64>() <= 3.05, "{steal:?}");
+        assert!(
+            steal.keys().eq(["accept4", "close", "epoll_wait"]),
+            "{steal:?}"
+        );
+    }
+    if let Some([c, group, acceptors]) = instructions {
+        assert!(
+            group <= c + 20.0 && acceptors <= c + 20.0,
+            "{group} {acceptors}, C: {c}"
+        );
+    }
+    assert_eq!(allocations, [0; 3]);
+}
+
+fn named((name, count): (&str, f64)) -> (String, f64) {
+    (name.to_owned(), count)
+}
+
+/// What is printed at the end.
+#[derive(Default)]
+struct Table(Vec<[String; 2]>);
+
+impl Table {
+    fn row(&mut self, what: impl Into<String>, costs: impl Into<String>) {
+        self.0.push([what.into(), costs.into()]);
+    }
+
+    fn print(&self) {
+        let width = self.0.iter().map(|[what, _]| what.len()).max().unwrap_or(0);
+        let rows = self
+            .0
+            .iter()
+            .map(|[what, costs]| format!("{what:width$}  {costs}\n"));
+        println!("\n{}", rows.collect::<String>());
+    }
+}
+
+// The programs that are measured.
+
+/// tests/demo/accepts.rs, built as its users build: a debug build's instructions mean nothing.
+fn accepts() -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("costs");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--locked",
+        "--offline",
+        "--example",
+        "accepts",
+    ]);
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let done = cargo.arg("--target-dir").arg(&target).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    target.join("release/examples/accepts")
+}
+
+/// The C program, but for the two lines that print.
+fn silent_c(directory: &Path) -> PathBuf {
+    let c = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mirror/reuseport.c");
+    let c = fs::read_to_string(c).unwrap();
+    let prints = |line: &&str| line.contains("printf(") || line.contains("fflush(");
+    assert_eq!(c.lines().filter(prints).count(), 2);
+    let silent: Vec<_> = c.lines().filter(|line| !prints(line)).collect();
+    let path = directory.join("silent.c");
+    // Then the number is nobody's.
+    fs::write(&path, silent.join("\n").replace("int n =", "(void)")).unwrap();
+    support::compile(path, directory)
+}
+
+/// Has `program`, which is run by `tool`, accept so many connections, and ends it. `settle` is
+/// called before each, with the pid of what was started.
+fn serve(tool: &mut Command, program: &Program, connections: usize, settle: impl Fn(u32)) {
+    match program {
+        Program::Ours(path, how, members) => {
+            let tool = tool.arg(path).args([how, members]);
+            let tool = tool.stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut running = Running(tool.spawn().unwrap());
+            let mut line = String::new();
+            let mut stdout = BufReader::new(running.0.stdout.take().unwrap());
+            stdout.read_line(&mut line).unwrap();
+            let address = line.trim().parse().expect("an address");
+            for _ in 0..connections {
+                settle(running.0.id());
+                visit(address);
+            }
+            settle(running.0.id());
+            drop(running.0.stdin.take());
+            running.0.wait().unwrap();
+        }
+        Program::C(path) => {
+            let (port, _reserved) = support::reserve();
+            let mut running = Running(tool.arg(path).arg(port.to_string()).spawn().unwrap());
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            wait_until("it listens", || TcpStream::connect(address).is_ok());
+            (0..connections).for_each(|_| _ = visit(address));
+            let pid = running.0.id().try_into().unwrap();
+            // SAFETY: takes two integers; the child has not been waited for.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+            running.0.wait().unwrap();
+        }
+    }
+}
+
+enum Program<'a> {
+    Ours(&'a Path, &'a str, &'a str),
+    C(&'a Path),
+}
+
+/// Whether so many acceptors of a process have started, and all sleep.
+fn idle(pid: impl std::fmt::Display, acceptors: usize) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let stats = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")));
+    let stats: Vec<_> = stats.flatten().collect(); // one may have ended meanwhile
+    let found = stats.iter().filter(|stat| stat.contains("(acceptor-"));
+    let sleeps = |stat: &&String| stat.contains(") S ");
+    found.clone().count() == acceptors && found.filter(sleeps).count() == acceptors
+}
+
+// The measurements. Each is the difference between a short run and one of twice the length, so
+// that neither start nor end counts.
+
+/// System calls a connection, by their names: of a group, and of one that steals.
+fn calls(table: &mut Table) -> Option<[BTreeMap<String, f64>; 2]> {
+    const RUN: u32 = 200;
+    if !tool("strace") {
+        table.row("system calls a connection", "skipped: no strace");
+        return None;
+    }
+    let (program, log) = (accepts(), scratch("costs-calls").join("calls"));
+    let count = |how, connections: u32| {
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-c", "-o"]).arg(&log);
+        // All sleep when a client comes, as they do where there is time to spare.
+        let settle = |pid| wait_until("all are idle", || idle(support::child_of(pid), 3));
+        let program = Program::Ours(&program, how, "3");
+        serve(&mut strace, &program, connections as usize, settle);
+        let log = fs::read_to_string(&log).unwrap();
+        // % time, seconds, usecs/call, calls, errors if any, syscall
+        let rows = log
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let rows = rows.filter_map(|row| Some((*row.last()?, row.get(3)?.parse::<f64>().ok()?)));
+        rows.filter(|row| row.0 != "total")
+            .map(named)
+            .collect::<BTreeMap<_, _>>()
+    };
+    let costs = ["group", "steal"].map(|how| {
+        let (once, mut twice) = (count(how, RUN), count(how, 2 * RUN));
+        for (name, count) in &mut twice {
+            *count = (*count - once.get(name).unwrap_or(&0.0)) / f64::from(RUN);
+        }
+        // What the start happens to do once more or less is no cost of a connection.
+        twice.retain(|_, count| *count > 0.05);
+        let names: Vec<_> = twice.keys().map(String::as_str).collect();
+        let sum: f64 = twice.values().sum();
+        table.row(
+            format!("system calls a connection, {how}"),
+            format!("{sum:.2}: {}", names.join(", ")),
+        );
+        twice
+    });
+    Some(costs)
+}
+
+/// User-space instructions a connection: of the C program, of a group, of `Acceptors`.
+fn instructions(table: &mut Table) -> Option<[f64; 3]> {
+    const RUN: u32 = 3000;
+    for tool in ["valgrind", "cc"] {
+        if !support::tool(tool) {
+            table.row("instructions a connection", format!("skipped: no {tool}"));
+            return None;
+        }
+    }
+    let directory = scratch("costs-instructions");
+    let (ours, c) = (accepts(), silent_c(&directory));
+    let count = |program: &Program, connections: u32| {
+        let mut valgrind = Command::new("valgrind");
+        let log = directory.join("log");
+        let name =
+            |option: &str, name: &str| format!("--{option}={}", directory.join(name).display());
+        valgrind.args([
+            "--tool=callgrind",
+            &name("callgrind-out-file", "out"),
+            &name("log-file", "log"),
+        ]);
+        serve(&mut valgrind, program, connections as usize, |_| {});
+        let log = fs::read_to_string(&log).unwrap();
+        let count = log
+            .split("Collected : ")
+            .nth(1)
+            .and_then(|rest| rest.lines().next());
+        count.expect("a count").trim().parse::<f64>().unwrap()
+    };
+    let mut cost = |what: &str, program: Program| {
+        let cost = (count(&program, 2 * RUN) - count(&program, RUN)) / f64::from(RUN);
+        table.row(
+            format!("instructions a connection, {what}"),
+            format!("{cost:.0}"),
+        );
+        cost
+    };
+    let costs = [
+        cost("C", Program::C(&c)),
+        cost("group", Program::Ours(&ours, "group", "1")),
+        cost("Acceptors", Program::Ours(&ours, "acceptors", "1")),
+    ];
+    cost("steal", Program::Ours(&ours, "steal", "1"));
+    Some(costs)
+}
+
+/// The system's allocator; while it counts, it counts what all threads ask for but the exempt.
+struct Counting;
+
+static COUNTS: AtomicBool = AtomicBool::new(false);
+static COUNTED: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static EXEMPT: Cell<bool> = const { Cell::new(false) };
+}
+
+// SAFETY: each function hands on to the system's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if COUNTS.load(SeqCst) && !EXEMPT.get() {
+            COUNTED.fetch_add(1, SeqCst);
+        }
+        // SAFETY: the caller's promise is handed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What the threads of this process allocate, but for this one, while it makes 200 connections.
+fn allocated(address: SocketAddr, acceptors: usize) -> usize {
+    wait_until("the acceptors have started", || idle("self", acceptors));
+    COUNTED.store(0, SeqCst);
+    EXEMPT.set(true);
+    COUNTS.store(true, SeqCst);
+    (0..200).for_each(|_| assert_eq!(visit(address), "x"));
+    COUNTS.store(false, SeqCst);
+    EXEMPT.set(false);
+    COUNTED.load(SeqCst)
+}
+
+/// Heap allocations in 200 connections, from the first on: of a group, of one that steals, of
+/// `Acceptors`.
+fn allocations(table: &mut Table) -> [usize; 3] {
+    let group = |steal| {
+        let group = Group::options().steal(steal).bind(ANY_PORT, 2).unwrap();
+        let address = group.local_addr();
+        let serving = group
+            .spawn(|_, connection| _ = connection.send(b"x"))
+            .unwrap();
+        let counted = allocated(address, 2);
+        let counts = serving.stop(BOUND);
+        assert_eq!(
+            counts.iter().map(|count| count.accepted).sum::<usize>(),
+            200
+        );
+        counted
+    };
+    let (grouped, stealing) = (group(false), group(true));
+    let (listeners, address) = support::listeners(2);
+    let send = |_, connection: Connection| _ = connection.send(b"x");
+    let acceptors = Acceptors::spawn(listeners, send).unwrap();
+    let counts = [grouped, stealing, allocated(address, 2)];
+    drop(acceptors);
+    // It does count.
+    let (listeners, address) = support::listeners(1);
+    let boxes = |_, connection: Connection| {
+        _ = connection.send(&std::hint::black_box(Vec::from(*b"x")));
+    };
+    let acceptors = Acceptors::spawn(listeners, boxes).unwrap();
+    assert_eq!(allocated(address, 1), 200, "the allocator counts");
+    drop(acceptors);
+    for (how, count) in ["group", "steal", "Acceptors"].into_iter().zip(counts) {
+        table.row(
+            format!("heap allocations in 200 connections, {how}"),
+            count.to_string(),
+        );
+    }
+    counts
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn takes_memory() {
+    // What happens once is over before it is measured.
+    drop(Group::bind(ANY_PORT, 1).unwrap().spawn(|_, _| {}).unwrap());
+    let listening = |members| {
+        let (listeners, _) = support::listeners(members);
+        (anonymous(), listeners).0
+    };
+    let before = listening(1);
+    println!("listener {}", (listening(1001) - before) / 1000);
+    let working = |members| {
+        let serving = Group::bind(ANY_PORT, members)
+            .unwrap()
+            .spawn(|_, _| {})
+            .unwrap();
+        let address = serving.local_addr();
+        (0..30 * members).for_each(|_| _ = visit(address));
+        wait_until("all are idle", || idle("self", members));
+        (anonymous(), serving).0
+    };
+    let before = working(1);
+    println!("member {}", (working(101) - before) / 100);
+}
+
+/// The memory of this process that no file stands behind, in bytes.
+fn anonymous() -> usize {
+    let maps = fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+    let row = maps
+        .lines()
+        .find_map(|line| line.strip_prefix("Anonymous:"))
+        .unwrap();
+    1024 * row.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
+}
+
+/// Bytes a member in this process; the kernel has its own for each socket and each thread.
+fn memory(table: &mut Table) {
+    let played = support::role("takes_memory").output().unwrap();
+    assert!(played.status.success(), "{}", text(&played.stdout));
+    for (name, what) in [
+        ("listener ", "bytes a listener"),
+        ("member ", "bytes a member, with its thread"),
+    ] {
+        let lines = text(&played.stdout).lines();
+        table.row(
+            what,
+            lines
+                .filter_map(|line| line.split_once(name))
+                .next_back()
+                .expect("told")
+                .1,
+        );
+    }
+}
+
+/// How long it takes to make groups and to drop them.
+fn time(table: &mut Table) {
+    let most = descriptors();
+    for ip in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv6Addr::LOCALHOST.into(),
+    ] {
+        for members in [1, 100, 1000, 10_000] {
+            let what = format!("to bind and to drop {members} on {ip}");
+            if members + 100 > most {
+                skip("too few descriptors");
+                table.row(what, "skipped: too few descriptors");
+                continue;
+            }
+            let begun = Instant::now();
+            let group = Group::bind((ip, 0), members).unwrap();
+            let (bound, begun) = (begun.elapsed(), Instant::now());
+            drop(group);
+            let dropped = begun.elapsed();
+            table.row(what, format!("{bound:.1?} and {dropped:.1?}"));
+        }
+    }
+}
+
+/// Allows itself as many descriptors as it may.
+fn descriptors() -> usize {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is readable.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    limit.rlim_cur.try_into().unwrap_or(usize::MAX)
+}

@@ -1,0 +1,249 @@
+//! One UDP socket: what comes, what is too long, what is refused, what is lost.
+
+use reuseport::{Call, Datagram, Error};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+fn two() -> (Datagram, Datagram) {
+    let socket = || Datagram::bind(ANY_PORT).unwrap();
+    (socket(), socket())
+}
+
+#[test]
+fn a_datagram_comes_whole_with_its_sender() {
+    let (server, client) = two();
+    for length in [1, 0, 65_507] {
+        let bytes: Vec<u8> = (0..length)
+            .map(|i| u8::try_from(i % 251).unwrap())
+            .collect();
+        client
+            .send_to(&bytes, server.local_addr().unwrap())
+            .unwrap();
+        let mut buffer = vec![0; 65_535];
+        let received = server.recv_from(&mut buffer).unwrap();
+        assert_eq!(received.len, bytes.len());
+        assert_eq!(received.from, client.local_addr().unwrap());
+        assert!(!received.truncated);
+        assert_eq!(&buffer[..received.len], bytes);
+    }
+}
+
+#[test]
+fn one_longer_than_the_buffer_is_cut_and_that_is_told() {
+    let (server, client) = two();
+    let address = server.local_addr().unwrap();
+    client.send_to(b"too long", address).unwrap();
+    client.send_to(b"next", address).unwrap();
+    let mut buffer = [0; 4];
+    let received = server.recv_from(&mut buffer).unwrap();
+    assert_eq!((received.len, received.truncated), (4, true));
+    assert_eq!(&buffer, b"too ");
+    let received = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(
+        (received.len, received.truncated),
+        (4, false),
+        "the rest is not next"
+    );
+    assert_eq!(&buffer, b"next");
+    client.send_to(b"x", address).unwrap();
+    let received = server.recv_from(&mut []).unwrap();
+    assert_eq!((received.len, received.truncated), (0, true));
+}
+
+#[test]
+fn what_cannot_be_sent() {
+    let (server, client) = two();
+    let address = server.local_addr().unwrap();
+    let refused = |call, errno| Err(Error::new(call, errno));
+    let too_long = client.send_to(&vec![0; 65_508], address);
+    assert_eq!(too_long, refused(Call::SendTo, libc::EMSGSIZE));
+    assert_eq!(client.send(b"x"), refused(Call::Send, libc::EDESTADDRREQ));
+    let v6 = client.send_to(b"x", ([0_u16; 8], 9));
+    assert!(v6.is_err(), "an IPv4 socket sends nothing over IPv6");
+}
+
+#[test]
+fn a_closed_port_is_told_to_a_connected_socket() {
+    let (server, client) = two();
+    client.connect(server.local_addr().unwrap()).unwrap();
+    drop(server);
+    client.send(b"anybody?").unwrap();
+    // On the loopback the answer, an ICMP packet, comes before `send` returns.
+    let refused = Err(Error::new(Call::Send, libc::ECONNREFUSED));
+    assert_eq!(client.send(b"anybody?"), refused);
+    client.send(b"anybody?").unwrap();
+    let refused = Error::new(Call::RecvMsg, libc::ECONNREFUSED);
+    assert_eq!(client.recv_from(&mut [0; 9]), Err(refused));
+}
+
+#[test]
+fn a_connected_socket_receives_from_its_peer_alone() {
+    let (server, peer) = two();
+    let stranger = Datagram::bind(ANY_PORT).unwrap();
+    let address = server.local_addr().unwrap();
+    server.connect(peer.local_addr().unwrap()).unwrap();
+    stranger.send_to(b"stranger", address).unwrap();
+    peer.send_to(b"peer", address).unwrap();
+    server.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 9];
+    assert_eq!(server.recv_from(&mut buffer).unwrap().len, 4);
+    let empty = Error::new(Call::RecvMsg, libc::EAGAIN);
+    assert_eq!(server.recv_from(&mut buffer), Err(empty));
+    server.send(b"x").unwrap();
+    assert_eq!(peer.recv_from(&mut buffer).unwrap().from, address);
+}
+
+#[test]
+fn two_share_a_port_and_a_stranger_cannot_take_it() {
+    let first = Datagram::bind(ANY_PORT).unwrap();
+    let address = first.local_addr().unwrap();
+    let _second = Datagram::bind(address).unwrap();
+    let alone = Datagram::options().reuse_port(false).bind(address);
+    assert_eq!(alone.unwrap_err(), Error::new(Call::Bind, libc::EADDRINUSE));
+    // It would, if the first had set that option too.
+    let reuse_address = |fd| {
+        let on: core::ffi::c_int = 1;
+        let value = (&raw const on).cast();
+        // SAFETY: `on` is readable for the four bytes stated, and the option takes an int.
+        unsafe { reuseport::sys::setsockopt(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, value, 4) }
+    };
+    let thief = Datagram::options()
+        .reuse_port(false)
+        .before_bind(&reuse_address);
+    assert!(thief.bind(address).is_err());
+}
+
+#[test]
+#[cfg(feature = "std")]
+fn to_the_standard_librarys_socket_and_back() {
+    let (server, client) = two();
+    let address = server.local_addr().unwrap();
+    let server: std::net::UdpSocket = server.into();
+    client.send_to(b"x", address).unwrap();
+    assert_eq!(server.recv_from(&mut [0; 9]).unwrap().0, 1);
+    let server = Datagram::from(server);
+    assert_eq!(server.local_addr().unwrap(), address);
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use super::*;
+    use reuseport::Batch;
+
+    #[test]
+    fn a_shut_down_socket_gives_what_it_has_and_then_an_error() {
+        let (server, client) = two();
+        client.send_to(b"x", server.local_addr().unwrap()).unwrap();
+        // SAFETY: takes two integers; the descriptor is open.
+        unsafe { libc::shutdown(std::os::fd::AsRawFd::as_raw_fd(&server), libc::SHUT_RD) };
+        assert_eq!(server.recv_from(&mut [0; 9]).unwrap().len, 1);
+        let ended = Error::new(Call::RecvMsg, libc::EINVAL);
+        assert_eq!(server.recv_from(&mut [0; 9]), Err(ended));
+        let mut buffer = [0; 64];
+        let mut batch = Batch::<4>::new(&mut buffer);
+        let ended = Err(Error::new(Call::RecvMmsg, libc::EINVAL));
+        assert_eq!(batch.receive(&server), ended);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted() {
+        let (server, client) = two();
+        let address = server.local_addr().unwrap();
+        let sent = 2000;
+        for _ in 0..sent {
+            client.send_to(&[0; 1000], address).unwrap();
+        }
+        let queue = server.queue().unwrap();
+        assert!(queue.waiting > 0 && queue.dropped > 0, "{queue:?}");
+        server.set_nonblocking(true).unwrap();
+        let received = std::iter::from_fn(|| server.recv_from(&mut [0; 1000]).ok()).count();
+        assert_eq!(received + queue.dropped as usize, sent);
+        let queue = server.queue().unwrap();
+        assert_eq!(queue.waiting, 0);
+    }
+
+    #[test]
+    fn a_batch_takes_what_waits_and_answers_what_it_is_told_to() {
+        let (server, client) = two();
+        let address = server.local_addr().unwrap();
+        let all: [&[u8]; 6] = [
+            b"one",
+            b"",
+            b"three",
+            b"longer than there is room",
+            b"five",
+            b"no",
+        ];
+        for bytes in all {
+            client.send_to(bytes, address).unwrap();
+        }
+        let mut buffer = [0; 8 * 10];
+        let mut batch = Batch::<8>::new(&mut buffer);
+        assert_eq!(batch.receive(&server), Ok(6));
+        for (mut message, sent) in batch.messages(&server).zip(all) {
+            assert_eq!(message.from(), client.local_addr().unwrap());
+            assert_eq!(message.bytes(), &sent[..sent.len().min(10)]);
+            assert_eq!(message.is_truncated(), sent.len() > 10);
+            if sent != b"no" {
+                let len = message.bytes().len();
+                message.room().reverse();
+                message.room().rotate_left(10 - len);
+                message.answer(len);
+            }
+        }
+        assert_eq!(batch.send_answers(&server), Ok(5));
+        assert_eq!(batch.send_answers(&server), Ok(0), "each is sent once");
+        let mut answer = [0; 99];
+        for sent in &all[..5] {
+            let received = client.recv_from(&mut answer).unwrap();
+            let mut wanted = sent[..sent.len().min(10)].to_vec();
+            wanted.reverse();
+            assert_eq!(&answer[..received.len], wanted);
+        }
+        client.set_nonblocking(true).unwrap();
+        assert!(client.recv_from(&mut answer).is_err(), "nothing else comes");
+        // It waits for one, and not for a second.
+        client.send_to(b"alone", address).unwrap();
+        assert_eq!(batch.receive(&server), Ok(1));
+        assert_eq!(batch.messages(&server).count(), 1);
+    }
+
+    #[test]
+    fn one_answer_that_cannot_be_sent_holds_up_no_other() {
+        let server = Datagram::bind(([0, 0, 0, 0], 0)).unwrap();
+        let port = server.local_addr().unwrap().port();
+        let clients = [0; 3].map(|_| Datagram::bind(ANY_PORT).unwrap());
+        for client in &clients {
+            client.send_to(b"x", ([127, 0, 0, 1], port)).unwrap();
+        }
+        let mut buffer = vec![0; 3 * 65_535];
+        let mut batch = Batch::<3>::new(&mut buffer);
+        assert_eq!(batch.receive(&server), Ok(3));
+        for (n, message) in batch.messages(&server).enumerate() {
+            // No datagram is as long.
+            message.answer(if n == 1 { 65_535 } else { 1 });
+        }
+        let too_long = Error::new(Call::SendMmsg, libc::EMSGSIZE);
+        assert_eq!(batch.send_answers(&server), Err(too_long));
+        for client in [&clients[0], &clients[2]] {
+            assert_eq!(client.recv_from(&mut [0; 9]).unwrap().len, 1);
+        }
+        clients[1].set_nonblocking(true).unwrap();
+        assert!(clients[1].recv_from(&mut [0; 9]).is_err());
+    }
+
+    #[test]
+    fn a_batch_without_room_still_ends() {
+        let (server, client) = two();
+        client.send_to(b"x", server.local_addr().unwrap()).unwrap();
+        let mut batch = Batch::<4>::new(&mut []);
+        let nothing = Err(Error::new(Call::RecvMmsg, libc::EINVAL));
+        assert_eq!(batch.receive(&server), nothing);
+        assert_eq!(batch.messages(&server).count(), 0);
+        assert_eq!(
+            server.recv_from(&mut [0; 9]).unwrap().len,
+            1,
+            "nothing was taken"
+        );
+    }
+}

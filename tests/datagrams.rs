@@ -1,0 +1,459 @@
+//! Groups of datagram sockets: who gets what, who comes and who leaves.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod support;
+
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use core::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use reuseport::{Call, Datagram, Error, Group, GroupError, Serving, Steering, Udp};
+use support::{BOUND, cpus, run_on, wait_until};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+fn in_use(member: usize, address: SocketAddr) -> GroupError {
+    let error = Error::new(Call::Bind, libc::EADDRINUSE);
+    GroupError::Call {
+        error,
+        address,
+        member,
+    }
+}
+
+/// A client with an address of its own for each number.
+fn client(number: u32, to: SocketAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::from(0x7F01_0000 + number), 0)).unwrap();
+    socket.connect(to).unwrap();
+    socket.set_read_timeout(Some(BOUND)).unwrap();
+    socket
+}
+
+/// Receives whatever waits: for each socket, the first four bytes of each datagram as a number.
+fn receive(sockets: &[Datagram], total: usize) -> Vec<Vec<u32>> {
+    let mut all = vec![Vec::new(); sockets.len()];
+    let mut seen = 0;
+    wait_until("all datagrams are received", || {
+        for (socket, numbers) in sockets.iter().zip(&mut all) {
+            socket.set_nonblocking(true).unwrap();
+            let mut buffer = [0; 4];
+            while socket.recv_from(&mut buffer).is_ok() {
+                numbers.push(u32::from_ne_bytes(buffer));
+                seen += 1;
+            }
+        }
+        seen == total
+    });
+    all
+}
+
+#[test]
+fn a_group_is_claimed_and_joined_only_on_purpose() {
+    let group = Group::bind_datagrams(ANY_PORT, 3).unwrap();
+    let address = group.local_addr();
+    assert_ne!(address.port(), 0);
+    let addresses: Vec<_> = group.datagrams().iter().map(Datagram::local_addr).collect();
+    assert_eq!(addresses, [Ok(address); 3]);
+    assert_eq!(
+        Group::bind_datagrams(address, 1).unwrap_err(),
+        in_use(0, address)
+    );
+    let join = || Group::datagram_options().join(true);
+    let joined = join().bind(address, 2).unwrap();
+    assert_eq!(
+        join()
+            .steering(Steering::Random)
+            .bind(address, 2)
+            .unwrap_err(),
+        GroupError::NotItsOwn
+    );
+    drop((group, joined));
+    Group::bind_datagrams(address, 2).unwrap();
+}
+
+#[test]
+fn all_members_exist_or_none_does() {
+    let opened = Arc::new(AtomicUsize::new(0));
+    let third_fails = {
+        let opened = Arc::clone(&opened);
+        move |_| match opened.fetch_add(1, SeqCst) {
+            2 => Err(Error::new(Call::SetSockOpt, libc::EPERM)),
+            _ => Ok(()),
+        }
+    };
+    let free = Group::bind_datagrams(ANY_PORT, 1).unwrap().local_addr();
+    let failed = Group::datagram_options()
+        .before_bind(third_fails)
+        .bind(free, 5);
+    let error = Error::new(Call::SetSockOpt, libc::EPERM);
+    let wanted = GroupError::Call {
+        error,
+        address: free,
+        member: 2,
+    };
+    assert_eq!(failed.unwrap_err(), wanted);
+    Group::bind_datagrams(free, 1).unwrap();
+    assert_eq!(
+        Group::bind_datagrams(free, 0).unwrap_err(),
+        GroupError::Empty
+    );
+}
+
+#[test]
+fn flows_spread_as_a_fair_lottery_would_and_stick() {
+    // Exceeded by a fair lottery with a chance of 1e-9 (the chi-square distribution with 2, 6 and
+    // 15 degrees of freedom).
+    for (members, limit) in [(3_u32, 41.4), (7, 53.3), (16, 73.6)] {
+        let group = Group::bind_datagrams(ANY_PORT, members as usize).unwrap();
+        let flows = 20_000;
+        let mut counts = vec![0.0; members as usize];
+        for begin in (0..flows).step_by(200) {
+            for number in begin..begin + 200 {
+                client(number, group.local_addr())
+                    .send(&number.to_ne_bytes())
+                    .unwrap();
+            }
+            for (count, numbers) in counts.iter_mut().zip(receive(group.datagrams(), 200)) {
+                *count += f64::from(u32::try_from(numbers.len()).unwrap());
+            }
+        }
+        let expected = f64::from(flows) / f64::from(members);
+        let squares = counts.iter().map(|n| (n - expected).powi(2) / expected);
+        let chi_square: f64 = squares.sum();
+        assert!(chi_square < limit, "{members}: {chi_square}, {counts:?}");
+    }
+    // Twenty more datagrams of each of 2000 flows come to the member that had the first.
+    let group = Group::bind_datagrams(ANY_PORT, 7).unwrap();
+    for begin in (0..2000_u32).step_by(50) {
+        let numbers = begin..begin + 50;
+        let clients: Vec<_> = numbers
+            .map(|n| (n, client(n, group.local_addr())))
+            .collect();
+        let mut owners = Vec::new();
+        for round in 0..21 {
+            for (number, client) in &clients {
+                client.send(&number.to_ne_bytes()).unwrap();
+            }
+            let received = receive(group.datagrams(), clients.len());
+            let mut now: Vec<(u32, usize)> = (0..)
+                .zip(received)
+                .flat_map(|(member, numbers)| numbers.into_iter().map(move |n| (n, member)))
+                .collect();
+            now.sort_unstable();
+            if round == 0 {
+                owners = now;
+            } else {
+                assert_eq!(now, owners);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_byte_chooses_the_member_whose_number_it_is() {
+    let group = Group::datagram_options()
+        .steering(Steering::Byte(4))
+        .bind(ANY_PORT, 4)
+        .unwrap();
+    let told = |member: u8| [1, 0, 0, 0, member, 9];
+    for round in 0..250 {
+        for member in 0..4 {
+            client(round, group.local_addr())
+                .send(&told(member))
+                .unwrap();
+        }
+        let received = receive(group.datagrams(), 4);
+        assert!(
+            received.iter().all(|numbers| numbers.len() == 1),
+            "{received:?}"
+        );
+    }
+    // Too short for it, or nobody's: by the hash, and so to every member in turn. One of four has
+    // none of 200 with a chance of 4 * (3/4)^200 < 1e-24.
+    for bytes in [&told(0)[..4], &[], &told(4), &told(255)] {
+        for number in 0..200 {
+            client(number, group.local_addr()).send(bytes).unwrap();
+        }
+        let received = receive(group.datagrams(), 200);
+        assert!(
+            received.iter().all(|numbers| !numbers.is_empty()),
+            "{bytes:?}"
+        );
+    }
+    let of_connections = Group::options()
+        .steering(Steering::Byte(0))
+        .bind(ANY_PORT, 2);
+    assert_eq!(of_connections.unwrap_err(), GroupError::NoBytes);
+}
+
+#[test]
+fn the_receiving_cpu_chooses_and_so_does_chance() {
+    let allowed = cpus();
+    let group = Group::datagram_options().steering(Steering::Cpu);
+    let mut group = group.bind(ANY_PORT, allowed.len()).unwrap();
+    thread::scope(|scope| {
+        for (member, cpu) in allowed.iter().enumerate() {
+            let group = &group;
+            let on_one_cpu = move || {
+                run_on(*cpu);
+                for number in 0..100 {
+                    client(number, group.local_addr()).send(&[0; 4]).unwrap();
+                }
+                assert_eq!(
+                    receive(&group.datagrams()[member..=member], 100)[0].len(),
+                    100
+                );
+            };
+            scope.spawn(on_one_cpu).join().unwrap();
+        }
+    });
+    group.steer(Steering::Random).unwrap();
+    let one = client(0, group.local_addr());
+    for _ in 0..200 {
+        one.send(&[0; 4]).unwrap();
+    }
+    // One flow, and yet a member has none of 200 with a chance below 2 * (1/2)^200.
+    let received = receive(group.datagrams(), 200);
+    assert!(received.iter().all(|numbers| !numbers.is_empty()));
+}
+
+/// Receivers that send back what they get, with their number in front.
+fn echo(options: &reuseport::GroupOptions<Udp>, members: usize) -> Serving<Udp> {
+    echo_at(ANY_PORT.into(), options, members)
+}
+
+fn echo_at(
+    address: SocketAddr,
+    options: &reuseport::GroupOptions<Udp>,
+    members: usize,
+) -> Serving<Udp> {
+    let options = options.clone().grace(BOUND);
+    let group = options.bind(address, members).unwrap();
+    let serving = group.spawn(|receiver, mut message| {
+        let len = message.bytes().len();
+        if let Some(first) = message.room().first_mut() {
+            *first = u8::try_from(receiver % 256).unwrap();
+        }
+        message.answer(len);
+    });
+    serving.unwrap()
+}
+
+#[test]
+fn receivers_answer_one_by_one_and_in_batches() {
+    for batch in [false, true] {
+        let serving = echo(&Group::datagram_options().batch(batch).pin(true), 3);
+        for number in 0..300_u32 {
+            let client = client(number, serving.local_addr());
+            let sent = vec![7; number as usize * 200];
+            client.send(&sent).unwrap();
+            let mut answer = vec![0; 65_535];
+            let length = client.recv(&mut answer).unwrap();
+            assert_eq!(length, sent.len());
+            assert!(answer[..length].iter().skip(1).all(|byte| *byte == 7));
+        }
+        let counts = serving.stop(BOUND);
+        let accepted: Vec<_> = counts.iter().map(|count| count.accepted).collect();
+        assert_eq!(accepted.iter().sum::<usize>(), 300);
+        // One of three has none of 300 with a chance below 3 * (2/3)^300 < 1e-52.
+        assert!(accepted.iter().all(|count| *count > 0), "{accepted:?}");
+        assert!(
+            counts
+                .iter()
+                .all(|count| !count.running && count.failed.is_none())
+        );
+    }
+}
+
+#[test]
+fn what_is_longer_than_the_room_is_told_and_a_panic_is_survived() {
+    for batch in [false, true] {
+        let (told, heard) = channel();
+        let options = Group::datagram_options().room(8).batch(batch);
+        let serving = options.bind(ANY_PORT, 1).unwrap().spawn(move |_, message| {
+            told.send((message.bytes().to_vec(), message.is_truncated()))
+                .unwrap();
+            assert!(message.bytes() != b"panic");
+        });
+        let serving = serving.unwrap();
+        let client = client(0, serving.local_addr());
+        for (sent, seen) in [
+            (&b"panic"[..], (&b"panic"[..], false)),
+            (b"eight ch", (b"eight ch", false)),
+            (b"nine char", (b"nine cha", true)),
+            (b"", (b"", false)),
+        ] {
+            client.send(sent).unwrap();
+            let (bytes, truncated) = heard.recv_timeout(BOUND).unwrap();
+            assert_eq!((bytes.as_slice(), truncated), seen);
+        }
+        let counts = serving.stop(BOUND);
+        assert_eq!((counts[0].accepted, counts[0].panicked), (4, 1));
+    }
+}
+
+/// Flows that send, wait for the answer, and send again. Returns how many were answered.
+fn flows_while(serving: &Serving<Udp>, flows: u32, act: impl FnOnce(&AtomicUsize)) -> usize {
+    let (done, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut address = serving.local_addr();
+    if address.ip().is_unspecified() {
+        address.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    thread::scope(|scope| {
+        for number in 0..flows {
+            let (done, answered) = (&done, &answered);
+            scope.spawn(move || {
+                let client = client(number, address);
+                while !done.load(SeqCst) {
+                    client.send(&[0, 1, 2, 3]).unwrap();
+                    // One that is lost fails here; and one from elsewhere is not received.
+                    assert_eq!(client.recv(&mut [0; 9]).unwrap(), 4);
+                    answered.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        act(&answered);
+        done.store(true, SeqCst);
+    });
+    answered.load(SeqCst)
+}
+
+#[test]
+fn nothing_is_lost_while_members_are_replaced() {
+    let steerings = [Steering::Hash, Steering::Random, Steering::Byte(2)];
+    let ways = steerings.map(|steering| [(steering, false), (steering, true)]);
+    for (steering, batch) in ways.into_iter().flatten() {
+        // With an address of its own, and with the wildcard, from which the newest member had
+        // better not leave.
+        for (address, newest_too) in [(ANY_PORT, true), (([0; 4], 0), false)] {
+            let options = Group::datagram_options().batch(batch).steering(steering);
+            let serving = echo_at(address.into(), &options, 4);
+            let answered = flows_while(&serving, 16, |answered| {
+                for _ in 0..30 {
+                    let before = answered.load(SeqCst);
+                    let newest = serving.add().unwrap();
+                    let oldest = serving.members()[1].count.acceptor;
+                    let odd = newest % 2 == 1;
+                    let leaver = if odd && newest_too { newest } else { oldest };
+                    let count = serving.retire(leaver).unwrap();
+                    assert!(!count.running);
+                    wait_until("the flows go on", || answered.load(SeqCst) > before + 50);
+                }
+            });
+            let counts = serving.stop(BOUND);
+            let accepted: usize = counts.iter().map(|count| count.accepted).sum();
+            assert_eq!(accepted, answered, "{steering:?}, batches: {batch}");
+            assert_eq!(counts.len(), 34);
+        }
+    }
+}
+
+#[test]
+fn a_byte_still_finds_its_member_when_others_have_left() {
+    let serving = echo(&Group::datagram_options().steering(Steering::Byte(1)), 5);
+    let ask = |byte| {
+        let client = client(0, serving.local_addr());
+        client.send(&[0, byte, 0]).unwrap();
+        let mut answer = [0; 3];
+        client.recv(&mut answer).unwrap();
+        answer[0]
+    };
+    assert_eq!([0, 1, 2, 3, 4].map(ask), [0, 1, 2, 3, 4]);
+    serving.retire(1).unwrap();
+    serving.retire(0).unwrap();
+    assert_eq!(serving.add().unwrap(), 5);
+    assert_eq!([2, 3, 4, 5].map(ask), [2, 3, 4, 5]);
+    serving.retire_all(&[3, 5]).unwrap();
+    assert_eq!([2, 4, 2, 4].map(ask), [2, 4, 2, 4]);
+    serving.retire(4).unwrap();
+    assert_eq!(serving.retire(2).unwrap_err(), GroupError::LastMember);
+}
+
+#[test]
+fn a_handler_that_does_not_return_holds_nobody_up() {
+    let (gate, key) = channel::<()>();
+    let gate = Mutex::new(Some(gate));
+    let key = Arc::new(Mutex::new(key));
+    let options = Group::datagram_options()
+        .steering(Steering::Byte(0))
+        .grace(Duration::ZERO);
+    let serving = options
+        .bind(ANY_PORT, 3)
+        .unwrap()
+        .spawn(move |receiver, message| {
+            if receiver == 0 {
+                _ = key.lock().unwrap().recv();
+            }
+            // By its own socket, which is gone: nothing is sent from anywhere else.
+            let sent = message.socket().send_to(b"x", message.from());
+            assert_eq!(sent.is_err(), receiver == 0, "{sent:?}");
+        });
+    let serving = serving.unwrap();
+    let stuck = client(0, serving.local_addr());
+    stuck.send(&[0]).unwrap();
+    wait_until("its handler runs", || serving.tally()[0].accepted == 1);
+    let count = serving.retire(0).unwrap();
+    assert!(count.running);
+    // The kernel has two members left, in our order.
+    for byte in [1, 2, 1, 2] {
+        let client = client(0, serving.local_addr());
+        client.send(&[byte]).unwrap();
+        client.recv(&mut [0; 9]).unwrap();
+    }
+    drop(gate.lock().unwrap().take());
+    wait_until("it has left", || !serving.tally()[0].running);
+    let counts = serving.stop(BOUND);
+    assert_eq!(counts.iter().map(|count| count.panicked).sum::<usize>(), 0);
+    assert_eq!([counts[1].accepted, counts[2].accepted], [2, 2]);
+}
+
+#[test]
+fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
+    for join in [false, true] {
+        let options = Group::datagram_options().join(join).grace(BOUND);
+        let group = options.bind(ANY_PORT, 3).unwrap();
+        let address = group.local_addr();
+        let clients: Vec<_> = (0..200).map(|number| client(number, address)).collect();
+        for client in &clients {
+            client.send(b"waits").unwrap();
+        }
+        let serving = group.spawn(|_, message| {
+            let len = message.bytes().len();
+            message.answer(len);
+        });
+        let counts = serving.unwrap().stop(BOUND);
+        assert_eq!(
+            counts.iter().map(|count| count.accepted).sum::<usize>(),
+            200
+        );
+        for client in &clients {
+            assert_eq!(client.recv(&mut [0; 9]).unwrap(), 5);
+        }
+        Group::bind_datagrams(address, 1).unwrap();
+    }
+}
+
+#[test]
+fn all_share_one_socket_and_a_joined_member_leaves() {
+    let serving = echo(&Group::datagram_options().shared(true), 4);
+    let answered = flows_while(&serving, 8, |answered| {
+        wait_until("the flows go on", || answered.load(SeqCst) > 500);
+    });
+    let counts = serving.stop(BOUND);
+    assert_eq!(
+        counts.iter().map(|count| count.accepted).sum::<usize>(),
+        answered
+    );
+
+    let serving = echo(&Group::datagram_options().join(true), 3);
+    let others = Group::datagram_options()
+        .join(true)
+        .bind(serving.local_addr(), 1)
+        .unwrap();
+    assert!(!serving.retire(1).unwrap().running);
+    assert_eq!(serving.members().len(), 2);
+    drop(others);
+}

@@ -1,0 +1,25 @@
+//! Accepts and closes, and does nothing else: tests/costs.rs counts what that costs.
+//! Usage: accepts group|steal|acceptors MEMBERS. Prints its address; ends when its stdin does.
+
+use std::io::{Read, stdin};
+use std::{env, error, process};
+
+use reuseport::{Acceptors, Group};
+
+fn main() -> Result<(), Box<dyn error::Error>> {
+    let mut args = env::args().skip(1);
+    let how = args.next().ok_or("how?")?;
+    let members = args.next().ok_or("how many?")?.parse()?;
+    let options = Group::options().steal(how == "steal");
+    let group = options.bind(([127, 0, 0, 1], 0), members)?;
+    let address = group.local_addr();
+    let (_serving, _acceptors);
+    if how == "acceptors" {
+        _acceptors = Acceptors::spawn(group.into_listeners(), |_, _| {})?;
+    } else {
+        _serving = group.spawn(|_, _| {})?;
+    }
+    println!("{address}");
+    stdin().read_to_end(&mut Vec::new())?;
+    process::exit(0) // the end costs the same however long it has run
+}
