@@ -160,3 +160,19 @@ fn an_ordinary_claim_reads_well() {
         "{err}"
     );
 }
+
+#[test]
+fn what_could_not_be_measured_is_a_failure() {
+    let command = support::reuseport(&[]);
+    let mut few = std::process::Command::new("sh");
+    few.args([
+        "-c",
+        "ulimit -n 6; exec \"$0\" explain --claim the-hash-spreads-evenly",
+    ]);
+    let done = few.arg(command.get_program()).output().unwrap();
+    let (out, err) = (support::text(&done.stdout), support::text(&done.stderr));
+    assert_eq!(done.status.code(), Some(1), "{out}{err}");
+    assert!(out.contains("could not be measured\n"), "{out}");
+    assert!(out.contains("EMFILE"), "{out}");
+    assert_eq!(err, "reuseport: 1 could not be measured\n");
+}
