@@ -34,7 +34,7 @@ impl<P: Protocol> Serving<P> {
         plans: &Plans<P>,
         indexes: &[usize],
     ) -> Result<(), GroupError> {
-        if plans.site.options.join || cfg!(seeded = "no_steer") {
+        if plans.site.options.join || P::leaves_first(plans) || cfg!(seeded = "no_steer") {
             return Ok(());
         }
         let crew = self.crew();

@@ -12,6 +12,8 @@ use crate::acceptors::{Acceptor, Count, Seat};
 #[cfg(linux_kernel)]
 use crate::alone::Flags;
 use crate::error::{Call, Error};
+#[cfg(linux_kernel)]
+use crate::group::Row;
 use crate::protocol::Protocol;
 #[cfg(linux_kernel)]
 use crate::stealing::{Epoll, Ring};
@@ -125,6 +127,15 @@ impl<P: Protocol> Post<P> {
 
     pub(crate) fn socket(&self) -> &P::Socket {
         &self.acceptor.seat.socket
+    }
+
+    /// As those know it who choose a member.
+    #[cfg(linux_kernel)]
+    pub(crate) fn row(&self) -> Row {
+        Row {
+            id: self.id(),
+            slot: self.slot,
+        }
     }
 
     /// What it has done so far.

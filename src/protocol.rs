@@ -77,6 +77,13 @@ mod differences {
         }
 
         #[doc(hidden)]
+        /// Whether who leaves has left the kernel's group once it takes no more.
+        #[cfg(linux_kernel)]
+        fn leaves_first(_: &Plans<Self>) -> bool {
+            false
+        }
+
+        #[doc(hidden)]
         /// Keeps what is new from the members at `indexes`, who leave. `all`: nobody stays.
         #[cfg(linux_kernel)]
         fn take_no_more(

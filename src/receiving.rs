@@ -1,9 +1,10 @@
 //! A group that receives datagrams: what only [`Udp`] has.
 //!
-//! A member is in the kernel's group until its last descriptor is closed, and shutting it down
-//! changes nothing there. So it leaves in this order: the group is steered around it; it is shut
-//! down, which wakes its thread, and lets it read on until nothing waits; the thread has left; its
-//! descriptor is replaced by another, dead one, and with that the socket is closed.
+//! A socket that is shut down still receives, and what reaches it while it is being closed is lost.
+//! So a member leaves in this order: it is connected to itself, which closes its port to all others
+//! at once and leaves it what waits there (on the wildcard address, the group is steered around it
+//! instead); it is shut down, which wakes its thread, and lets it read on until nothing waits; the
+//! thread has left; its descriptor is replaced by a dead one, and with that the socket is closed.
 
 use core::net::SocketAddr;
 #[cfg(linux_kernel)]
@@ -14,6 +15,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Instant;
+#[cfg(linux_kernel)]
+use std::vec::Vec;
 
 use crate::acceptors::{Leave, Seat, Stop, add_one};
 use crate::address::SockAddr;
@@ -197,11 +200,18 @@ impl Protocol for Udp {
         Ok(Way { source, exit })
     }
 
+    /// Where the socket has an address of its own. Connected, one that is bound to the wildcard
+    /// would answer from another address than before.
+    #[cfg(linux_kernel)]
+    fn leaves_first(plans: &Plans<Udp>) -> bool {
+        !plans.site.address.ip().is_unspecified()
+    }
+
     /// Connects them, each to itself: to others their port is closed then, but what waits there
-    /// already is theirs.
+    /// already is theirs. The kernel takes them out of their group (since 6.13), so the others have
+    /// new places, and are steered to at once.
     ///
-    /// That would change from which address a socket answers that is bound to the wildcard. Such a
-    /// one drops what is new, where none stays who could have it.
+    /// On the wildcard address they drop what is new, where none stays who could have it.
     #[cfg(linux_kernel)]
     fn take_no_more(
         serving: &Serving<Udp>,
@@ -210,16 +220,28 @@ impl Protocol for Udp {
         all: bool,
     ) -> Result<(), Error> {
         let crew = serving.crew();
-        // The last first, for the kernel may take it out of its group at once.
-        let leaving = indexes.iter().rev().filter_map(|i| crew.posts.get(*i));
-        for socket in leaving.map(Post::socket) {
-            if !serving.local_addr().ip().is_unspecified() {
-                socket.connect(serving.local_addr())?;
-            } else if all && !plans.site.options.join {
-                socket.take_no_more()?;
-            }
+        // The last first, as the kernel is to have it.
+        let leaving = indexes.iter().rev();
+        let leaving = leaving.filter_map(|index| Some((*index, crew.posts.get(*index)?.socket())));
+        if !Udp::leaves_first(plans) {
+            let mut sockets = leaving.map(|(_, socket)| socket);
+            // In a joined group others may stay.
+            let last = all && !plans.site.options.join;
+            return sockets
+                .try_for_each(|socket| if last { socket.take_no_more() } else { Ok(()) });
         }
-        Ok(())
+        let mut stay: Vec<_> = crew.posts.iter().collect();
+        for (index, socket) in leaving {
+            socket.connect(serving.local_addr())?;
+            stay.swap_remove(index);
+        }
+        let rows: Vec<_> = stay.iter().map(|post| post.row()).collect();
+        match stay.first() {
+            Some(first) if plans.site.options.is_steered() => {
+                plans.site.steer_through(first.socket(), &rows)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn finish(serving: &Serving<Udp>, _: &mut Plans<Udp>, indexes: &[usize], deadline: Instant) {

@@ -8,7 +8,7 @@ use std::{boxed::Box, vec::Vec};
 use crate::acceptors::Count;
 use crate::crew::{Crew, Launch, Parked, Post, polls};
 use crate::error::Error;
-use crate::group::{Group, GroupError, MOST_THAT_STEAL, Row, Site, SpawnError, Steering};
+use crate::group::{Group, GroupError, MOST_THAT_STEAL, Site, SpawnError, Steering};
 use crate::protocol::{Protocol, Tcp};
 use crate::queue::Queue;
 #[cfg(linux_kernel)]
@@ -224,11 +224,7 @@ impl<P: Protocol> Serving<P> {
         #[cfg(linux_kernel)]
         if !plans.site.options.join && !plans.site.options.shared {
             let crew = self.crew();
-            let row = |post: &Post<P>| Row {
-                id: post.id(),
-                slot: post.slot,
-            };
-            let rows: Vec<_> = crew.posts.iter().map(row).collect();
+            let rows: Vec<_> = crew.posts.iter().map(Post::row).collect();
             if let Some(first) = crew.posts.first() {
                 return plans.site.steer(first.socket(), &rows);
             }

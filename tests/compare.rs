@@ -81,6 +81,20 @@ fn every_way_serves_and_has_its_row() {
 }
 
 #[test]
+fn every_way_to_receive_has_its_row() {
+    let (code, out, err) = short(&["--udp"]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let rows = rows(&out);
+    let names: Vec<_> = rows.iter().map(|(name, _)| name.as_str()).collect();
+    let ways = ["one", "shared", "reuseport", "+ cpu"];
+    let all = ["udp", "batched"].map(|how| ways.map(|way| format!("{how} {way}")));
+    assert_eq!(names, all.concat(), "{out}");
+    for (_, numbers) in &rows {
+        assert!(numbers.len() == 9 && numbers[0] > 0.0, "{out}");
+    }
+}
+
+#[test]
 fn slow_handlers_are_slow_whatever_the_way() {
     let (code, out, err) = short(&["--slow", "100:20"]);
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
@@ -110,7 +124,7 @@ fn clients_that_think_too_long_are_an_error() {
 
 #[test]
 fn enough_rounds_are_concluded_from_in_two_lines() {
-    let (code, out, err) = run(&["compare", "--seconds", "0.1"]);
+    let (code, out, err) = run(&["compare", "--rounds=9", "--seconds=0.1"]);
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     let last = out.split("\n\n").nth(2).expect("conclusions");
     let lines: Vec<_> = last.lines().collect();

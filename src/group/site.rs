@@ -94,12 +94,18 @@ impl<P: Protocol> Site<P> {
     /// index order.
     #[cfg(linux_kernel)]
     pub(crate) fn steer(&self, member: &P::Socket, rows: &[Row]) -> Result<(), GroupError> {
+        let steered = self.steer_through(member, rows);
+        steered.map_err(|error| GroupError::call(error, self.address, 0))
+    }
+
+    #[cfg(linux_kernel)]
+    pub(crate) fn steer_through(&self, member: &P::Socket, rows: &[Row]) -> Result<(), Error> {
         let member = P::descriptor(member);
         let count = u32::try_from(rows.len()).unwrap_or(u32::MAX);
         // A program with a row for each member has two instructions for each, and a few more.
         let rows = &rows[..rows.len().min((steering::MAX_INSTRUCTIONS - 5) / 2)];
         let mut space = std::vec![steering::Instruction::default(); 2 * rows.len() + 5];
-        let result = match self.options.steering {
+        match self.options.steering {
             Steering::Hash => match member.unsteer() {
                 Err(error) if error.errno() == libc::ENOENT => Ok(()),
                 result => result,
@@ -121,8 +127,7 @@ impl<P: Protocol> Site<P> {
                 let rows: Vec<_> = (0..).zip(rows).map(row).collect();
                 member.steer(steering::byte(offset, &rows, &mut space).unwrap_or_default())
             }
-        };
-        result.map_err(|error| GroupError::call(error, self.address, 0))
+        }
     }
 }
 

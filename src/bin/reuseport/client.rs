@@ -3,7 +3,7 @@
 use core::net::SocketAddr;
 use core::time::Duration;
 use std::io::{self, ErrorKind, Read};
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::thread::sleep;
 use std::time::Instant;
 
@@ -52,6 +52,48 @@ impl Client {
                     stream.set_read_timeout(Some(self.timeout))?;
                     return Ok(stream);
                 }
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    /// Sends a datagram, from a port of its own, and waits for the answer. Returns how long that
+    /// took.
+    pub(crate) fn ask(&self) -> Result<Duration, String> {
+        self.ask_for(1)
+    }
+
+    /// Sends `count` datagrams at once, and waits for as many answers.
+    pub(crate) fn ask_for(&self, count: usize) -> Result<Duration, String> {
+        let socket = self
+            .connect_datagrams()
+            .map_err(|error| self.describe(Call::Connect, &error))?;
+        let begun = Instant::now();
+        for _ in 0..count {
+            let sent = socket.send(b"reuseport");
+            sent.map_err(|error| self.describe(Call::Send, &error))?;
+        }
+        for _ in 0..count {
+            let answer = socket.recv(&mut [0; 16]);
+            answer.map_err(|error| self.describe(Call::Recv, &error))?;
+        }
+        Ok(begun.elapsed())
+    }
+
+    fn connect_datagrams(&self) -> io::Result<UdpSocket> {
+        let mut failed = ErrorKind::AddrNotAvailable.into();
+        for address in &self.addresses {
+            let any = match address {
+                SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
+                SocketAddr::V6(_) => SocketAddr::from(([0_u16; 8], 0)),
+            };
+            match UdpSocket::bind(any).and_then(|socket| {
+                socket.connect(address)?;
+                socket.set_read_timeout(Some(self.timeout))?;
+                Ok(socket)
+            }) {
+                Ok(socket) => return Ok(socket),
                 Err(error) => failed = error,
             }
         }

@@ -32,9 +32,10 @@ Usage: reuseport compare [OPTIONS]
   --think MS         milliseconds, on average, from a client's one connection to its next:
                      exponentially distributed, alike for every way [0]
   --slow P:MS        handle P percent of the connections slowly, each for MS milliseconds
-  --rounds N         how often each way has its turn [9]
-  --seconds S        how long a turn takes [0.6]
+  --rounds N         how often each way has its turn [13]
+  --seconds S        how long a turn takes [0.4]
   --svg FILE         draw it, too
+  --udp              compare the ways to receive datagrams: see below
 
 The ways:
 
@@ -44,6 +45,15 @@ The ways:
   reuseport + cpu    each thread runs on one CPU, and the receiving CPU's is chosen: threads
                      beyond the number of CPUs get nothing
   reuseport + steal  the hash chooses, and idle threads take what waits for busy ones
+
+With --udp a client sends eight datagrams at once, from a port of its own, and waits until all have
+come back; conn/s counts datagrams, and the times are for all eight:
+
+  udp one            one thread receives
+  udp shared         the threads compete for the datagrams of one socket
+  udp reuseport      each thread has its own socket, and the kernel's hash chooses
+  udp + cpu          each thread runs on one CPU, and the receiving CPU's is chosen
+  batched ...        the same, and a thread receives and answers many by one system call
 
 The columns, each the median of the rounds:
 
@@ -71,12 +81,14 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     }
     let clients = args.number("--clients", 1, 10_000, 16)?;
     let think = args.decimal("--think", 0.0, 60_000.0, 0.0)?;
-    let rounds = args.number("--rounds", 1, 1000, 9)?;
-    let seconds = args.decimal("--seconds", 0.01, 3600.0, 0.6)?;
+    let udp = args.flag("--udp");
+    let rounds = args.number("--rounds", 1, 1000, 13)?;
+    let seconds = args.decimal("--seconds", 0.01, 3600.0, 0.4)?;
     let svg = args.value("--svg", "a file", |path| Some(path.to_owned()))?;
     args.finish()?;
     let load = Load {
         clients,
+        udp,
         think: Duration::from_secs_f64(think / 1000.0),
         turn: Duration::from_secs_f64(seconds),
     };
@@ -87,7 +99,8 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         opened.map_err(|error| cannot_write(path, &error))?;
     }
 
-    let (here, missing): (Vec<_>, Vec<_>) = WAYS.iter().partition(|way| way.here);
+    let ways = WAYS.iter().filter(|way| way.udp == udp);
+    let (here, missing): (Vec<_>, Vec<_>) = ways.partition(|way| way.here);
     let servers = here
         .iter()
         .map(|way| Server::start(way, acceptors, slow.as_ref()));
@@ -107,8 +120,9 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     drop(servers);
 
     let slow = slow.map_or(String::new(), |slow| format!(" --slow {slow}"));
+    let udp = if udp { " --udp" } else { "" };
     let command = format!(
-        "reuseport compare --acceptors {acceptors} --clients {clients} --think {think}{slow} \
+        "reuseport compare{udp} --acceptors {acceptors} --clients {clients} --think {think}{slow} \
          --rounds {rounds} --seconds {seconds}"
     );
     let report = Report {
@@ -132,9 +146,14 @@ fn cannot_write(path: &str, error: &io::Error) -> Failure {
     Failure::Failed(format!("{path}: {error}"))
 }
 
+/// How many datagrams a client sends before it waits for the answers.
+const BURST: usize = 8;
+
 /// What the clients do, alike for every way.
 struct Load {
     clients: usize,
+    /// They send datagrams.
+    udp: bool,
     /// The mean of the pauses.
     think: Duration,
     turn: Duration,
@@ -213,8 +232,13 @@ impl Load {
             if pause >= left {
                 break;
             }
-            durations.add(client.visit()?);
-            in_time += usize::from(Instant::now() < end);
+            let (duration, done) = if self.udp {
+                (client.ask_for(BURST)?, BURST)
+            } else {
+                (client.visit()?, 1)
+            };
+            durations.add(duration);
+            in_time += if Instant::now() < end { done } else { 0 };
         }
         Ok((durations, in_time))
     }

@@ -24,7 +24,11 @@ Usage: reuseport connect [OPTIONS]
   --concurrency N    how many clients make them at the same time [1]
   --hold MS          milliseconds to stay connected before reading [0]
   --timeout MS       milliseconds to wait for an answer [10000]
+  --udp              send a datagram instead, each from a port of its own, and wait for it to come
+                     back: for `serve --udp --echo`
 ";
+
+type Visit = fn(&Client) -> Result<Duration, String>;
 
 /// What a client has seen.
 struct Seen {
@@ -46,6 +50,11 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         hold,
         timeout,
     };
+    let (visit, what): (Visit, _) = if args.flag("--udp") {
+        (Client::ask, "answers")
+    } else {
+        (Client::visit, "connections")
+    };
     args.finish()?;
 
     let begun = Instant::now();
@@ -60,7 +69,10 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             let (done, client, started) = (done.clone(), &client, &started);
             let thread = thread::Builder::new().stack_size(128 * 1024);
             let spawned = thread.spawn_scoped(scope, move || {
-                let seen = visit_while(client, || started.fetch_add(1, Relaxed) < connections);
+                let seen = visit_while(
+                    || visit(client),
+                    || started.fetch_add(1, Relaxed) < connections,
+                );
                 _ = done.send(seen);
             });
             spawned.map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
@@ -71,7 +83,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
                 Ok(seen) => all.merge(seen),
                 Err(RecvTimeoutError::Timeout) => {
                     let started = started.load(Relaxed).min(connections);
-                    progress(&format!("{started} of {connections} connections"));
+                    progress(&format!("{started} of {connections} {what}"));
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
@@ -79,20 +91,23 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         progress("");
         Ok(())
     })?;
-    all.tell(connections, begun.elapsed())
+    all.tell(what, connections, begun.elapsed())
 }
 
 fn millis(count: usize) -> Duration {
     Duration::from_millis(count as u64)
 }
 
-fn visit_while(client: &Client, mut more: impl FnMut() -> bool) -> Seen {
+fn visit_while(
+    visit: impl Fn() -> Result<Duration, String>,
+    mut more: impl FnMut() -> bool,
+) -> Seen {
     let mut seen = Seen {
         durations: Histogram::new(),
         failures: BTreeMap::new(),
     };
     while more() {
-        match client.visit() {
+        match visit() {
             Ok(duration) => seen.durations.add(duration),
             Err(failure) => *seen.failures.entry(failure).or_default() += 1,
         }
@@ -108,7 +123,7 @@ impl Seen {
         }
     }
 
-    fn tell(&self, connections: usize, elapsed: Duration) -> Result<(), Failure> {
+    fn tell(&self, what: &str, connections: usize, elapsed: Duration) -> Result<(), Failure> {
         let failed: usize = self.failures.values().sum();
         let made = connections - failed;
         let seconds = elapsed.as_secs_f64();
@@ -117,7 +132,7 @@ impl Seen {
         let [half, most, all] =
             [500, 990, 1000].map(|at| self.durations.percentile(at).as_secs_f64() * 1e3);
         print(&format!(
-            "{made} connections in {seconds:.2} s, {rate:.0} a second; "
+            "{made} {what} in {seconds:.2} s, {rate:.0} a second; "
         ));
         print(&format!(
             "p50 {half:.3} ms, p99 {most:.3} ms, max {all:.3} ms\n"
@@ -128,7 +143,7 @@ impl Seen {
         match failed {
             0 => Ok(()),
             _ => Err(Failure::Failed(format!(
-                "{failed} of {connections} connections failed"
+                "{failed} of {connections} {what} failed"
             ))),
         }
     }

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use reuseport::{Count, Group};
+use reuseport::{Count, Group, Protocol, Serving};
 
 use crate::args::Args;
 use crate::client::Client;
@@ -18,6 +18,7 @@ Usage: reuseport [demo] [OPTIONS]
   --connections N    how many to make, one after the other [10]
   --addr ADDRESS     where to listen, such as 127.0.0.1:3000, [::1]:3000, localhost:3000;
                      port 0 is any free one [127.0.0.1:3000]
+  --udp              receivers instead, and a datagram from as many clients
 ";
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
@@ -25,14 +26,35 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         print(HELP);
         return Ok(());
     }
+    let udp = args.flag("--udp");
     let acceptors = args.number("--acceptors", 1, 1024, 3)?;
     let connections = args.number("--connections", 1, 10_000_000, 10)?;
     let addresses = args.addresses()?;
     args.finish()?;
 
-    let group = serve::bind(&Group::options(), &addresses, acceptors)?;
-    let address = group.local_addr();
-    let serving = serve::spawn(group, |acceptor| print(&format!("acceptor {acceptor}\n")))?;
+    if udp {
+        let group = serve::bind(&Group::datagram_options(), &addresses, acceptors)?;
+        let serving = group.spawn(|receiver, message| {
+            print(&format!("receiver {receiver}\n"));
+            message.answer(0);
+        });
+        let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
+        show(serving, "receiver", connections, Client::ask)
+    } else {
+        let group = serve::bind(&Group::options(), &addresses, acceptors)?;
+        let serving = serve::spawn(group, |acceptor| print(&format!("acceptor {acceptor}\n")))?;
+        show(serving, "acceptor", connections, Client::visit)
+    }
+}
+
+/// Has clients come, one after the other, and shows who served them.
+fn show<P: Protocol>(
+    serving: Serving<P>,
+    who: &str,
+    connections: usize,
+    visit: fn(&Client) -> Result<Duration, String>,
+) -> Result<(), Failure> {
+    let address = serving.local_addr();
     let timeout = Duration::from_secs(10);
     let client = Client {
         addresses: vec![address],
@@ -40,13 +62,11 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         timeout,
     };
     for _ in 0..connections {
-        client
-            .visit()
-            .map_err(|error| Failure::Failed(format!("{address}: {error}")))?;
+        visit(&client).map_err(|error| Failure::Failed(format!("{address}: {error}")))?;
     }
     let counts = serving.stop(timeout);
     let rows: Vec<_> = counts.iter().map(|count| (*count, None)).collect();
-    print(&format!("\n{}", tally(&rows, true)));
+    print(&format!("\n{}", tally(who, &rows, true)));
     if let Some(note) = note(&counts, connections) {
         print(&note);
     }
@@ -63,7 +83,7 @@ fn note(counts: &[Count], connections: usize) -> Option<String> {
     let chance = 100.0 * chance_of_a_miss(acceptors, connections);
     Some(format!(
         "\n{idle} of {acceptors} had none. The kernel's hash decides, not a rota: {connections} \
-         connections leave out\nan acceptor in about {chance:.0} % of runs.\n"
+         leave out one of\nthem in about {chance:.0} % of runs.\n"
     ))
 }
 

@@ -57,9 +57,9 @@ pub(crate) fn explain(failure: &GroupError) -> String {
     format!("{failure}{hint}")
 }
 
-/// One line an acceptor: count, share, bar, queue; and what else happened to it. `ended`: none is
-/// to run any more.
-pub(crate) fn tally(members: &[(Count, Option<Queue>)], ended: bool) -> String {
+/// One line an acceptor, or whatever `who` says: count, share, bar, queue; and what else happened
+/// to it. `ended`: none is to run any more.
+pub(crate) fn tally(who: &str, members: &[(Count, Option<Queue>)], ended: bool) -> String {
     const BAR: usize = 40;
     let total: usize = members.iter().map(|(count, _)| count.accepted).sum();
     let most = members
@@ -76,15 +76,18 @@ pub(crate) fn tally(members: &[(Count, Option<Queue>)], ended: bool) -> String {
         let bar = "#".repeat((accepted * BAR).div_ceil(most));
         _ = write!(
             text,
-            "acceptor {id:<3} {accepted:>width$}  {share:5.1} %  {bar:BAR$}"
+            "{who} {id:<3} {accepted:>width$}  {share:5.1} %  {bar:BAR$}"
         );
         if let Some(queue) = queue {
-            _ = write!(text, "  {} of {} wait", queue.waiting, queue.limit);
+            let bytes = if who == "receiver" { " bytes" } else { "" };
+            _ = write!(text, "  {} of {}{bytes} wait", queue.waiting, queue.limit);
         }
+        let dropped = queue.map_or(0, |queue| queue.dropped as usize);
         for (what, times) in [
+            ("dropped", dropped),
             ("stolen", count.stolen),
             ("handlers panicked", count.panicked),
-            ("accepts went wrong", count.went_on),
+            ("calls went wrong", count.went_on),
             ("pauses for want of descriptors", count.backed_off),
         ] {
             if times > 0 {

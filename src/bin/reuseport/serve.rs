@@ -9,7 +9,7 @@ use std::{env, process};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use std::{path::Path, process::Command};
 
-use reuseport::{Group, GroupOptions, Serving, Steering};
+use reuseport::{Group, GroupOptions, Protocol, Serving, Steering};
 
 use crate::Failure;
 use crate::args::Args;
@@ -28,12 +28,17 @@ Usage: reuseport serve [OPTIONS]
   --backlog N        connections that may wait on each socket [as many as the kernel allows]
   --join             share the port with other servers that do, instead of claiming it
   --shared           one listening socket for all threads
-  --steer HOW        hash: the kernel's own way; cpu: the receiving CPU's acceptor; random [hash]
+  --steer HOW        hash: the kernel's own way; cpu: the receiving CPU's acceptor; random;
+                     byte:K, for datagrams: the one whose number is the byte at K [hash]
   --pin              run each acceptor on one CPU
   --grace MS         at the end, how long to wait for handshakes and handlers at most [1000]
   --steal            idle acceptors take what waits for busy ones
   --slow P:MS        handle P percent of the connections slowly, each for MS milliseconds
   --quiet            print no connections
+
+  --udp              receive datagrams, and print `receiver N` for each
+  --echo             send each datagram back
+  --batch            receive and send many datagrams by one system call
 
 Under systemd it serves the listeners of its socket unit, and tells when it is ready.
 
@@ -43,38 +48,81 @@ it: every connection made by then is served, and a tally comes on stderr. A seco
 once.
 ";
 
+/// What was asked for, whatever the protocol.
+#[allow(clippy::struct_excessive_bools)] // each is a switch of its own
+struct Wanted {
+    acceptors: usize,
+    join: bool,
+    shared: bool,
+    steering: Option<Steering>,
+    pin: bool,
+    grace: Duration,
+    slow: Option<Slow>,
+    quiet: bool,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Wanted {
+    fn parse(args: &mut Args) -> Result<Wanted, Failure> {
+        Ok(Wanted {
+            acceptors: args.number("--acceptors", 1, 1024, 3)?,
+            join: args.flag("--join"),
+            shared: args.flag("--shared"),
+            steering: args.value("--steer", "hash, cpu, random or byte:K", steering)?,
+            pin: args.flag("--pin"),
+            grace: Duration::from_millis(args.number("--grace", 0, 86_400_000, 1000)? as u64),
+            slow: Slow::option(args)?,
+            quiet: args.flag("--quiet"),
+            addresses: args.addresses()?,
+        })
+    }
+
+    fn options<P: Protocol>(&self, options: GroupOptions<P>) -> GroupOptions<P> {
+        let options = options.join(self.join).shared(self.shared).pin(self.pin);
+        let steering = self.steering.unwrap_or_default();
+        options.steering(steering).grace(self.grace)
+    }
+
+    /// What becomes of each connection or datagram.
+    fn handle(&self, who: &str, number: usize) {
+        if !self.quiet {
+            print(&format!("{who} {number}\n"));
+        }
+        if let Some(slow) = &self.slow {
+            slow.handle();
+        }
+    }
+}
+
+fn steering(value: &str) -> Option<Steering> {
+    match value {
+        "hash" => Some(Steering::Hash),
+        "cpu" => Some(Steering::Cpu),
+        "random" => Some(Steering::Random),
+        _ => Some(Steering::Byte(value.strip_prefix("byte:")?.parse().ok()?)),
+    }
+}
+
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     if args.flag("--help") || args.flag("-h") {
         print(HELP);
         return Ok(());
     }
-    let acceptors = args.number("--acceptors", 1, 1024, 3)?;
-    let mut options = Group::options();
+    if args.flag("--udp") {
+        return run_udp(args);
+    }
+    let mut options = Group::options().steal(args.flag("--steal"));
     let backlog = args.value("--backlog", "a whole number from 0 up", |value| {
         value.parse().ok().filter(|n| *n >= 0)
     })?;
     if let Some(connections) = backlog {
         options = options.backlog(connections);
     }
-    let steering = args.value("--steer", "hash, cpu or random", |value| match value {
-        "hash" => Some(Steering::Hash),
-        "cpu" => Some(Steering::Cpu),
-        "random" => Some(Steering::Random),
-        _ => None,
-    })?;
-    options = options
-        .steering(steering.unwrap_or_default())
-        .pin(args.flag("--pin"));
-    let (join, shared) = (args.flag("--join"), args.flag("--shared"));
-    let made_to_order = join || shared || steering.is_some() || backlog.is_some();
-    options = options.join(join).shared(shared);
-    let grace = Duration::from_millis(args.number("--grace", 0, 86_400_000, 1000)? as u64);
-    options = options.steal(args.flag("--steal"));
-    let slow = Slow::option(&mut args)?;
-    options = options.grace(grace);
-    let quiet = args.flag("--quiet");
-    let addresses = args.addresses()?;
+    let wanted = Wanted::parse(&mut args)?;
     args.finish()?;
+    let options = wanted.options(options);
+    let made_to_order =
+        wanted.join || wanted.shared || wanted.steering.is_some() || backlog.is_some();
 
     // Taken at the start: the file may have been replaced since, by what is to come next.
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -88,24 +136,79 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             return Err(Failure::Usage(line.to_owned()));
         }
         Some(group) if group.listeners().len() == 1 && group.is_inherited() => {
-            let group = group.with(options).share_among(acceptors);
+            let group = group.with(options).share_among(wanted.acceptors);
             group.map_err(|error| Failure::Failed(explain(&error)))?
         }
         Some(group) => group.with(options),
-        None => bind(&options, &addresses, acceptors)?,
+        None => bind(&options, &wanted.addresses, wanted.acceptors)?,
     };
-    let (address, acceptors) = (group.local_addr(), group.listeners().len());
-    let serving = spawn(group, move |acceptor| {
-        if !quiet {
-            print(&format!("acceptor {acceptor}\n"));
+    let grace = wanted.grace;
+    let serving = spawn(group, move |acceptor| wanted.handle("acceptor", acceptor))?;
+    work(serving, "acceptor", &signals, grace, |serving| {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        match serving.hand_over(successor(&program), PATIENCE) {
+            Ok(child) => {
+                notify(&format!("MAINPID={}", child.id()));
+                report(&format!("handed over to pid {}", child.id()));
+                if let (Some(signal), Ok(pid)) = (signals.pending_end(), child.id().try_into()) {
+                    // It was meant for whoever serves.
+                    // SAFETY: takes two integers; the child has not been waited for.
+                    unsafe { libc::kill(pid, signal) };
+                }
+                signals.let_the_next_end_it();
+                return true;
+            }
+            Err(error) => report(&error.to_string()),
         }
-        if let Some(slow) = &slow {
-            slow.handle();
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        report("this kernel cannot hand a port over");
+        _ = serving;
+        false
+    });
+    Ok(())
+}
+
+fn run_udp(mut args: Args) -> Result<(), Failure> {
+    let echo = args.flag("--echo");
+    let options = Group::datagram_options().batch(args.flag("--batch"));
+    let wanted = Wanted::parse(&mut args)?;
+    args.finish()?;
+    let options = wanted.options(options);
+    let signals = Signals::hold();
+    if inherited()?.is_some() {
+        let line = "listeners are inherited, and they are no datagram sockets".to_owned();
+        return Err(Failure::Usage(line));
+    }
+    let group = bind(&options, &wanted.addresses, wanted.acceptors)?;
+    let grace = wanted.grace;
+    let serving = group.spawn(move |receiver, message| {
+        wanted.handle("receiver", receiver);
+        if echo {
+            let len = message.bytes().len();
+            message.answer(len);
         }
-    })?;
+    });
+    let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
+    work(serving, "receiver", &signals, grace, |_| {
+        report("datagram sockets are not handed over");
+        false
+    });
+    Ok(())
+}
+
+/// Serves until a signal ends it, or `hand_over` has: then it is true.
+fn work<P: Protocol>(
+    serving: Serving<P>,
+    who: &str,
+    signals: &Signals,
+    grace: Duration,
+    hand_over: impl Fn(&Serving<P>) -> bool,
+) {
     notify("READY=1");
     report(&format!(
-        "listening on {address} with {acceptors} acceptors, pid {}",
+        "listening on {} with {} {who}s, pid {}",
+        serving.local_addr(),
+        serving.members().len(),
         process::id()
     ));
     loop {
@@ -113,26 +216,10 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             Caught::Report => {
                 let members = serving.members().into_iter();
                 let rows = members.map(|member| (member.count, member.queue));
-                report_lines(&tally(&rows.collect::<Vec<_>>(), false));
+                report_lines(&tally(who, &rows.collect::<Vec<_>>(), false));
             }
-            #[cfg(any(target_os = "linux", target_os = "android"))]
-            Caught::HandOver => match serving.hand_over(successor(&program), PATIENCE) {
-                Ok(child) => {
-                    notify(&format!("MAINPID={}", child.id()));
-                    report(&format!("handed over to pid {}", child.id()));
-                    if let (Some(signal), Ok(pid)) = (signals.pending_end(), child.id().try_into())
-                    {
-                        // It was meant for whoever serves.
-                        // SAFETY: takes two integers; the child has not been waited for.
-                        unsafe { libc::kill(pid, signal) };
-                    }
-                    signals.let_the_next_end_it();
-                    break;
-                }
-                Err(error) => report(&error.to_string()),
-            },
-            #[cfg(not(any(target_os = "linux", target_os = "android")))]
-            Caught::HandOver => report("this kernel cannot hand a port over"),
+            Caught::HandOver if hand_over(&serving) => break,
+            Caught::HandOver => {}
             Caught::End => break,
         }
     }
@@ -144,8 +231,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             .find(|member| member.count.acceptor == count.acceptor);
         (count, member.and_then(|member| member.queue))
     });
-    report_lines(&tally(&rows.collect::<Vec<_>>(), true));
-    Ok(())
+    report_lines(&tally(who, &rows.collect::<Vec<_>>(), true));
 }
 
 /// How long a successor may take to start.
@@ -188,11 +274,11 @@ fn notify(state: &str) {
 }
 
 /// Binds a group to the first of `addresses` that lets it.
-pub(crate) fn bind(
-    options: &GroupOptions,
+pub(crate) fn bind<P: Protocol>(
+    options: &GroupOptions<P>,
     addresses: &[SocketAddr],
     members: usize,
-) -> Result<Group, Failure> {
+) -> Result<Group<P>, Failure> {
     let mut failures = Vec::new();
     for address in addresses {
         match options.bind(*address, members) {

@@ -114,7 +114,9 @@ impl Report {
             .fold(0.0, f64::max);
         let mut text = format!(
             "{}\n\n{:17}  conn/s  spread  {:>7}     p50     p99   p99.9  fair  switches    cpu\n",
-            self.command, "", base.name
+            self.command,
+            "",
+            base.name.split(' ').next_back().unwrap_or_default()
         );
         for row in &self.rows {
             let Spread { mid, .. } = row.spread(rate);
@@ -164,7 +166,10 @@ impl Report {
         };
         let Spread { low, mid, high } = Spread::of(first.times(last, of));
         let mut text = format!("{what}: {}, ahead of {}", first.name, last.name);
-        _ = write!(text, " by a factor of {mid:.2} ({low:.2} to {high:.2})");
+        _ = write!(
+            text,
+            " by a factor of {mid:.2} ({low:.2} to {high:.2} by round)"
+        );
         if !alike.is_empty() {
             let alike: Vec<_> = alike.iter().map(|row| row.name).collect();
             _ = write!(text, "; not told apart from {}", alike.join(", "));
@@ -253,8 +258,8 @@ mod tests {
     fn conclusions_follow_the_rounds() {
         let (low, high) = ([10.0; 6], [20.0, 25.0, 20.0, 25.0, 20.0, 30.0]);
         let told = report(vec![row("slow", &low), row("fast", &high)]).conclusions();
-        let expected = "Most conn/s: fast, ahead of slow by a factor of 2.25 (2.00 to 3.00).\n\
-                        Lowest p99: fast, ahead of slow by a factor of 2.25 (2.00 to 3.00).\n";
+        let ahead = "fast, ahead of slow by a factor of 2.25 (2.00 to 3.00 by round)";
+        let expected = format!("Most conn/s: {ahead}.\nLowest p99: {ahead}.\n");
         assert_eq!(told, expected);
         let mut doubtful = high;
         doubtful[0] = 9.0;

@@ -8,7 +8,7 @@ use std::process::{self, Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::{env, thread};
 
-use reuseport::{BALANCES, Connection, Count, Group, GroupOptions, Steering};
+use reuseport::{BALANCES, Connection, Count, Group, GroupOptions, Steering, Udp};
 
 use crate::output::print;
 use crate::slow::Slow;
@@ -17,6 +17,8 @@ use crate::{Failure, serve};
 /// A way to accept.
 pub(crate) struct Way {
     pub(crate) name: &'static str,
+    /// Of datagrams.
+    pub(crate) udp: bool,
     /// Whether this kernel has it.
     pub(crate) here: bool,
     start: Start,
@@ -24,7 +26,7 @@ pub(crate) struct Way {
 
 const LINUX: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
-pub(crate) const WAYS: [Way; 5] = [
+pub(crate) const WAYS: [Way; 13] = [
     way("single", true, single),
     way("shared", true, |n, slow| {
         group(&Group::options().shared(true), n, slow)
@@ -39,15 +41,53 @@ pub(crate) const WAYS: [Way; 5] = [
     way("reuseport + steal", LINUX, |n, slow| {
         group(&Group::options().steal(true), n, slow)
     }),
+    udp("udp one", true, |_, slow| {
+        receivers(&Group::datagram_options(), 1, slow)
+    }),
+    udp("udp shared", true, |n, slow| {
+        receivers(&Group::datagram_options().shared(true), n, slow)
+    }),
+    udp("udp reuseport", BALANCES, |n, slow| {
+        receivers(&Group::datagram_options(), n, slow)
+    }),
+    udp("udp + cpu", LINUX, |n, slow| {
+        let options = Group::datagram_options().steering(Steering::Cpu);
+        receivers(&options.pin(true), n, slow)
+    }),
+    udp("batched one", LINUX, |_, slow| {
+        receivers(&Group::datagram_options().batch(true), 1, slow)
+    }),
+    udp("batched shared", LINUX, |n, slow| {
+        receivers(&Group::datagram_options().batch(true).shared(true), n, slow)
+    }),
+    udp("batched reuseport", LINUX, |n, slow| {
+        receivers(&Group::datagram_options().batch(true), n, slow)
+    }),
+    udp("batched + cpu", LINUX, |n, slow| {
+        let options = Group::datagram_options().batch(true);
+        receivers(&options.steering(Steering::Cpu).pin(true), n, slow)
+    }),
 ];
 
-/// The one that the others are measured by: `shared`.
+/// The one that the others are measured by: `shared`, of either protocol.
 pub(crate) const BASE: usize = 1;
 
 type Start = fn(usize, Option<Slow>) -> Result<Running, Failure>;
 
 const fn way(name: &'static str, here: bool, start: Start) -> Way {
-    Way { name, here, start }
+    Way {
+        name,
+        udp: false,
+        here,
+        start,
+    }
+}
+
+const fn udp(name: &'static str, here: bool, start: Start) -> Way {
+    Way {
+        udp: true,
+        ..way(name, here, start)
+    }
 }
 
 impl Way {
@@ -84,6 +124,26 @@ const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
 fn group(options: &GroupOptions, n: usize, slow: Option<Slow>) -> Result<Running, Failure> {
     let group = serve::bind(options, &[ANY_PORT], n)?;
     let serving = serve::spawn(group, move |_| handle(slow.as_ref()))?;
+    let accepted = |count: &Count| count.accepted;
+    Ok(Running {
+        address: serving.local_addr(),
+        handled: Box::new(move || serving.tally().iter().map(accepted).collect()),
+    })
+}
+
+/// Receivers, each of which answers what it receives.
+fn receivers(
+    options: &GroupOptions<Udp>,
+    n: usize,
+    slow: Option<Slow>,
+) -> Result<Running, Failure> {
+    let group = serve::bind(options, &[ANY_PORT], n)?;
+    let serving = group.spawn(move |_, message| {
+        handle(slow.as_ref());
+        let len = message.bytes().len();
+        message.answer(len);
+    });
+    let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
     let accepted = |count: &Count| count.accepted;
     Ok(Running {
         address: serving.local_addr(),

@@ -1,0 +1,157 @@
+//! The command with datagrams.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod support;
+
+use std::net::UdpSocket;
+
+use support::{Server, run, wait_until};
+
+#[test]
+fn serve_prints_and_sends_back_and_connect_counts() {
+    for more in [
+        &[][..],
+        &["--batch", "--pin"],
+        &["--steer", "cpu"],
+        &["--shared"],
+    ] {
+        let mut args = vec!["--udp", "--echo"];
+        args.extend(more);
+        let server = Server::start(&args);
+        let address = server.address.to_string();
+        let connect = ["connect", "--udp", "--addr", &address];
+        let many = [
+            &connect[..],
+            &["--connections", "300", "--concurrency", "4"],
+        ]
+        .concat();
+        let (code, out, err) = run(&many);
+        assert_eq!(code, 0, "{err}");
+        assert!(out.starts_with("300 answers in "), "{out}");
+        server.signal(libc::SIGTERM);
+        let (code, out, err) = server.end();
+        assert_eq!(code, Some(0));
+        let numbers = ["receiver 0", "receiver 1", "receiver 2"];
+        assert!(out.lines().all(|line| numbers.contains(&line)), "{out}");
+        assert_eq!(out.lines().count(), 300);
+        assert_eq!(
+            err.lines()
+                .filter(|line| line.starts_with("receiver "))
+                .count(),
+            3,
+            "{err}"
+        );
+    }
+}
+
+#[test]
+fn without_an_answer_connect_says_so() {
+    let mut server = Server::start(&["--udp", "--quiet", "--acceptors", "1"]);
+    let address = server.address.to_string();
+    let (code, out, err) = run(&["connect", "--udp", "--addr", &address, "--timeout", "50"]);
+    assert_eq!(code, 1);
+    assert!(
+        out.contains("10 failed: recv: no answer within 50ms"),
+        "{out}"
+    );
+    assert!(err.contains("10 of 10 answers failed"), "{err}");
+    wait_until("it has counted them", || {
+        server.signal(libc::SIGUSR1);
+        server
+            .read_stderr_until("receiver 0")
+            .contains("receiver 0   10  ")
+    });
+    drop(server);
+    // The port is closed now, and the kernel says so.
+    let (code, out, _) = run(&["connect", "--udp", "--addr", &address]);
+    assert_eq!(code, 1);
+    assert!(out.contains("10 failed: recv: ECONNREFUSED"), "{out}");
+}
+
+#[test]
+fn what_the_queue_drops_is_told() {
+    let mut server = Server::start(&["--udp", "--quiet", "--acceptors", "1", "--slow", "100:200"]);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..2000 {
+        client.send_to(&[0; 1000], server.address).unwrap();
+    }
+    server.signal(libc::SIGUSR1);
+    let said = server.read_stderr_until(" dropped");
+    assert!(said.contains(" bytes wait, "), "{said}");
+}
+
+#[test]
+fn a_port_is_claimed_and_can_be_shared_on_purpose() {
+    let first = Server::start(&["--udp"]);
+    let address = first.address.to_string();
+    let (code, _, err) = run(&["serve", "--udp", "--addr", &address]);
+    assert_eq!(code, 1);
+    assert!(err.contains("bind") && err.contains("EADDRINUSE"), "{err}");
+    let joined = Server::start(&["--udp", "--join"]);
+    let address = joined.address.to_string();
+    Server::start(&["--udp", "--join", "--addr", &address]);
+}
+
+#[test]
+fn a_byte_steers_to_the_receiver_of_that_number() {
+    let server = Server::start(&["--udp", "--steer", "byte:1", "--acceptors", "4"]);
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for receiver in [3, 1, 1, 2] {
+        client.send_to(&[9, receiver], server.address).unwrap();
+    }
+    server.signal(libc::SIGTERM);
+    let (_, out, _) = server.end();
+    let mut numbers: Vec<_> = out.lines().collect();
+    numbers.sort_unstable();
+    assert_eq!(
+        numbers,
+        ["receiver 1", "receiver 1", "receiver 2", "receiver 3"]
+    );
+}
+
+#[test]
+fn what_only_connections_have_is_refused() {
+    for (args, wanted) in [
+        (
+            &["serve", "--udp", "--steal"][..],
+            "unexpected argument \"--steal\"",
+        ),
+        (
+            &["serve", "--udp", "--backlog", "1"],
+            "unexpected argument \"--backlog\"",
+        ),
+        (&["serve", "--echo"], "unexpected argument \"--echo\""),
+        (&["serve", "--steer", "byte:70000", "--udp"], "byte:K"),
+    ] {
+        let (code, _, err) = run(args);
+        assert_eq!(code, 2, "{err}");
+        assert!(err.contains(wanted) && err.lines().count() == 1, "{err}");
+    }
+    let (code, _, err) = run(&["serve", "--steer", "byte:0", "--addr", "127.0.0.1:0"]);
+    assert_eq!(code, 1);
+    assert!(
+        err.contains("only datagrams have bytes to be steered by"),
+        "{err}"
+    );
+    let mut server = Server::start(&["--udp"]);
+    server.signal(libc::SIGHUP);
+    server.read_stderr_until("datagram sockets are not handed over");
+}
+
+#[test]
+fn the_demo_shows_who_got_what() {
+    let (code, out, err) = run(&[
+        "demo",
+        "--udp",
+        "--addr",
+        "127.0.0.1:0",
+        "--connections",
+        "100",
+    ]);
+    assert_eq!(code, 0, "{err}");
+    let told = out
+        .lines()
+        .filter(|line| line.starts_with("receiver "))
+        .count();
+    assert_eq!(told, 103, "{out}");
+}
