@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -157,4 +158,28 @@ fn libc_is_the_only_dependency() {
         .filter_map(|line| line.strip_prefix("name = "))
         .collect();
     assert_eq!(names, ["\"libc\"", "\"reuseport\""]);
+}
+
+/// What both readmes must have alike: the lines of their code blocks, the words in code, how many
+/// rows their tables and how many sections they have.
+fn shape(readme: &str) -> (Vec<&str>, BTreeSet<&str>, usize, usize) {
+    let (mut blocks, mut words, mut rows, mut sections) = (Vec::new(), BTreeSet::new(), 0, 0);
+    let mut inside = false;
+    for line in readme.lines() {
+        if line.starts_with("```") || inside {
+            blocks.push(line);
+            inside ^= line.starts_with("```");
+            continue;
+        }
+        words.extend(line.split('`').skip(1).step_by(2));
+        rows += usize::from(line.starts_with('|') || line.starts_with("<t"));
+        sections += usize::from(line.starts_with('#'));
+    }
+    (blocks, words, rows, sections)
+}
+
+#[test]
+fn the_chinese_readme_keeps_step() {
+    let (english, chinese) = (read("README.md"), read("README.zh-CN.md"));
+    assert_eq!(shape(&english), shape(&chinese));
 }
