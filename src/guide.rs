@@ -318,8 +318,13 @@
 //!   listening socket and connects one more for each client steers by numbers that change with
 //!   every client. `explain --claim a-connected-udp-socket-leaves-the-group`
 //!
-//! So a UDP member leaves as a TCP one does, without the wait for handshakes: steer to the others,
-//! read on until nothing waits, close. `tests/datagrams.rs` replaces members under load that way.
+//! What reaches a socket while it is being closed is lost, and now and then something does, although
+//! the program has just read the last. So a member leaves in two steps. It connects *to itself*: to
+//! all others its port is closed from then on, and what waits can still be read. Then it closes.
+//! `explain --claim connected-to-itself-it-keeps-what-waits`
+//!
+//! On the wildcard address, where `connect` would change the address it answers from, the group is
+//! steered around it instead. `tests/datagrams.rs` replaces members of both kinds under load.
 //!
 //! # 10. Other kernels
 //!

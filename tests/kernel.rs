@@ -93,6 +93,7 @@ claims! {
     closing_a_udp_socket_drops_in_silence
     a_connected_udp_socket_hears_its_peer
     a_connected_udp_socket_leaves_the_group
+    connected_to_itself_it_keeps_what_waits
 }
 
 /// Both of its pages.

@@ -232,5 +232,8 @@ claims! {
     linux udp::a_connected_udp_socket_leaves_the_group
         "A member that connects leaves the group: the last takes over its index."
         unless "it does not connect"
+    linux udp::connected_to_itself_it_keeps_what_waits
+        "A socket that connects to itself refuses all others, and can read what waits."
+        unless "it does not connect"
 }
 }

@@ -167,3 +167,23 @@ pub(super) fn a_connected_udp_socket_leaves_the_group(counter: bool) -> Tried {
         format!("index 1 of three, whose second is connected: the third got {last}"),
     )
 }
+
+/// The control's socket is connected to nobody, and hears the late ones too.
+pub(super) fn connected_to_itself_it_keeps_what_waits(counter: bool) -> Tried {
+    let (members, flows) = group(1, 20)?;
+    let (early, late) = flows.split_at(10);
+    early
+        .iter()
+        .try_for_each(|flow| flow.send(b"x").map(drop))?;
+    if !counter {
+        members[0].connect(members[0].local_addr()?)?;
+    }
+    // What was refused is told to whoever sends again.
+    late.iter().try_for_each(|flow| flow.send(b"x").map(drop))?;
+    let refused = late.iter().filter(|flow| flow.send(b"x").is_err()).count();
+    let got = std::iter::from_fn(|| received(&members[0]).then_some(())).count();
+    seen(
+        got == 10 && refused == 10,
+        format!("10 waited, then 10 came: it received {got}, {refused} were refused"),
+    )
+}
