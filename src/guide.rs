@@ -318,7 +318,7 @@
 //!   listening socket and connects one more for each client steers by numbers that change with
 //!   every client. `explain --claim a-connected-udp-socket-leaves-the-group`
 //!
-//! What reaches a socket while it is being closed is lost, and now and then something does, although
+//! What reaches a socket while it is being closed is lost, and now and then something does, though
 //! the program has just read the last. So a member leaves in two steps. It connects *to itself*: to
 //! all others its port is closed from then on, and what waits can still be read. Then it closes.
 //! `explain --claim connected-to-itself-it-keeps-what-waits`
