@@ -315,11 +315,8 @@ fn fails(call: Call) {
         let injected = lines.count();
         let told = said.lines().find_map(|line| line.strip_prefix("injected "));
         match told {
-            // Counting descriptors makes this call too.
-            Some(told) if call == Call::Fstat => {
-                assert!(injected >= told.parse().unwrap(), "{injected}: {said}");
-            }
-            Some(told) => assert_eq!(injected.to_string(), told, "{said}"),
+            // Counting descriptors makes some of the calls too, and so may other threads.
+            Some(told) => assert!(injected >= told.parse().unwrap(), "{injected}: {said}"),
             None => assert!(call == Call::Accept && injected >= 3, "{injected}: {said}"),
         }
     }
