@@ -1,0 +1,82 @@
+//! mio, a poller for each listener: an event loop without a runtime. It gives no client up that
+//! says nothing; that would take a queue of deadlines, of which the first bounds the poll.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::{collections::HashMap, error::Error, net, thread, time::Duration};
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token};
+use reuseport::{Advice, Call, Group};
+
+const LISTENER: Token = Token(0);
+const PAUSE: Duration = Duration::from_millis(50);
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let group = Group::bind(recipes::address(), recipes::members())?;
+    println!("listening on {}", group.local_addr());
+    let mut threads = Vec::new();
+    for (member, listener) in group.into_listeners().into_iter().enumerate() {
+        listener.set_nonblocking(true)?;
+        threads.push(thread::spawn(move || serve(member, listener.into())));
+    }
+    for thread in threads {
+        thread.join().expect("no panic")?;
+    }
+    Ok(())
+}
+
+fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
+    let mut listener = TcpListener::from_std(listener);
+    let (mut poll, mut events) = (Poll::new()?, Events::with_capacity(256));
+    poll.registry()
+        .register(&mut listener, LISTENER, Interest::READABLE)?;
+    let (mut clients, mut next) = (HashMap::new(), 1);
+    let mut again = None;
+    loop {
+        match poll.poll(&mut events, again) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        let mut accepting = again.take().is_some();
+        for event in &events {
+            if event.token() == LISTENER {
+                accepting = true;
+            } else if let Some(mut client) = clients.remove(&event.token()) {
+                // Answered, or gone: closed either way, unless there was nothing to read after all.
+                if answer(member, &mut client).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
+                    clients.insert(event.token(), client);
+                }
+            }
+        }
+        // mio tells once of what waits, so all of it is accepted now, or asked for again.
+        while accepting {
+            match listener.accept() {
+                Ok((mut client, _)) => {
+                    let token = Token(next);
+                    next += 1;
+                    poll.registry()
+                        .register(&mut client, token, Interest::READABLE)?;
+                    clients.insert(token, client);
+                }
+                Err(error) => match advice(&error) {
+                    Advice::GoOn => {}
+                    Advice::Wait => accepting = false,
+                    // The clients that are served give their descriptors back meanwhile.
+                    Advice::BackOff => (accepting, again) = (false, Some(PAUSE)),
+                    Advice::Leave | Advice::Fatal => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+fn advice(error: &io::Error) -> Advice {
+    reuseport::Error::new(Call::Accept, error.raw_os_error().unwrap_or_default()).advice()
+}
+
+fn answer(member: usize, client: &mut TcpStream) -> io::Result<()> {
+    // Read first: a socket that is closed with bytes unread resets, and the answer may be lost.
+    _ = client.read(&mut [0; 4096])?;
+    // A fresh socket has room for this much, so the write neither waits nor stops half way.
+    client.write_all(recipes::answer(member).as_bytes())
+}

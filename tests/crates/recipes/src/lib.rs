@@ -1,0 +1,54 @@
+//! What the recipes share, and none is about: where to listen, and an answer.
+
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::{env, thread, time::Duration};
+
+use reuseport::Connection;
+use socket2::SockRef;
+
+/// A client that says nothing for so long is given up.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The first argument; without one, a free port of the loopback.
+///
+/// # Panics
+///
+/// If the argument is no address.
+pub fn address() -> SocketAddr {
+    let given = env::args().nth(1);
+    given.map_or((Ipv4Addr::LOCALHOST, 0).into(), |text| {
+        text.parse().expect("an address, such as 127.0.0.1:3000")
+    })
+}
+
+/// The second argument; without one, as many as there are cores to run on.
+///
+/// # Panics
+///
+/// If the argument is no number.
+pub fn members() -> usize {
+    match env::args().nth(2) {
+        Some(text) => text.parse().expect("a number of members"),
+        None => thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+/// Says who has answered, in a way that any HTTP client understands.
+pub fn answer(member: usize) -> String {
+    let body = format!("member {member}\n");
+    let length = body.len();
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+}
+
+/// Answers on a connection that blocks. Its acceptor waits for as long as the client says nothing.
+///
+/// The library has no call for a timeout. socket2 sets one, on all that has a descriptor.
+pub fn reply(member: usize, mut connection: Connection) -> io::Result<()> {
+    SockRef::from(&connection).set_read_timeout(Some(PATIENCE))?;
+    // Read first: a socket that is closed with bytes unread resets, and the answer may be lost.
+    _ = connection.read(&mut [0; 4096])?;
+    // A fresh socket has room for this much, so the send neither waits nor stops half way.
+    connection.send(answer(member).as_bytes())?;
+    Ok(())
+}
