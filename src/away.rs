@@ -34,6 +34,39 @@ impl<P: Protocol> Serving<P> {
         plans: &Plans<P>,
         indexes: &[usize],
     ) -> Result<(), GroupError> {
+        self.steer_around_through(None, plans, indexes)
+    }
+
+    /// Steers as it was asked for, if the members at `indexes` have left the kernel's group already
+    /// and the last have moved into their places. Otherwise they are steered around, still.
+    pub(crate) fn steer_without(&self, plans: &Plans<P>, indexes: &[usize]) {
+        if plans.site.options.join {
+            return;
+        }
+        // One that has no group cannot be told how to steer it.
+        let told = self.steer_around_through(indexes.first().copied(), plans, indexes);
+        let gone = |error: GroupError| error.error().is_some_and(|e| e.errno() == libc::EINVAL);
+        if told.is_err_and(gone) {
+            let crew = self.crew();
+            let mut posts: Vec<_> = crew.posts.iter().collect();
+            indexes
+                .iter()
+                .rev()
+                .for_each(|index| _ = posts.swap_remove(*index));
+            let rows: Vec<_> = posts.iter().map(|post| post.row()).collect();
+            if let Some(first) = posts.first() {
+                // Where this fails, it fails again when they are gone, and is told.
+                _ = plans.site.steer(first.socket(), &rows);
+            }
+        }
+    }
+
+    fn steer_around_through(
+        &self,
+        through: Option<usize>,
+        plans: &Plans<P>,
+        indexes: &[usize],
+    ) -> Result<(), GroupError> {
         if plans.site.options.join || cfg!(seeded = "no_steer") {
             return Ok(());
         }
@@ -50,10 +83,8 @@ impl<P: Protocol> Serving<P> {
         if others.is_empty() {
             others = (0..count).filter(stays).map(number).collect();
         }
-        let Some(through) = (0..count)
-            .find(stays)
-            .and_then(|index| crew.posts.get(index))
-        else {
+        let through = through.or_else(|| (0..count).find(stays));
+        let Some(through) = through.and_then(|index| crew.posts.get(index)) else {
             return Err(GroupError::LastMember);
         };
         let through = P::descriptor(through.socket());

@@ -2,7 +2,9 @@
 
 use core::mem;
 #[cfg(linux_kernel)]
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
+#[cfg(linux_kernel)]
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread::Builder;
@@ -12,6 +14,8 @@ use crate::acceptors::{Acceptor, Count, Seat};
 #[cfg(linux_kernel)]
 use crate::alone::Flags;
 use crate::error::{Call, Error};
+#[cfg(linux_kernel)]
+use crate::group::Row;
 use crate::protocol::Protocol;
 #[cfg(linux_kernel)]
 use crate::stealing::{Epoll, Ring};
@@ -43,9 +47,9 @@ pub(crate) enum Exit {
     #[cfg(linux_kernel)]
     Dismiss(Arc<Ring>, Arc<Flags>, Arc<Epoll>),
     /// Its datagram socket is this process's alone: shut down, it wakes whoever waits there; and
-    /// another descriptor takes its place, once.
+    /// this takes its place.
     #[cfg(linux_kernel)]
-    Replace(AtomicBool),
+    Replace(Arc<OwnedFd>),
     /// It polls the other end of this, which hangs up.
     HangUp(UnixStream),
 }
@@ -125,6 +129,15 @@ impl<P: Protocol> Post<P> {
 
     pub(crate) fn socket(&self) -> &P::Socket {
         &self.acceptor.seat.socket
+    }
+
+    /// As those know it who choose it.
+    #[cfg(linux_kernel)]
+    pub(crate) fn row(&self) -> Row {
+        Row {
+            id: self.id(),
+            slot: self.slot,
+        }
     }
 
     /// What it has done so far.

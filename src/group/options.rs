@@ -88,10 +88,10 @@ impl GroupOptions<Udp> {
     }
 
     /// How many bytes of a datagram a receiver has room for; of a longer one the rest is lost, and
-    /// that is told. Unset: 65 535, which is more than any has. Memory that no datagram has
-    /// reached is not taken up.
+    /// that is told. At least 1. Unset, and at most: 65 535, which is more than any has. Memory
+    /// that no datagram has reached is not taken up.
     pub fn room(mut self, bytes: usize) -> GroupOptions<Udp> {
-        self.room = bytes;
+        self.room = bytes.clamp(1, LARGEST);
         self
     }
 }
