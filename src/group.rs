@@ -268,7 +268,7 @@ pub enum Steering {
     /// For datagrams: the member whose number, modulo 256, is the byte at this offset. Protocols
     /// that carry a connection's identity have a server write its own number there, and the flow
     /// comes back to it whatever its addresses are. A datagram that is too short, or that has no
-    /// member's number, falls to the hash.
+    /// member's number, falls to the hash; and so does any in the moment in which a member leaves.
     Byte(u16),
 }
 
