@@ -1,9 +1,10 @@
 //! A group that receives datagrams: what only [`Udp`] has.
 //!
-//! A member is in the kernel's group until its last descriptor is closed, and shutting it down
-//! changes nothing there. So it leaves in this order: the group is steered around it; it is shut
-//! down, which wakes its thread, and lets it read on until nothing waits; the thread has left; its
-//! descriptor is replaced by another, dead one, and with that the socket is closed.
+//! A member is in the kernel's group until its last descriptor is closed (or, since Linux 6.13, it
+//! is connected), and shutting it down changes nothing there. So it leaves in this order: the group
+//! is steered around it; it is connected to itself, and the others are steered by their new places;
+//! it is shut down, which wakes its thread, and lets it read on until nothing waits; the thread has
+//! left; its descriptor is replaced by another, dead one, and with that the socket is closed.
 
 use core::net::SocketAddr;
 #[cfg(linux_kernel)]
@@ -257,20 +258,18 @@ impl Protocol for Udp {
     fn finish(serving: &Serving<Udp>, _: &mut Plans<Udp>, indexes: &[usize], deadline: Instant) {
         // A datagram that was being looked up when the steering changed has come by then.
         sleep(BEAT);
-        let working = |rouse: bool| {
+        // Again and again, for a call may fail.
+        let working = || {
             let crew = serving.crew();
             let posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
             let mut working = posts
                 .filter(|post| !post.acceptor.thread.is_finished())
                 .peekable();
             let any = working.peek().is_some();
-            if rouse {
-                working.for_each(have_leave);
-            }
+            working.for_each(have_leave);
             any
         };
-        working(true);
-        while working(false) && Instant::now() < deadline {
+        while working() && Instant::now() < deadline {
             sleep(BEAT);
         }
     }
