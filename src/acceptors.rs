@@ -113,7 +113,7 @@ pub(crate) struct Counters {
     panicked: AtomicUsize,
     pub(crate) went_on: AtomicUsize,
     backed_off: AtomicUsize,
-    failed: OnceLock<Error>,
+    pub(crate) failed: OnceLock<Error>,
 }
 
 impl Seat {

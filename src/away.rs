@@ -3,6 +3,8 @@
 #[cfg(linux_kernel)]
 use std::vec::Vec;
 
+#[cfg(linux_kernel)]
+use crate::error::Error;
 use crate::group::GroupError;
 use crate::protocol::Protocol;
 use crate::serving::{Plans, Serving};
@@ -34,7 +36,45 @@ impl<P: Protocol> Serving<P> {
         plans: &Plans<P>,
         indexes: &[usize],
     ) -> Result<(), GroupError> {
-        if plans.site.options.join || P::leaves_first(plans) || cfg!(seeded = "no_steer") {
+        if P::leaves_first(plans) {
+            return Ok(());
+        }
+        self.steer_around_through(None, plans, indexes)
+    }
+
+    /// Steers as it was asked for, if the members at `indexes` have left the kernel's group already
+    /// and the last have moved into their places. Otherwise they are steered around, still.
+    pub(crate) fn steer_without(
+        &self,
+        plans: &Plans<P>,
+        indexes: &[usize],
+    ) -> Result<(), GroupError> {
+        if plans.site.options.join {
+            return Ok(());
+        }
+        // One that has no group cannot be told how to steer it.
+        let told = self.steer_around_through(indexes.first().copied(), plans, indexes);
+        match told.map_err(|error| error.error().map(Error::errno)) {
+            Err(Some(libc::EINVAL)) => {}
+            _ => return told,
+        }
+        let crew = self.crew();
+        let mut posts: Vec<_> = crew.posts.iter().collect();
+        for index in indexes.iter().rev() {
+            posts.swap_remove(*index);
+        }
+        let rows: Vec<_> = posts.iter().map(|post| post.row()).collect();
+        let first = posts.first().ok_or(GroupError::LastMember)?;
+        plans.site.steer(first.socket(), &rows)
+    }
+
+    pub(crate) fn steer_around_through(
+        &self,
+        through: Option<usize>,
+        plans: &Plans<P>,
+        indexes: &[usize],
+    ) -> Result<(), GroupError> {
+        if plans.site.options.join || cfg!(seeded = "no_steer") {
             return Ok(());
         }
         let crew = self.crew();
@@ -50,10 +90,8 @@ impl<P: Protocol> Serving<P> {
         if others.is_empty() {
             others = (0..count).filter(stays).map(number).collect();
         }
-        let Some(through) = (0..count)
-            .find(stays)
-            .and_then(|index| crew.posts.get(index))
-        else {
+        let through = through.or_else(|| (0..count).find(stays));
+        let Some(through) = through.and_then(|index| crew.posts.get(index)) else {
             return Err(GroupError::LastMember);
         };
         let through = P::descriptor(through.socket());

@@ -39,7 +39,8 @@ impl Message<'_> {
         self.socket
     }
 
-    /// All the room, which begins with the bytes that came: write the answer there.
+    /// All the room, which begins with the bytes that came: write the answer there. Behind them
+    /// lies what earlier datagrams left, whoever sent those.
     pub fn room(&mut self) -> &mut [u8] {
         self.room
     }
@@ -123,7 +124,7 @@ mod linux {
         /// Waits for a datagram, takes it and those that wait behind it, and returns how many:
         /// `recvmmsg(2)` with `MSG_WAITFORONE`. What was received before is forgotten.
         ///
-        /// Fails as [`Datagram::recv_from`].
+        /// Fails as [`Datagram::recv_from`], and with `EINVAL` if the buffer is empty.
         pub fn receive(&mut self, socket: &Datagram) -> Result<usize, Error> {
             self.received = 0;
             self.answers = [None; N];
@@ -189,6 +190,12 @@ mod linux {
         /// An answer that cannot be sent is left out, and the others go. Fails with the first such
         /// error, once all have been tried.
         pub fn send_answers(&mut self, socket: &Datagram) -> Result<usize, Error> {
+            let (sent, _, error) = self.try_answers(socket);
+            error.map_or(Ok(sent), Err)
+        }
+
+        /// How many were sent; how many could not be, and why the first of these could not.
+        pub(crate) fn try_answers(&mut self, socket: &Datagram) -> (usize, usize, Option<Error>) {
             let (mut vectors, mut headers) = Self::space();
             let rooms = rooms::<N>(self.buffer);
             let answers = self.answers.iter_mut().zip(&mut self.peers).zip(rooms);
@@ -201,7 +208,8 @@ mod linux {
                 header.msg_hdr = message(at, peer);
                 count += 1;
             }
-            let (mut rest, mut failed) = (headers.get_mut(..count).unwrap_or_default(), None);
+            let mut rest = headers.get_mut(..count).unwrap_or_default();
+            let (mut failed, mut why) = (0, None);
             while let [first, ..] = rest {
                 let (fd, first, left) = (socket.raw(), &raw mut *first, rest.len());
                 #[allow(clippy::cast_possible_truncation)] // `left` is at most N, an array's length
@@ -213,14 +221,14 @@ mod linux {
                     Err(error) if error.errno() == libc::EINTR => 0,
                     Err(error) => {
                         // The first of the rest is what it is about.
-                        failed = failed.or(Some(error));
-                        count -= 1;
+                        why = why.or(Some(error));
+                        failed += 1;
                         1
                     }
                 };
                 rest = rest.get_mut(done..).unwrap_or_default();
             }
-            failed.map_or(Ok(count), Err)
+            (count - failed, failed, why)
         }
 
         fn space() -> ([iovec; N], [mmsghdr; N]) {

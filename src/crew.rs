@@ -2,7 +2,9 @@
 
 use core::mem;
 #[cfg(linux_kernel)]
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
+#[cfg(linux_kernel)]
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread::Builder;
@@ -45,9 +47,9 @@ pub(crate) enum Exit {
     #[cfg(linux_kernel)]
     Dismiss(Arc<Ring>, Arc<Flags>, Arc<Epoll>),
     /// Its datagram socket is this process's alone: shut down, it wakes whoever waits there; and
-    /// another descriptor takes its place, once.
+    /// this takes its place.
     #[cfg(linux_kernel)]
-    Replace(AtomicBool),
+    Replace(Arc<OwnedFd>),
     /// It polls the other end of this, which hangs up.
     HangUp(UnixStream),
 }

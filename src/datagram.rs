@@ -47,8 +47,8 @@ impl Datagram {
     /// and that is told.
     ///
     /// Fails with `EINVAL` on a socket that was shut down and has nothing left, as `accept` does;
-    /// `recvmsg` itself then returns an empty datagram from nobody. With `ECONNREFUSED` on a
-    /// connected one whose peer's port is closed.
+    /// `recvmsg` itself then returns an empty datagram from nobody. (One that does not block has
+    /// `EAGAIN` all the same.) With `ECONNREFUSED` on a connected one whose peer's port is closed.
     pub fn recv_from(&self, buffer: &mut [u8]) -> Result<Received, Error> {
         let mut from = SockAddr::empty();
         let (len, truncated) = self.receive(buffer, &mut from)?;

@@ -48,8 +48,10 @@ impl<P: Protocol> Serving<P> {
     /// of an IPv4 group leaves, or the oldest of an IPv6 group. Elsewhere handshakes under way are
     /// lost.
     ///
-    /// Of datagrams, all that have reached the member's queue are handled, and on Linux none is
-    /// lost on its way. A group on the wildcard address may lose one in the cases above.
+    /// Of datagrams, all that have reached the member's queue are handled within the grace (what
+    /// waits then behind a handler is lost), and on Linux none is lost on its way. A group on the
+    /// wildcard address may lose one in the cases above; a joined one on it loses what comes in the
+    /// last moment.
     ///
     /// Fails with `EPERM` in a joined group where the kernel wants `CAP_NET_ADMIN` for a packet
     /// filter (6.18 does): there only the filter keeps clients away.
@@ -92,7 +94,10 @@ impl<P: Protocol> Serving<P> {
     /// Inherited listeners are left as they are, with what waits there, to those who hold them on.
     pub fn stop(self, grace: Duration) -> Vec<Count> {
         self.end(grace);
-        self.tally()
+        let counts = self.tally();
+        // They finish alone: dropping this does not wait for them once more.
+        self.crew().leaving.clear();
+        counts
     }
 
     fn end(&self, grace: Duration) {

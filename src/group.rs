@@ -219,16 +219,21 @@ impl<P: Protocol> Group<P> {
 
     /// Changes how the kernel chooses a member, from the next connection or datagram on.
     ///
-    /// Fails on kernels that cannot be told, for a joined or shared group, and for an index that
-    /// no member has.
+    /// Fails on kernels that cannot be told, for a joined or shared group (which have the hash, and
+    /// keep it), and for an index that no member has.
     pub fn steer(&mut self, steering: Steering) -> Result<(), GroupError> {
         if self.site.inherited {
             return Err(GroupError::Inherited);
         }
         steering.check(self.sockets.len())?;
         let before = self.site.options.set_steering(steering)?;
+        // In a joined group, who is steered by a program is a stranger's affair.
         #[cfg(linux_kernel)]
-        if let Some(first) = self.sockets.first() {
+        if let (Some(first), false, false) = (
+            self.sockets.first(),
+            self.site.options.join,
+            self.site.options.shared,
+        ) {
             let rows: Vec<_> = (0..self.sockets.len()).map(Row::alike).collect();
             if let Err(error) = self.site.steer(first, &rows) {
                 self.site.options.set_steering(before)?;
@@ -263,7 +268,7 @@ pub enum Steering {
     /// For datagrams: the member whose number, modulo 256, is the byte at this offset. Protocols
     /// that carry a connection's identity have a server write its own number there, and the flow
     /// comes back to it whatever its addresses are. A datagram that is too short, or that has no
-    /// member's number, falls to the hash.
+    /// member's number, falls to the hash; and so does any in the moment in which a member leaves.
     Byte(u16),
 }
 

@@ -8,15 +8,11 @@
 
 use core::net::SocketAddr;
 #[cfg(linux_kernel)]
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
-#[cfg(linux_kernel)]
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Instant;
-#[cfg(linux_kernel)]
-use std::vec::Vec;
 
 use crate::acceptors::{Leave, Seat, Stop, add_one};
 use crate::address::SockAddr;
@@ -36,7 +32,7 @@ use crate::serving::{Plans, Serving};
 use crate::{
     alone::shut_down,
     batch::Batch,
-    error::{Call, check},
+    error::{Advice, Call, check},
 };
 
 /// How many datagrams a batch has at most.
@@ -69,7 +65,7 @@ impl Group<Udp> {
     {
         self.start(launch::<Udp, _, _>(move |receiver| {
             let handler = make(receiver);
-            move |seat: &Seat<Datagram>, source: Source| _ = source.work(seat, handler)
+            move |seat: &Seat<Datagram>, source: Source| source.work(seat, handler)
         }))
     }
 }
@@ -80,21 +76,39 @@ pub struct Source {
     room: usize,
     #[cfg(linux_kernel)]
     batch: bool,
+    #[cfg(linux_kernel)]
+    dead: Arc<OwnedFd>,
     /// Where a shutdown wakes nobody: what hangs up.
     hung_up: Option<UnixStream>,
 }
 
 impl Source {
     /// The thread.
-    fn work(
+    fn work(&self, seat: &Seat<Datagram>, handler: impl FnMut(Message<'_>, &Stop)) {
+        #[cfg(linux_kernel)]
+        let end = if self.batch {
+            self.in_batches(seat, handler)
+        } else {
+            self.one_by_one(seat, handler)
+        };
+        #[cfg(not(linux_kernel))]
+        let end = self.one_by_one(seat, handler);
+        let Err(Leave) = end else { return };
+        #[cfg(linux_kernel)]
+        let failed = seat.counters.failed.get();
+        #[cfg(linux_kernel)]
+        if failed.is_some_and(|error| error.advice() == Advice::Leave) {
+            // Somebody has shut it down. While it is open the kernel goes on choosing it, and
+            // nobody would receive.
+            _ = replace(&seat.socket, &self.dead);
+        }
+    }
+
+    fn one_by_one(
         &self,
         seat: &Seat<Datagram>,
         mut handler: impl FnMut(Message<'_>, &Stop),
     ) -> Result<(), Leave> {
-        #[cfg(linux_kernel)]
-        if self.batch {
-            return self.work_in_batches(seat, handler);
-        }
         let socket = &seat.socket;
         let mut room = std::vec![0; self.room];
         let mut from = SockAddr::empty();
@@ -118,14 +132,14 @@ impl Source {
             };
             seat.handle(|| handler(message, &seat.stop));
             let answer = answer.and_then(|len| room.get(..len));
-            if answer.is_some_and(|bytes| socket.send_to_addr(bytes, &from).is_err()) {
+            if answer.is_some_and(|bytes| send(socket, bytes, &from).is_err()) {
                 add_one(&seat.counters.went_on);
             }
         }
     }
 
     #[cfg(linux_kernel)]
-    fn work_in_batches(
+    fn in_batches(
         &self,
         seat: &Seat<Datagram>,
         mut handler: impl FnMut(Message<'_>, &Stop),
@@ -140,9 +154,8 @@ impl Source {
             for message in batch.messages(&seat.socket) {
                 seat.handle(|| handler(message, &seat.stop));
             }
-            if batch.send_answers(&seat.socket).is_err() {
-                add_one(&seat.counters.went_on);
-            }
+            let (_, failed, _) = batch.try_answers(&seat.socket);
+            (0..failed).for_each(|_| add_one(&seat.counters.went_on));
         }
     }
 
@@ -187,7 +200,15 @@ impl Protocol for Udp {
 
     fn way(plans: &Plans<Udp>) -> Result<Way<Udp>, Error> {
         #[cfg(linux_kernel)]
-        let (hung_up, exit) = (None, Exit::Replace(AtomicBool::new(false)));
+        let dead = match plans.dead.get() {
+            Some(dead) => Arc::clone(dead),
+            None => Arc::clone(plans.dead.get_or_init({
+                let dead = Arc::new(no_socket()?);
+                || dead
+            })),
+        };
+        #[cfg(linux_kernel)]
+        let (hung_up, exit) = (None, Exit::Replace(Arc::clone(&dead)));
         #[cfg(not(linux_kernel))]
         let (hung_up, exit) =
             crate::crew::line().map(|(near, far)| (Some(far), Exit::HangUp(near)))?;
@@ -195,6 +216,8 @@ impl Protocol for Udp {
             room: plans.site.options.room,
             #[cfg(linux_kernel)]
             batch: plans.site.options.batch,
+            #[cfg(linux_kernel)]
+            dead,
             hung_up,
         };
         Ok(Way { source, exit })
@@ -204,14 +227,15 @@ impl Protocol for Udp {
     /// would answer from another address than before.
     #[cfg(linux_kernel)]
     fn leaves_first(plans: &Plans<Udp>) -> bool {
-        !plans.site.address.ip().is_unspecified()
+        !plans.site.address.ip().to_canonical().is_unspecified()
     }
 
     /// Connects them, each to itself: to others their port is closed then, but what waits there
     /// already is theirs. The kernel takes them out of their group (since 6.13), so the others have
     /// new places, and are steered to at once.
     ///
-    /// On the wildcard address they drop what is new, where none stays who could have it.
+    /// On the wildcard address, and on a broadcast address, which cannot be connected to, they drop
+    /// what is new, where none stays who could have it.
     #[cfg(linux_kernel)]
     fn take_no_more(
         serving: &Serving<Udp>,
@@ -220,47 +244,41 @@ impl Protocol for Udp {
         all: bool,
     ) -> Result<(), Error> {
         let crew = serving.crew();
-        // The last first, as the kernel is to have it.
-        let leaving = indexes.iter().rev();
-        let leaving = leaving.filter_map(|index| Some((*index, crew.posts.get(*index)?.socket())));
-        if !Udp::leaves_first(plans) {
-            let mut sockets = leaving.map(|(_, socket)| socket);
-            // In a joined group others may stay.
-            let last = all && !plans.site.options.join;
-            return sockets
-                .try_for_each(|socket| if last { socket.take_no_more() } else { Ok(()) });
+        // The last first, as the kernel is to have it. And none more after one that cannot be
+        // connected, for that would leave later than those before it.
+        let leaving = || indexes.iter().rev().filter_map(|i| crew.posts.get(*i));
+        let connect = |post: &Post<Udp>| post.socket().connect(serving.local_addr()).is_ok();
+        let connected = Udp::leaves_first(plans) && leaving().all(connect);
+        if !connected && all && !plans.site.options.join {
+            return leaving().try_for_each(|post| post.socket().take_no_more());
         }
-        let mut stay: Vec<_> = crew.posts.iter().collect();
-        for (index, socket) in leaving {
-            socket.connect(serving.local_addr())?;
-            stay.swap_remove(index);
+        drop(crew);
+        if connected && !all {
+            // Where this fails, it fails again when they are gone, and is told.
+            _ = serving.steer_without(plans, indexes);
+        } else if Udp::leaves_first(plans) && !all {
+            let steered = serving.steer_around_through(None, plans, indexes);
+            let unknown = Error::new(Call::SetSockOpt, libc::EINVAL);
+            return steered.map_err(|error| error.error().unwrap_or(unknown));
         }
-        let rows: Vec<_> = stay.iter().map(|post| post.row()).collect();
-        match stay.first() {
-            Some(first) if plans.site.options.is_steered() => {
-                plans.site.steer_through(first.socket(), &rows)
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn finish(serving: &Serving<Udp>, _: &mut Plans<Udp>, indexes: &[usize], deadline: Instant) {
         // A datagram that was being looked up when the steering changed has come by then.
         sleep(BEAT);
-        let working = |rouse: bool| {
+        // Again and again, for a call may fail.
+        let working = || {
             let crew = serving.crew();
             let posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
             let mut working = posts
                 .filter(|post| !post.acceptor.thread.is_finished())
                 .peekable();
             let any = working.peek().is_some();
-            if rouse {
-                working.for_each(have_leave);
-            }
+            working.for_each(have_leave);
             any
         };
-        working(true);
-        while working(false) && Instant::now() < deadline {
+        while working() && Instant::now() < deadline {
             sleep(BEAT);
         }
     }
@@ -268,10 +286,8 @@ impl Protocol for Udp {
     fn dismiss(post: &Post<Udp>) {
         have_leave(post);
         #[cfg(linux_kernel)]
-        if let Exit::Replace(done) = &post.exit {
-            if !done.load(Relaxed) {
-                done.store(replace(post.socket()).is_ok(), Relaxed);
-            }
+        if let Exit::Replace(dead) = &post.exit {
+            _ = replace(post.socket(), dead);
         }
     }
 }
@@ -286,17 +302,31 @@ fn have_leave(post: &Post<Udp>) {
     }
 }
 
+/// Sends an answer, in spite of signals.
+fn send(socket: &Datagram, bytes: &[u8], to: &SockAddr) -> Result<(), Error> {
+    loop {
+        match socket.send_to_addr(bytes, to) {
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => return result,
+        }
+    }
+}
+
+/// A descriptor that is no socket, had in time: later there may be none.
+#[cfg(linux_kernel)]
+fn no_socket() -> Result<OwnedFd, Error> {
+    // SAFETY: takes two integers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    let fd = check(Call::EventFd, fd)?;
+    // SAFETY: the kernel has just opened it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Puts a descriptor that is no socket in the place of this one, and with that closes the socket,
 /// although a handler may go on for long which could still use it. No thread waits in it: all that
 /// do were woken.
 #[cfg(linux_kernel)]
-fn replace(socket: &Datagram) -> Result<(), Error> {
-    // SAFETY: takes two integers.
-    let fd = check(Call::EventFd, unsafe {
-        libc::eventfd(0, libc::EFD_CLOEXEC)
-    })?;
-    // SAFETY: the kernel has just opened it for us alone.
-    let dead = unsafe { OwnedFd::from_raw_fd(fd) };
+fn replace(socket: &Datagram, dead: &OwnedFd) -> Result<(), Error> {
     // SAFETY: takes three integers. The number stays the socket's own, who will close it.
     let fd = unsafe { libc::dup3(dead.as_raw_fd(), socket.raw(), libc::O_CLOEXEC) };
     check(Call::Dup, fd).map(drop)

@@ -2,7 +2,11 @@
 
 use core::net::SocketAddr;
 use core::{fmt, mem};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+#[cfg(linux_kernel)]
+use std::os::fd::OwnedFd;
+#[cfg(linux_kernel)]
+use std::sync::{Arc, OnceLock};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{boxed::Box, vec::Vec};
 
 use crate::acceptors::Count;
@@ -23,6 +27,8 @@ impl<P: Protocol> Group<P> {
             next_id: 0,
             #[cfg(linux_kernel)]
             ring: Arc::default(),
+            #[cfg(linux_kernel)]
+            dead: OnceLock::new(),
         };
         let started = self.sockets.iter().enumerate().map(|(slot, socket)| {
             let way = P::way(&plans)?;
@@ -90,6 +96,9 @@ pub(crate) struct Plans<P: Protocol = Tcp> {
     /// Where they stand who steal from one another.
     #[cfg(linux_kernel)]
     pub(crate) ring: Arc<Ring>,
+    /// What takes the place of a datagram socket that is closed before its owner is gone.
+    #[cfg(linux_kernel)]
+    pub(crate) dead: OnceLock<Arc<OwnedFd>>,
 }
 
 impl<P: Protocol> Plans<P> {

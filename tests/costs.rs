@@ -12,13 +12,13 @@ use std::alloc::System;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use reuseport::{Acceptors, Connection, Group};
-use support::{BOUND, Running, scratch, skip, text, tool, visit, wait_until};
+use support::{BOUND, Running, Server, scratch, skip, text, tool, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -26,6 +26,7 @@ const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 fn what_it_costs() {
     let mut table = Table::default();
     let calls = calls(&mut table);
+    let of_datagrams = calls_of_datagrams(&mut table);
     let instructions = instructions(&mut table);
     let allocations = allocations(&mut table);
     memory(&mut table);
@@ -39,6 +40,10 @@ fn what_it_costs() {
             steal.keys().eq(["accept4", "close", "epoll_wait"]),
             "{steal:?}"
         );
+    }
+    if let Some([one_by_one, batched]) = of_datagrams {
+        assert!((one_by_one - 2.0).abs() < 0.05, "{one_by_one}");
+        assert!(one_by_one / batched >= 1.5, "{one_by_one} {batched}");
     }
     if let Some([c, group, acceptors]) = instructions {
         assert!(
@@ -173,15 +178,7 @@ fn calls(table: &mut Table) -> Option<[BTreeMap<String, f64>; 2]> {
         let settle = |pid| wait_until("all are idle", || idle(support::child_of(pid), 3));
         let program = Program::Ours(&program, how, "3");
         serve(&mut strace, &program, connections as usize, settle);
-        let log = fs::read_to_string(&log).unwrap();
-        // % time, seconds, usecs/call, calls, errors if any, syscall
-        let rows = log
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let rows = rows.filter_map(|row| Some((*row.last()?, row.get(3)?.parse::<f64>().ok()?)));
-        rows.filter(|row| row.0 != "total")
-            .map(named)
-            .collect::<BTreeMap<_, _>>()
+        counted(&log)
     };
     let costs = ["group", "steal"].map(|how| {
         let (once, mut twice) = (count(how, RUN), count(how, 2 * RUN));
@@ -197,6 +194,63 @@ fn calls(table: &mut Table) -> Option<[BTreeMap<String, f64>; 2]> {
             format!("{sum:.2}: {}", names.join(", ")),
         );
         twice
+    });
+    Some(costs)
+}
+
+/// The calls that strace has counted.
+fn counted(log: &Path) -> BTreeMap<String, f64> {
+    let log = fs::read_to_string(log).unwrap();
+    // % time, seconds, usecs/call, calls, errors if any, syscall
+    let rows = log
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let rows = rows.filter_map(|row| Some((*row.last()?, row.get(3)?.parse::<f64>().ok()?)));
+    rows.filter(|row| row.0 != "total").map(named).collect()
+}
+
+/// System calls for a datagram that is received and sent back, of a server that is behind: one by
+/// one, and in batches. Four flows send eight each, and wait until all have come back.
+fn calls_of_datagrams(table: &mut Table) -> Option<[f64; 2]> {
+    const RUN: u32 = 40;
+    if !tool("strace") {
+        table.row("system calls a datagram", "skipped: no strace");
+        return None;
+    }
+    let log = scratch("costs-datagrams").join("calls");
+    let count = |more: &[&str], rounds: u32| {
+        let server = support::reuseport(&["serve", "--udp", "--echo", "--quiet"]);
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-c", "-o"]).arg(&log);
+        strace.arg(server.get_program()).args(server.get_args());
+        strace.args(["--acceptors", "1", "--addr", "127.0.0.1:0"]);
+        let server = Server::from(strace.args(more).stdout(Stdio::null()));
+        let flows = [0; 4].map(|_| {
+            let flow = UdpSocket::bind("127.0.0.1:0").unwrap();
+            flow.connect(server.address).unwrap();
+            flow.set_read_timeout(Some(BOUND)).unwrap();
+            flow
+        });
+        for _ in 0..rounds {
+            let eight = flows.iter().flat_map(|flow| [flow; 8]);
+            eight.clone().for_each(|flow| _ = flow.send(b"?").unwrap());
+            eight.for_each(|flow| _ = flow.recv(&mut [0]).unwrap());
+        }
+        // SAFETY: takes two integers; strace has not waited for its child, which runs.
+        unsafe { libc::kill(support::child_of(server.child.id()), libc::SIGTERM) };
+        server.end();
+        let calls = counted(&log);
+        let of = |name| calls.get(name).copied().unwrap_or_default();
+        ["recvmsg", "sendto", "recvmmsg", "sendmmsg"].map(of)
+    };
+    let costs = [("one by one", &[][..]), ("in batches", &["--batch"])].map(|(how, more)| {
+        let [once, twice] = [RUN, 2 * RUN].map(|rounds| count(more, rounds).iter().sum::<f64>());
+        let cost = (twice - once) / f64::from(32 * RUN);
+        table.row(
+            format!("system calls a datagram that is sent back, {how}"),
+            format!("{cost:.2}"),
+        );
+        cost
     });
     Some(costs)
 }

@@ -52,6 +52,10 @@ const CALLS: &[(Call, &str, &[i32])] = listed! {
     Close "close": EBADF EDQUOT EINTR EIO ENOSPC;
     SchedGetAffinity "sched_getaffinity": EFAULT EINVAL ESRCH;
     SchedSetAffinity "sched_setaffinity": EFAULT EINVAL EPERM ESRCH;
+    Connect "connect": EACCES EADDRNOTAVAIL EAGAIN EBADF EFAULT EINTR EINVAL ENETUNREACH ENOTSOCK
+        EPERM;
+    EventFd "eventfd2": EINVAL EMFILE ENFILE ENODEV ENOMEM;
+    Dup "dup3": EBADF EBUSY EINTR EINVAL EMFILE;
     PthreadCreate "?clone3,?clone": EAGAIN EINVAL ENOMEM ENOSPC EPERM EUSERS;
 };
 
@@ -107,6 +111,14 @@ const ROWS: &[Row] = rows! {
     retires([0, 2]): SetSockOpt "EFFL" GetSockOpt "oo" Shutdown "oo";
     steers(Steering::Cpu): SetSockOpt "E";
     steers(Steering::Hash): SetSockOpt "E";
+    binds_a_group(Group::datagram_options()): Socket "EEE" SetSockOpt "EoEEEEE" Bind "EEE"
+        GetSockName "E" Fstat "o" SchedGetAffinity "o";
+    binds_a_group(Group::datagram_options().steering(Steering::Byte(0))): SetSockOpt ".......E";
+    spawns_receivers: Ioctl "EEE" PthreadCreate "EEE" EventFd "E";
+    adds_a_receiver: Socket "E" SetSockOpt "EE" Bind "E" PthreadCreate "E";
+    retires_receivers([1]): SetSockOpt "EooL" Connect "o" Shutdown "o" Dup "o";
+    retires_receivers([0, 2]): SetSockOpt "EooL" Connect "oo" Shutdown "oo" Dup "oo";
+    stops_receivers: Connect "ooo" Shutdown "ooo" Dup "ooo";
     stops: SetSockOpt "ooo" Socket "oo" Send "oo" Recv "oo" GetSockOpt "ooo" Shutdown "ooo";
 };
 
@@ -191,6 +203,9 @@ fn empty_call(call: Call) -> bool {
             Call::Send => libc::send(NONE, null, 0, 0) as libc::c_long,
             Call::Recv => libc::recv(NONE, null, 0, 0) as libc::c_long,
             Call::Shutdown => libc::shutdown(NONE, 0).into(),
+            Call::Connect => libc::connect(NONE, ptr::null(), 0).into(),
+            Call::EventFd => libc::eventfd(0, -1).into(),
+            Call::Dup => libc::dup3(NONE, NONE, 0).into(),
             Call::Close => libc::close(NONE).into(),
             Call::SchedGetAffinity => libc::sched_getaffinity(0, size, set.as_mut_ptr()).into(),
             Call::SchedSetAffinity => libc::sched_setaffinity(0, 0, ptr::null()).into(),
@@ -348,5 +363,8 @@ each! {
     close_fails Close
     sched_getaffinity_fails SchedGetAffinity
     sched_setaffinity_fails SchedSetAffinity
+    connect_fails Connect
+    eventfd_fails EventFd
+    dup_fails Dup
     pthread_create_fails PthreadCreate
 }

@@ -156,7 +156,10 @@ fn what_cannot_be_is_said() {
     assert!(err.contains("share one listener"), "{err}");
     let (code, _, err) = run(&["serve", "--steer", "left"]);
     assert_eq!((code, err.lines().count()), (2, 1));
-    assert!(err.contains("--steer needs hash, cpu or random"), "{err}");
+    assert!(
+        err.contains("--steer needs hash, cpu, random or byte:K"),
+        "{err}"
+    );
 }
 
 #[test]

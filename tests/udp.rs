@@ -121,6 +121,11 @@ fn what_only_connections_have_is_refused() {
             "unexpected argument \"--backlog\"",
         ),
         (&["serve", "--echo"], "unexpected argument \"--echo\""),
+        (
+            &["connect", "--udp", "--hold", "1"],
+            "unexpected argument \"--hold\"",
+        ),
+        (&["compare", "--udp", "--clients", "21"], "from 1 to 20"),
         (&["serve", "--steer", "byte:70000", "--udp"], "byte:K"),
     ] {
         let (code, _, err) = run(args);

@@ -6,7 +6,7 @@ use std::boxed::Box;
 use std::io;
 
 use super::Group;
-use crate::error::{Call, Error};
+use crate::error::Error;
 use crate::protocol::{Protocol, Tcp};
 
 /// Why there is no group, or not the one asked for.
@@ -22,9 +22,11 @@ pub enum GroupError {
         /// Its index.
         member: usize,
     },
-    /// `bind` failed with `EADDRINUSE` because the group's first member was opened by another
-    /// user: bind all members before privileges are dropped.
+    /// `bind` failed, with `EADDRINUSE` or `EACCES`, and the group's first member was opened by
+    /// another user: bind all members before privileges are dropped.
     OtherUser {
+        /// What `bind` said.
+        error: Error,
         /// Where the member was to listen.
         address: SocketAddr,
         /// Its index.
@@ -82,8 +84,7 @@ impl GroupError {
     /// The failed call, where it was one.
     pub const fn error(&self) -> Option<Error> {
         match self {
-            GroupError::Call { error, .. } => Some(*error),
-            GroupError::OtherUser { .. } => Some(Error::new(Call::Bind, libc::EADDRINUSE)),
+            GroupError::Call { error, .. } | GroupError::OtherUser { error, .. } => Some(*error),
             _ => None,
         }
     }
@@ -104,12 +105,12 @@ impl fmt::Display for GroupError {
                 };
             }
             GroupError::OtherUser {
+                error,
                 address,
                 member,
                 then,
                 now,
             } => {
-                let error = Error::new(Call::Bind, libc::EADDRINUSE);
                 return write!(
                     f,
                     "bind {address}: {error:#}, for member {member} of the group: all members must \

@@ -88,10 +88,10 @@ impl GroupOptions<Udp> {
     }
 
     /// How many bytes of a datagram a receiver has room for; of a longer one the rest is lost, and
-    /// that is told. Unset: 65 535, which is more than any has. Memory that no datagram has
-    /// reached is not taken up.
+    /// that is told. At least 1. Unset, and at most: 65 535, which is more than any has. Memory
+    /// that no datagram has reached is not taken up.
     pub fn room(mut self, bytes: usize) -> GroupOptions<Udp> {
-        self.room = bytes;
+        self.room = bytes.clamp(1, LARGEST);
         self
     }
 }
@@ -146,8 +146,7 @@ impl<P: Protocol> GroupOptions<P> {
     }
 
     /// How long a member that leaves waits at most for the handshakes that it has begun, and for
-    /// its handler. Unset: a second, which is enough for any round-trip time on earth, and for one
-    /// lost packet.
+    /// its handler. Unset: a second, which is enough for any round-trip time on earth.
     pub fn grace(mut self, grace: Duration) -> GroupOptions<P> {
         self.grace = grace;
         self

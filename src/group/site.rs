@@ -62,8 +62,11 @@ impl<P: Protocol> Site<P> {
     pub(crate) fn open(&self, member: usize) -> Result<P::Socket, GroupError> {
         P::open(&self.options, First::Joins, self.address).map_err(|error| {
             let now = effective_user();
-            if error.errno() == libc::EADDRINUSE && now != self.user {
+            // A port below 1024 is refused before the user is looked at.
+            let refused = matches!(error.errno(), libc::EADDRINUSE | libc::EACCES);
+            if refused && now != self.user {
                 return GroupError::OtherUser {
+                    error,
                     address: self.address,
                     member,
                     then: self.user,

@@ -2,13 +2,13 @@
 #![allow(clippy::needless_pass_by_value)] // they are called from a table
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use reuseport::{
     Acceptors, Advice, Call, Connection, Count, Error, Group, GroupError, GroupOptions, Listener,
-    Serving, Steering,
+    Message, Protocol, Serving, Steering, Udp,
 };
 
 use super::support::{self, listeners, wait_until};
@@ -129,7 +129,7 @@ pub(crate) fn spawns_acceptors(fault: &Fault) {
     Group::bind(address, 1).expect("none is left running");
 }
 
-pub(crate) fn binds_a_group(fault: &Fault, options: GroupOptions) {
+pub(crate) fn binds_a_group<P: Protocol>(fault: &Fault, options: GroupOptions<P>) {
     _ = fault.strike(|| options.bind(ANY_PORT, 3).map_err(cause));
 }
 
@@ -327,4 +327,85 @@ pub(crate) fn accepts(error: Error) {
         ),
         expected
     );
+}
+
+/// Sends a datagram back.
+fn send_back(_: usize, message: Message<'_>) {
+    let len = message.bytes().len();
+    message.answer(len);
+}
+
+fn receivers(members: usize, grace: Duration) -> Serving<Udp> {
+    let options = Group::datagram_options().grace(grace);
+    let group = options.bind(ANY_PORT, members).unwrap();
+    group.spawn(send_back).unwrap()
+}
+
+/// Has 300 clients ask a group of `members`, and sees that each of them answers: see [`whole`].
+#[track_caller]
+fn all_receive(serving: &Serving<Udp>, members: usize) {
+    let accepted = || -> Vec<usize> {
+        let members = serving.members().into_iter();
+        members.map(|member| member.count.accepted).collect()
+    };
+    let before = accepted();
+    assert_eq!(before.len(), members);
+    let ask = || {
+        for _ in 0..10 {
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.set_read_timeout(Some(support::BOUND)).unwrap();
+            client.send_to(b"?", serving.local_addr()).unwrap();
+            assert_eq!(client.recv(&mut [0]).expect("an answer"), 1);
+        }
+    };
+    // In threads of their own: their calls count for themselves.
+    (0..30).for_each(|_| thread::scope(|scope| scope.spawn(ask).join()).unwrap());
+    let all = accepted().iter().zip(&before).all(|(now, then)| now > then);
+    assert!(all, "{serving:?}");
+}
+
+pub(crate) fn spawns_receivers(fault: &Fault) {
+    let group = Group::bind_datagrams(ANY_PORT, 3).unwrap();
+    let mut back = None;
+    _ = fault.strike(|| {
+        group.spawn(send_back).map(drop).map_err(|failure| {
+            back = Some(failure.group);
+            failure.error
+        })
+    });
+    let group = back.expect("the group");
+    all_receive(&group.spawn(send_back).unwrap(), 3);
+}
+
+pub(crate) fn adds_a_receiver(fault: &Fault) {
+    let serving = receivers(2, support::BOUND);
+    _ = fault.strike(|| serving.add().map_err(cause));
+    all_receive(&serving, 2);
+    serving.add().unwrap();
+    all_receive(&serving, 3);
+}
+
+pub(crate) fn retires_receivers<const N: usize>(fault: &Fault, numbers: [usize; N]) {
+    let serving = receivers(4, support::BOUND);
+    let retired = fault.strike(|| serving.retire_all(&numbers).map_err(cause));
+    if retired.is_some() || fault.mark == 'L' {
+        assert!(numbers.iter().all(|id| !serving.tally()[*id].running));
+        serving.add().unwrap();
+        all_receive(&serving, 5 - N);
+    } else {
+        all_receive(&serving, 4);
+        serving.retire_all(&numbers).unwrap();
+        all_receive(&serving, 4 - N);
+    }
+}
+
+pub(crate) fn stops_receivers(fault: &Fault) {
+    let serving = receivers(3, support::BOUND);
+    let address = serving.local_addr();
+    all_receive(&serving, 3);
+    let counts = fault.strike(|| Ok(serving.stop(support::BOUND))).unwrap();
+    assert!(counts.iter().all(|count| !count.running));
+    let accepted = counts.iter().map(|count| count.accepted);
+    assert_eq!(accepted.sum::<usize>(), 300);
+    Group::bind_datagrams(address, 1).unwrap();
 }

@@ -43,14 +43,20 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     }
     let connections = args.number("--connections", 1, 1_000_000_000, 10)?;
     let concurrency = args.number("--concurrency", 1, 10_000, 1)?.min(connections);
-    let hold = millis(args.number("--hold", 0, 86_400_000, 0)?);
+    let udp = args.flag("--udp");
+    // Of datagrams there is nothing to hold.
+    let hold = if udp {
+        0
+    } else {
+        args.number("--hold", 0, 86_400_000, 0)?
+    };
     let timeout = millis(args.number("--timeout", 1, 86_400_000, 10_000)?);
     let client = Client {
         addresses: args.addresses()?,
-        hold,
+        hold: millis(hold),
         timeout,
     };
-    let (visit, what): (Visit, _) = if args.flag("--udp") {
+    let (visit, what): (Visit, _) = if udp {
         (Client::ask, "answers")
     } else {
         (Client::visit, "connections")

@@ -1,8 +1,8 @@
 //! What the servers written in Rust have in common: the command line, the line that says that they
-//! are ready, and the answer to an HTTP request. How they accept is their own.
+//! are ready, and the answer to an HTTP request or a datagram. How they accept is their own.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
 /// `ADDRESS ACCEPTORS MODE [WAY]`.
 #[derive(Debug)]
@@ -14,13 +14,15 @@ pub struct Args {
     pub way: String,
 }
 
-/// What to do with a connection.
+/// What to do with a connection, or with datagrams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Close it.
     Close,
     /// Answer its requests.
     Http,
+    /// Send datagrams back.
+    Echo,
 }
 
 impl Args {
@@ -28,7 +30,7 @@ impl Args {
     pub fn from_env() -> Args {
         let args: Vec<String> = std::env::args().skip(1).collect();
         Args::parse(&args).unwrap_or_else(|| {
-            eprintln!("usage: ADDRESS ACCEPTORS close|http [WAY]");
+            eprintln!("usage: ADDRESS ACCEPTORS close|http|echo [WAY]");
             std::process::exit(2)
         })
     }
@@ -40,6 +42,7 @@ impl Args {
         let mode = match mode.as_str() {
             "close" => Mode::Close,
             "http" => Mode::Http,
+            "echo" => Mode::Echo,
             _ => return None,
         };
         Some(Args {
@@ -130,6 +133,15 @@ pub fn answer(mut client: impl Read + Write) -> io::Result<()> {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Sends every datagram back, one by one.
+pub fn echo(socket: &UdpSocket) -> io::Result<()> {
+    let mut buffer = vec![0; 65_535];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        socket.send_to(&buffer[..length], from)?;
     }
 }
 

@@ -1,6 +1,6 @@
 //! This project's driver: a blocking acceptor for each listener (`plain`); steered to the receiving
 //! CPU, on which the acceptor runs (`cpu`); helping busy siblings (`steal`); or all acceptors on
-//! one listener (`shared`).
+//! one listener (`shared`). Of datagrams: plain, `cpu`, or many by one call (`batch`).
 
 use std::error::Error;
 
@@ -9,6 +9,9 @@ use reuseport::{Group, Steering};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::from_env();
+    if args.mode == Mode::Echo {
+        return echo(&args);
+    }
     let options = match args.way.as_str() {
         "cpu" => Group::options().steering(Steering::Cpu).pin(true),
         "steal" => Group::options().steal(true),
@@ -19,8 +22,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     listening(group.local_addr());
     let serving = match args.mode {
         Mode::Close => group.spawn(|_, connection| drop(connection))?,
-        Mode::Http => group.spawn(|_, connection| _ = answer(connection))?,
+        _ => group.spawn(|_, connection| _ = answer(connection))?,
     };
+    serving.join();
+    Ok(())
+}
+
+fn echo(args: &Args) -> Result<(), Box<dyn Error>> {
+    let options = match args.way.as_str() {
+        "cpu" => Group::datagram_options().steering(Steering::Cpu).pin(true),
+        way => Group::datagram_options().batch(way == "batch"),
+    };
+    let group = options.bind(args.address, args.acceptors)?;
+    listening(group.local_addr());
+    let serving = group.spawn(|_, message| {
+        let length = message.bytes().len();
+        message.answer(length);
+    })?;
     serving.join();
     Ok(())
 }

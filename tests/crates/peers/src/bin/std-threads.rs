@@ -1,9 +1,10 @@
-//! The standard library's listener: one thread for all clients, or a thread for each (`each`).
+//! The standard library's listener: one thread for all clients, or a thread for each (`each`). Its
+//! UDP socket: one thread, or as many as told that share it (`each`).
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::{io, thread};
 
-use peers::{Args, Mode, answer, listening};
+use peers::{Args, Mode, answer, echo, listening};
 
 fn serve(client: TcpStream, mode: Mode) {
     if mode == Mode::Http {
@@ -13,6 +14,19 @@ fn serve(client: TcpStream, mode: Mode) {
 
 fn main() -> io::Result<()> {
     let args = Args::from_env();
+    if args.mode == Mode::Echo {
+        let socket = UdpSocket::bind(args.address)?;
+        listening(socket.local_addr()?);
+        for _ in 1..if args.way == "each" {
+            args.acceptors
+        } else {
+            1
+        } {
+            let shared = socket.try_clone()?;
+            thread::spawn(move || echo(&shared).expect("a socket that works"));
+        }
+        return echo(&socket);
+    }
     let listener = TcpListener::bind(args.address)?;
     listening(listener.local_addr()?);
     let mode = args.mode;

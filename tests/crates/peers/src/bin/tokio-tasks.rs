@@ -1,13 +1,15 @@
 //! tokio: one listener on the runtime with many threads, accepting in `main` as its tutorial does,
 //! and a task for each connection; the same, accepting in a task too, which keeps to the workers
 //! (`task`); or a listener and a runtime of its own for each thread, all on one port (`each`).
+//! Datagrams: tasks that share one socket, as many as told.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::{io, thread};
 
 use peers::{Args, Mode, Requests, listening};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::runtime::Builder;
 
 fn main() -> io::Result<()> {
@@ -20,6 +22,9 @@ fn main() -> io::Result<()> {
         .enable_io()
         .build()?;
     runtime.block_on(async {
+        if args.mode == Mode::Echo {
+            return echo(&args).await;
+        }
         let listener = TcpListener::bind(args.address).await?;
         listening(listener.local_addr()?);
         let accepting = accept(listener, args.mode);
@@ -29,6 +34,25 @@ fn main() -> io::Result<()> {
             accepting.await
         }
     })
+}
+
+async fn echo(args: &Args) -> io::Result<()> {
+    let socket = Arc::new(UdpSocket::bind(args.address).await?);
+    listening(socket.local_addr()?);
+    let task = |_| tokio::spawn(send_back(Arc::clone(&socket)));
+    let tasks: Vec<_> = (0..args.acceptors).map(task).collect();
+    for task in tasks {
+        task.await??;
+    }
+    Ok(())
+}
+
+async fn send_back(socket: Arc<UdpSocket>) -> io::Result<()> {
+    let mut buffer = vec![0; 65_535];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).await?;
+        socket.send_to(&buffer[..length], from).await?;
+    }
 }
 
 fn each(args: &Args) -> io::Result<()> {

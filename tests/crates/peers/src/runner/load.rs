@@ -1,8 +1,9 @@
-//! The two load generators: our own for connections that are closed at once, wrk for HTTP.
+//! The load generators: our own for connections that are closed at once and for datagrams, wrk for
+//! HTTP.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -39,18 +40,52 @@ impl Seen {
 /// `TIME_WAIT`, and the client's port is free at once. They send nothing: a server that closes
 /// without having read it would reset the connection.
 pub(crate) fn close(address: SocketAddr, clients: u8, duration: Duration) -> Seen {
+    all(clients, duration, 1, move |client| {
+        // An address of its own for each, so that none waits for a free port.
+        visit((Ipv4Addr::new(127, 0, 1, 1 + client), 0).into(), address)
+    })
+}
+
+/// `clients` threads that send bursts of datagrams.
+pub(crate) fn echo(address: SocketAddr, clients: u8, duration: Duration) -> Seen {
+    all(clients, duration, u64::from(BURST), move |_| burst(address))
+}
+
+/// How many datagrams a client sends before it waits for the answers.
+const BURST: u8 = 8;
+
+/// Sends them from a port of their own, so that the hash has many to choose by, and waits until all
+/// have come back. One that is dropped is an error.
+pub(crate) fn burst(to: SocketAddr) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    for number in 0..BURST {
+        socket.send(&[number])?;
+    }
+    for _ in 0..BURST {
+        socket.recv(&mut [0; 16])?;
+    }
+    Ok(())
+}
+
+/// `clients` threads that do `act` over and over; each time that it succeeds is `worth` so much.
+fn all(
+    clients: u8,
+    duration: Duration,
+    worth: u64,
+    act: impl Fn(u8) -> io::Result<()> + Copy + Send + 'static,
+) -> Seen {
     let end = Arc::new(AtomicBool::new(false));
     let (done, arrivals) = mpsc::channel();
     let begun = Instant::now();
     for client in 0..clients {
         let (end, done) = (Arc::clone(&end), done.clone());
-        // An address of its own for each, so that none waits for a free port.
-        let from = SocketAddr::from((Ipv4Addr::new(127, 0, 1, 1 + client), 0));
         thread::spawn(move || {
             let mut seen = Seen::default();
             while !end.load(Relaxed) {
-                match visit(from, address) {
-                    Ok(()) => seen.served += 1,
+                match act(client) {
+                    Ok(()) => seen.served += worth,
                     Err(error) => *seen.errors.entry(error.to_string()).or_default() += 1,
                 }
             }

@@ -22,7 +22,7 @@ Loads comparison servers in turn and compares them with reuseport's own driver
   --seconds S      for how long; wrk takes whole seconds [1]
   --acceptors N    acceptors, workers, threads of each server [the number of cores]
   --clients N      how many at a time [8]
-  --only WORK      one of close, one-request, keep-alive [all]
+  --only WORK      one of close, one-request, keep-alive, echo [all]
   --versus NAME    only servers whose name contains NAME, and ours [all]
   --short          one round of 0.2 s: does everything work?
   --record         writes record.md and record.svg beside the manifest
@@ -204,7 +204,8 @@ fn load_one(
     wrk: Option<&Path>,
     entry: &mut Entry,
 ) -> Option<f64> {
-    if work != Work::Close && wrk.is_none() {
+    let ours = matches!(work, Work::Close | Work::Echo);
+    if !ours && wrk.is_none() {
         return None;
     }
     let acceptors = entry
@@ -212,9 +213,8 @@ fn load_one(
         .acceptors(args.acceptors, args.clients.into(), work);
     let server = Server::start(programs, entry.peer, acceptors, work)?;
     let seen = match wrk {
-        Some(wrk) if work != Work::Close => {
-            load::wrk(wrk, server.address, args.clients, args.duration, work)
-        }
+        Some(wrk) if !ours => load::wrk(wrk, server.address, args.clients, args.duration, work),
+        _ if work == Work::Echo => load::echo(server.address, args.clients, args.duration),
         _ => load::close(server.address, args.clients, args.duration),
     };
     let cpu = server.stop().as_secs_f64();

@@ -51,6 +51,7 @@ impl Table {
             Work::Close => "Accept and close",
             Work::OneRequest => "HTTP, a connection for each request",
             Work::KeepAlive => "HTTP, connections kept alive",
+            Work::Echo => "Datagrams sent back, eight at a time",
         };
         let mut text = format!(
             "\n## {title}\n\n\

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use crate::system;
+use crate::{load, system};
 
 /// What the clients do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,16 +19,19 @@ pub(crate) enum Work {
     OneRequest,
     /// Ask over and over on one connection.
     KeepAlive,
+    /// Send eight datagrams, wait until all have come back.
+    Echo,
 }
 
 impl Work {
-    pub(crate) const ALL: [Work; 3] = [Work::Close, Work::OneRequest, Work::KeepAlive];
+    pub(crate) const ALL: [Work; 4] = [Work::Close, Work::OneRequest, Work::KeepAlive, Work::Echo];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Work::Close => "close",
             Work::OneRequest => "one-request",
             Work::KeepAlive => "keep-alive",
+            Work::Echo => "echo",
         }
     }
 }
@@ -106,8 +109,34 @@ const PEERS: [Peer; 13] = [
     peer("Go", How::Go, Stays::Many),
 ];
 
+/// Those that receive datagrams.
+const RECEIVERS: [Peer; 7] = [
+    peer("reuseport, plain", How::Rust("ours", "plain"), Stays::Many),
+    peer("reuseport, cpu", How::Rust("ours", "cpu"), Stays::Many),
+    peer("reuseport, batch", How::Rust("ours", "batch"), Stays::Many),
+    peer("std, one thread", How::Rust("std-threads", ""), Stays::Many),
+    peer(
+        "std, shared by threads",
+        How::Rust("std-threads", "each"),
+        Stays::Many,
+    ),
+    peer(
+        "socket2, threads",
+        How::Rust("socket2-threads", ""),
+        Stays::Many,
+    ),
+    peer(
+        "tokio, shared by tasks",
+        How::Rust("tokio-tasks", ""),
+        Stays::Many,
+    ),
+];
+
 /// Those that do this work.
 pub(crate) fn peers(work: Work) -> Vec<&'static Peer> {
+    if work == Work::Echo {
+        return RECEIVERS.iter().collect();
+    }
     let does = |peer: &&Peer| work != Work::KeepAlive || peer.stays != Stays::Not;
     PEERS.iter().filter(does).collect()
 }
@@ -172,7 +201,11 @@ impl Programs {
 
     /// `None` where the program is not to be had.
     fn command(&self, peer: &Peer, acceptors: usize, work: Work) -> Option<(Command, u16)> {
-        let mode = if work == Work::Close { "close" } else { "http" };
+        let mode = match work {
+            Work::Close => "close",
+            Work::OneRequest | Work::KeepAlive => "http",
+            Work::Echo => "echo",
+        };
         let listen = |program: &Path| {
             let mut command = Command::new(program);
             command.args(["127.0.0.1:0", &acceptors.to_string(), mode]);
@@ -347,6 +380,9 @@ const BOUND: Duration = Duration::from_secs(10);
 
 /// Whether it does what is asked of it, once.
 fn check(address: SocketAddr, work: Work) -> Result<(), String> {
+    if work == Work::Echo {
+        return load::burst(address).map_err(|error| error.to_string());
+    }
     let begun = Instant::now();
     let mut client = loop {
         match TcpStream::connect(address) {
@@ -359,7 +395,7 @@ fn check(address: SocketAddr, work: Work) -> Result<(), String> {
     let failed = |error| format!("{error}");
     client.set_read_timeout(Some(BOUND)).map_err(failed)?;
     let asked: &[&str] = match work {
-        Work::Close => &[],
+        Work::Close | Work::Echo => &[],
         Work::OneRequest => &["close"],
         Work::KeepAlive => &["keep-alive", "close"],
     };

@@ -24,8 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // SAFETY: takes an integer.
     done(unsafe { libc::setuid(NOBODY) })?;
 
-    // Too late for one more; those that are there go on. Below 1024 the kernel says EACCES; above
-    // it the library says GroupError::OtherUser, with both users.
+    // Too late for one more; those that are there go on. The kernel says EACCES below 1024, and
+    // EADDRINUSE above: the library says GroupError::OtherUser of both, with the two users.
     match group.add() {
         Err(refused) => println!("refused: {refused}"),
         Ok(()) => println!("added: the user is the same as before"),
