@@ -116,8 +116,8 @@ const ROWS: &[Row] = rows! {
     binds_a_group(Group::datagram_options().steering(Steering::Byte(0))): SetSockOpt ".......E";
     spawns_receivers: Ioctl "EEE" PthreadCreate "EEE" EventFd "E";
     adds_a_receiver: Socket "E" SetSockOpt "EE" Bind "E" PthreadCreate "E";
-    retires_receivers([1]): SetSockOpt "EooL" Connect "o" Shutdown "o" Dup "o";
-    retires_receivers([0, 2]): SetSockOpt "EooL" Connect "oo" Shutdown "oo" Dup "oo";
+    retires_receivers([1]): SetSockOpt "ooL" Connect "o" Shutdown "o" Dup "o";
+    retires_receivers([0, 2]): SetSockOpt "ooL" Connect "oo" Shutdown "oo" Dup "oo";
     stops_receivers: Connect "ooo" Shutdown "ooo" Dup "ooo";
     stops: SetSockOpt "ooo" Socket "oo" Send "oo" Recv "oo" GetSockOpt "ooo" Shutdown "ooo";
 };

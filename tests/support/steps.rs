@@ -351,15 +351,15 @@ fn all_receive(serving: &Serving<Udp>, members: usize) {
     let before = accepted();
     assert_eq!(before.len(), members);
     let ask = || {
-        for _ in 0..10 {
+        for _ in 0..30 {
             let client = UdpSocket::bind("127.0.0.1:0").unwrap();
             client.set_read_timeout(Some(support::BOUND)).unwrap();
             client.send_to(b"?", serving.local_addr()).unwrap();
             assert_eq!(client.recv(&mut [0]).expect("an answer"), 1);
         }
     };
-    // In threads of their own: their calls count for themselves.
-    (0..30).for_each(|_| thread::scope(|scope| scope.spawn(ask).join()).unwrap());
+    // In threads of their own: their calls count for themselves. Few, for these are counted too.
+    (0..10).for_each(|_| thread::scope(|scope| scope.spawn(ask).join()).unwrap());
     let all = accepted().iter().zip(&before).all(|(now, then)| now > then);
     assert!(all, "{serving:?}");
 }
