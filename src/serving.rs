@@ -2,7 +2,7 @@
 
 use core::net::SocketAddr;
 use core::{fmt, mem};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{boxed::Box, vec::Vec};
 
 use crate::acceptors::Count;
@@ -12,7 +12,7 @@ use crate::group::{Group, GroupError, MOST_THAT_STEAL, Site, SpawnError, Steerin
 use crate::protocol::{Protocol, Tcp};
 use crate::queue::Queue;
 #[cfg(linux_kernel)]
-use crate::stealing::Ring;
+use {crate::stealing::Ring, std::sync::Arc};
 
 impl<P: Protocol> Group<P> {
     pub(crate) fn start(self, launch: Box<Launch<P>>) -> Result<Serving<P>, SpawnError<P>> {
