@@ -95,6 +95,8 @@ mod handover;
 mod inherit;
 #[cfg(feature = "std")]
 mod interop;
+#[cfg(linux_kernel)]
+mod linux;
 mod listener;
 mod options;
 #[cfg(feature = "std")]

@@ -37,6 +37,7 @@ use crate::{
     alone::shut_down,
     batch::Batch,
     error::{Call, check},
+    linux,
 };
 
 /// How many datagrams a batch has at most.
@@ -298,6 +299,6 @@ fn replace(socket: &Datagram) -> Result<(), Error> {
     // SAFETY: the kernel has just opened it for us alone.
     let dead = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: takes three integers. The number stays the socket's own, who will close it.
-    let fd = unsafe { libc::dup3(dead.as_raw_fd(), socket.raw(), libc::O_CLOEXEC) };
+    let fd = unsafe { linux::dup3(dead.as_raw_fd(), socket.raw(), libc::O_CLOEXEC) };
     check(Call::Dup, fd).map(drop)
 }
