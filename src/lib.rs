@@ -52,6 +52,9 @@
 //! 13. `diag.rs` (the kernel's list of sockets), `cpus.rs` (pinning), `interop.rs` (conversions
 //!     to and from the standard library's types): feature `std`.
 //!
+//! And a book: [`guide`] tells how the option works, and `reuseport explain` tries each sentence of
+//! it on your kernel.
+//!
 //! # Without the standard library
 //!
 //! The crate is `no_std` and allocates nothing without the feature `std`, which is on by default.
@@ -89,6 +92,7 @@ mod drain;
 mod error;
 #[cfg(feature = "std")]
 mod group;
+pub mod guide;
 #[cfg(all(feature = "std", linux_kernel))]
 mod handover;
 #[cfg(feature = "std")]

@@ -169,6 +169,7 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
             &["demo", "--backlog", "1"],
             "unexpected argument \"--backlog\"",
         ),
+        (&["explain", "--claim", "none"], "--claim needs the name"),
         (&["dance"], "there is no command \"dance\""),
         (&["--dance"], "unexpected argument \"--dance\""),
     ] {
@@ -188,16 +189,22 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
 
 #[test]
 fn help_and_version() {
-    for command in ["demo", "serve", "connect"] {
+    for (command, option) in [
+        ("demo", "--addr"),
+        ("serve", "--addr"),
+        ("connect", "--addr"),
+        ("explain", "--claim"),
+    ] {
         let (code, out, err) = run(&[command, "--help"]);
         assert_eq!((code, err.as_str()), (0, ""));
         assert!(
-            out.contains("Usage: reuseport ") && out.contains("--addr"),
+            out.contains("Usage: reuseport ") && out.contains(option),
             "{out}"
         );
         assert_eq!(run(&[command, "-h"]).1, out);
     }
-    assert!(run(&["--help"]).1.contains("serve"));
+    let out = run(&["--help"]).1;
+    assert!(out.contains("serve") && out.contains("explain"), "{out}");
     assert_eq!(
         run(&["--version"]).1,
         format!("reuseport {}\n", env!("CARGO_PKG_VERSION"))

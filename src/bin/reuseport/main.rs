@@ -2,10 +2,12 @@
 //! try it from.
 
 mod args;
+mod claims;
 mod client;
 mod compare;
 mod connect;
 mod demo;
+mod explain;
 mod histogram;
 mod output;
 mod serve;
@@ -34,6 +36,7 @@ Usage: reuseport [COMMAND] [OPTIONS]
   serve      the C program: prints `acceptor N` for every connection, until it is stopped
   connect    a client: makes connections and counts what becomes of them
   compare    the ways to accept, one beside the other under the same load
+  explain    tries on this kernel what the guide says of SO_REUSEPORT
 
 `reuseport COMMAND --help` lists the options of each. `reuseport --version`.
 ";
@@ -54,8 +57,9 @@ fn main() -> ExitCode {
         Some("serve") => serve::run(args),
         Some("connect") => connect::run(args),
         Some("compare") => compare::run(args),
+        Some("explain") => explain::run(args),
         Some(other) => Err(Failure::Usage(format!(
-            "there is no command \"{other}\"; they are demo, serve, connect and compare"
+            "there is no command \"{other}\"; they are demo, serve, connect, compare and explain"
         ))),
     };
     match result {

@@ -1,0 +1,97 @@
+//! Which listener gets the SYN.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process;
+
+use reuseport::{Listener, steering};
+
+use super::tools::{any_port, client_from, drain, group, who};
+use super::{Snag, Tried, seen};
+
+/// From an address of its own for each connection: ports come back too soon, and the same
+/// four-tuple would be counted twice.
+pub(super) fn the_hash_spreads_evenly(counter: bool) -> Tried {
+    let (members, address) = group(if counter { 5 } else { 4 })?;
+    let mut counts = [0_u32; 4];
+    for hundred in 0..40 {
+        let sources = (0..100).map(|n| Ipv4Addr::from(0x7F01_0000 + 100 * hundred + n));
+        let clients = sources.map(|ip| client_from(SocketAddr::from((ip, 0)), address));
+        let clients = clients.collect::<Result<Vec<_>, _>>()?;
+        for (member, count) in drain(&members, clients.len())?.into_iter().enumerate() {
+            counts[member.min(3)] += u32::try_from(count)?;
+        }
+    }
+    let square = |count: &u32| (f64::from(*count) - 1000.0).powi(2) / 1000.0;
+    let chi: f64 = counts.iter().map(square).sum();
+    // The chance that a fair lottery exceeds it: 3 degrees of freedom.
+    seen(
+        chi < 30.66,
+        format!("{counts:?}: chi-square {chi:.1}; by chance above 30.66 once in 10^6"),
+    )
+}
+
+/// At random, all 20 go to one of eight with a chance of 8^-19 < 1e-17.
+pub(super) fn same_four_tuple_same_listener(counter: bool) -> Tried {
+    let (members, address) = group(8)?;
+    if counter {
+        members[0].steer(&steering::random(8))?;
+    }
+    let mut from = any_port(); // the kernel picks a port, and that is kept
+    let mut chosen = Vec::new();
+    for _ in 0..20 {
+        let client = client_from(from, address)?;
+        from = client.local_addr()?;
+        chosen.extend(drain(&members, 1)?.iter().position(|count| *count == 1));
+    }
+    seen(
+        chosen.iter().all(|member| *member == chosen[0]),
+        format!("{from}, 20 times: {chosen:?}"),
+    )
+}
+
+/// The first listener on a wildcard. Where clients in `TIME_WAIT` hold every port that port 0 may
+/// become, there are others; but a port of somebody else's must not be joined.
+fn wildcard(ip: IpAddr) -> Result<Listener, Snag> {
+    let mut alone = Listener::options().nonblocking(true).reuse_port(false);
+    if ip.is_ipv6() {
+        alone = alone.only_v6(false);
+    }
+    let others = (0..100).map(|n| 10_000 + (process::id() + 199 * n) % 20_000);
+    let mut bound = alone.bind((ip, 0));
+    for port in others {
+        if bound.is_err() {
+            bound = alone.bind((ip, u16::try_from(port)?));
+        }
+    }
+    let none = |error| Snag::NotHere(format!("no port on {ip}: {error}"));
+    let first = bound.map_err(none)?;
+    first.let_siblings_bind()?;
+    Ok(first)
+}
+
+/// Who of two gets what is sent to an address of this process's own; the second listens on `ip`.
+fn split(first: Listener, ip: IpAddr) -> Tried {
+    let (port, own) = (first.local_addr()?.port(), any_port().ip());
+    let mut options = Listener::options().nonblocking(true);
+    if ip.is_ipv6() {
+        options = options.only_v6(false);
+    }
+    let counts = who(&[first, options.bind((ip, port))?], (own, port).into(), 60)?;
+    seen(
+        counts == [0, 60],
+        format!("of 60: {} and {}", counts[0], counts[1]),
+    )
+}
+
+pub(super) fn a_specific_address_beats_the_wildcard(counter: bool) -> Tried {
+    let any = IpAddr::from(Ipv4Addr::UNSPECIFIED);
+    split(wildcard(any)?, if counter { any } else { any_port().ip() })
+}
+
+pub(super) fn ipv4_wildcard_beats_dual_stack(counter: bool) -> Tried {
+    let (v4, v6) = (
+        IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    );
+    split(wildcard(v6)?, if counter { v6 } else { v4 })
+}

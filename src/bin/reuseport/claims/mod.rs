@@ -1,0 +1,236 @@
+//! What the guide says of the kernel, each sentence with the function that tries it.
+//!
+//! Every function measures twice in the same way: as the sentence has it, and on a *counter-case*,
+//! in which the sentence must turn out false. A measurement that cannot tell the two apart proves
+//! nothing.
+
+use std::error::Error;
+
+mod binding;
+#[cfg(linux_kernel)]
+mod choosing;
+#[cfg(linux_kernel)]
+mod joining;
+#[cfg(linux_kernel)]
+mod leaving;
+#[cfg(linux_kernel)]
+mod queue;
+mod sockets;
+#[cfg(linux_kernel)]
+mod steering;
+#[cfg(linux_kernel)]
+mod tools;
+#[cfg(linux_kernel)]
+mod udp;
+#[cfg(linux_kernel)]
+mod waiting;
+
+pub(crate) struct Claim {
+    pub(crate) name: &'static str,
+    pub(crate) chapter: &'static str,
+    pub(crate) says: &'static str,
+    /// In which case it is false.
+    pub(crate) counter: &'static str,
+    /// Tries it, or the counter-case.
+    pub(crate) try_it: fn(counter: bool) -> Tried,
+}
+
+/// Whether it is as the claim says, and what was measured.
+pub(crate) struct Seen {
+    pub(crate) holds: bool,
+    pub(crate) what: String,
+}
+
+/// Why there is no answer.
+pub(crate) enum Snag {
+    /// This machine cannot try it.
+    NotHere(String),
+    /// Something failed that the claim does not speak of.
+    Broken(String),
+}
+
+pub(crate) type Tried = Result<Seen, Snag>;
+
+impl<E: Error> From<E> for Snag {
+    fn from(error: E) -> Snag {
+        Snag::Broken(error.to_string())
+    }
+}
+
+#[allow(clippy::unnecessary_wraps)] // the last line of every function that tries a claim
+fn seen(holds: bool, what: impl Into<String>) -> Tried {
+    let what = what.into();
+    Ok(Seen { holds, what })
+}
+
+/// The table, chapter by chapter: on which kernels it is tried, by what, what it says, and the
+/// counter-case.
+macro_rules! claims {
+    ($($chapter:literal {
+        $($os:ident $module:ident::$function:ident $says:literal unless $counter:literal)*
+    })*) => {
+        pub(crate) const CLAIMS: &[Claim] = &[$($(Claim {
+            name: stringify!($function),
+            chapter: $chapter,
+            says: $says,
+            counter: $counter,
+            try_it: on!($os $module::$function),
+        },)*)*];
+    };
+}
+
+macro_rules! on {
+    (every $module:ident::$function:ident) => {
+        $module::$function
+    };
+    (linux $module:ident::$function:ident) => {{
+        #[cfg(linux_kernel)]
+        let try_it = $module::$function;
+        #[cfg(not(linux_kernel))]
+        let try_it = |_| Err(Snag::NotHere("it is tried on Linux alone".into()));
+        try_it
+    }};
+}
+
+claims! {
+"One call after another" {
+    linux joining::membership_begins_at_listen
+        "A TCP socket is in the group from listen on; bound alone, it gets nothing."
+        unless "it listens as well"
+    linux queue::listen_again_keeps_the_place
+        "listen on a socket that listens changes its backlog and nothing else."
+        unless "it was shut down in between"
+    every binding::a_failed_bind_may_go_unnoticed
+        "After a bind that failed, listen succeeds: on a port that nobody knows."
+        unless "bind does not fail"
+}
+"Which listener gets the SYN" {
+    linux choosing::the_hash_spreads_evenly
+        "By the hash each member gets the same share, within what chance allows."
+        unless "one member has two sockets"
+    linux choosing::same_four_tuple_same_listener
+        "The same four-tuple goes to the same listener while the group stays as it is."
+        unless "a program chooses at random"
+    linux choosing::a_specific_address_beats_the_wildcard
+        "A listener on the address itself takes all of its connections from the wildcard."
+        unless "both are on the wildcard"
+    linux choosing::ipv4_wildcard_beats_dual_stack
+        "0.0.0.0 takes all IPv4 connections from a [::] that takes both families."
+        unless "both are [::]"
+}
+"Who may join" {
+    every binding::every_socket_needs_the_option
+        "One socket without the option, the first or the second: bind fails with EADDRINUSE."
+        unless "both have set it"
+    linux joining::a_second_program_joins_in_silence
+        "Another program of the same user joins, takes its share, and nobody is told."
+        unless "the first has bound without the option"
+    linux joining::another_user_is_refused
+        "A socket that another user opens may not join: EADDRINUSE."
+        unless "it is the same user"
+    linux joining::leftovers_want_the_same_option
+        "Connections in TIME_WAIT, left by SO_REUSEPORT, refuse a bind with SO_REUSEADDR alone."
+        unless "the server that left them had set both"
+    linux joining::the_claim_keeps_others_out
+        "Bound and listening without the option, a socket refuses others until it is set."
+        unless "it is set from the start"
+    linux joining::port_0_never_collides
+        "For TCP, port 0 is never a port that is in use, although all sockets have the option."
+        unless "they are UDP sockets"
+}
+"When one leaves" {
+    linux leaving::close_resets_the_queue
+        "Closing a listener resets what waits in its queue, although a sibling listens; so does \
+         shutting it down."
+        unless "they were accepted before"
+    linux leaving::the_last_moves_into_the_hole
+        "When a member closes, the last one takes over its index."
+        unless "another member closes"
+    linux leaving::adding_loses_no_handshake
+        "Handshakes under way survive it when members are added, and stay with their listener."
+        unless "their listener closes, too"
+    linux leaving::shutdown_wakes_accept
+        "shutdown(SHUT_RD) wakes a blocked accept, which fails with EINVAL."
+        unless "close is called instead"
+    linux leaving::close_leaves_accept_asleep
+        "close does not wake a blocked accept: that still takes the next connection."
+        unless "shutdown is called instead"
+}
+"Steering" {
+    linux steering::the_program_returns_an_index
+        "A program returns an index, and that is the order of the calls of listen."
+        unless "no program is attached"
+    linux steering::a_failing_load_is_index_0
+        "A program whose load fails ends with 0; the payload of a SYN is such a load."
+        unless "it loads nothing"
+    linux steering::an_index_out_of_range_is_the_hash
+        "An index that no member has leaves the choice to the hash."
+        unless "a member has it"
+    linux steering::incoming_cpu_is_obeyed
+        "SO_INCOMING_CPU gives a member all that its CPU receives, if no other names that CPU."
+        unless "the other names it, too"
+    linux steering::steering_needs_no_privilege
+        "Attaching a steering program takes no privilege."
+        unless "the option is SO_RCVBUFFORCE"
+    linux steering::leaving_needs_no_privilege
+        "A member can retire without a privilege, also where the kernel refuses the packet filter."
+        unless "the sockets refuse every program (SO_LOCK_FILTER)"
+}
+"One slow thread" {
+    linux waiting::a_slow_thread_keeps_its_share_waiting
+        "A connection waits behind its busy acceptor while another acceptor idles."
+        unless "idle acceptors steal"
+    linux waiting::stealing_serves_what_waits
+        "With stealing, an idle acceptor serves what waits for a busy one."
+        unless "they do not steal"
+    linux waiting::a_shared_listener_feeds_the_idle
+        "With one listener for all acceptors, whoever is idle serves what waits."
+        unless "each has its own"
+    linux waiting::the_first_registered_epoll_wakes
+        "Of epolls that wait with EPOLLEXCLUSIVE, the one registered first wakes, and no other."
+        unless "EPOLLEXCLUSIVE is not set"
+}
+"Backlog and overflow" {
+    linux queue::a_backlog_of_n_queues_one_more
+        "listen(fd, n) lets n + 1 connections wait; the next one gets no answer."
+        unless "listen is called again with a longer one"
+    linux queue::overflow_costs_a_second
+        "A SYN for a full queue is dropped, though a sibling's is empty; it comes again in 1 s."
+        unless "there is room"
+    linux queue::dropped_syns_come_every_second
+        "A SYN that is dropped again comes again after one more second, not two."
+        unless "there is room by then"
+    linux queue::a_reset_client_is_still_accepted
+        "A client that resets before accept still yields a descriptor; recv says ECONNRESET."
+        unless "it closes without a reset"
+    linux queue::without_descriptors_it_stays_queued
+        "accept that fails with EMFILE leaves the connection in the queue."
+        unless "there are descriptors"
+    linux queue::without_descriptors_accept_never_waits
+        "On an empty queue, a blocking accept without descriptors fails at once: EMFILE."
+        unless "there are descriptors"
+}
+"UDP" {
+    linux udp::a_udp_socket_joins_at_bind
+        "A UDP socket is in the group from bind on."
+        unless "it has the option, but is not bound"
+    linux udp::a_udp_flow_stays
+        "The datagrams of one flow go to one member while the group stays as it is."
+        unless "a program chooses at random"
+    linux udp::adding_a_udp_member_moves_flows
+        "A new member moves flows, also from one old member to another."
+        unless "none is added"
+    linux udp::a_udp_program_sees_the_payload
+        "A program sees a datagram from its first byte on, and may choose by it."
+        unless "no program is attached"
+    linux udp::closing_a_udp_socket_drops_in_silence
+        "What waits in a UDP socket is dropped when it closes, and the sender is not told."
+        unless "it was read before"
+    linux udp::a_connected_udp_socket_hears_its_peer
+        "A connected member gets all that its peer sends, and nothing else."
+        unless "it is not connected"
+    linux udp::a_connected_udp_socket_leaves_the_group
+        "A member that connects leaves the group: the last takes over its index."
+        unless "it does not connect"
+}
+}

@@ -1,0 +1,169 @@
+//! UDP.
+
+use core::net::SocketAddr;
+use std::net::UdpSocket;
+
+use reuseport::{Datagram, steering, sys};
+
+use super::tools::{always, any_port, instruction, open, set, since, until};
+use super::{Snag, Tried, seen};
+
+fn member(address: SocketAddr) -> Result<Datagram, Snag> {
+    Ok(Datagram::options().nonblocking(true).bind(address)?)
+}
+
+/// Members of one port, and clients of it, each a flow.
+fn group(members: usize, flows: usize) -> Result<(Vec<Datagram>, Vec<UdpSocket>), Snag> {
+    let first = member(any_port())?;
+    let address = first.local_addr()?;
+    let mut all = vec![first];
+    for _ in 1..members {
+        all.push(member(address)?);
+    }
+    let flow = |_| {
+        let client = UdpSocket::bind(any_port())?;
+        client.connect(address)?;
+        Ok::<_, Snag>(client)
+    };
+    Ok((all, (0..flows).map(flow).collect::<Result<_, _>>()?))
+}
+
+/// Sends a datagram on each flow, which carries a 0, a 1, a 2 and so on in turn: which member
+/// received it.
+fn homes(members: &[Datagram], flows: &[UdpSocket]) -> Result<Vec<usize>, Snag> {
+    let mut homes = Vec::new();
+    for (flow, payload) in flows.iter().zip([0, 1, 2].into_iter().cycle()) {
+        flow.send(&[payload])?;
+        let mut home = None;
+        until("somebody receives it", || {
+            home = members.iter().position(received);
+            home.is_some()
+        })?;
+        homes.extend(home);
+    }
+    Ok(homes)
+}
+
+fn received(member: &Datagram) -> bool {
+    member.recv_from(&mut [0]).is_ok()
+}
+
+/// Of 60 flows the one of two members gets none with a chance of 2^-60 < 1e-18.
+pub(super) fn a_udp_socket_joins_at_bind(counter: bool) -> Tried {
+    let (mut members, flows) = group(1, 60)?;
+    let address = members[0].local_addr()?;
+    members.push(if counter {
+        let unbound = open(libc::SOCK_DGRAM | sys::SOCK_NONBLOCK, address.ip())?;
+        set(&unbound, sys::SOL_SOCKET, sys::SO_REUSEPORT, 1)?;
+        unbound
+    } else {
+        member(address)?
+    });
+    let got = homes(&members, &flows)?.iter().sum::<usize>();
+    seen(got > 0, format!("it received {got} of 60 flows"))
+}
+
+/// By the hash, 30 datagrams come to the member that they name with a chance of 3^-30 < 1e-14.
+pub(super) fn a_udp_program_sees_the_payload(counter: bool) -> Tried {
+    let (members, flows) = group(3, 30)?;
+    if !counter {
+        // BPF_LD | BPF_B | BPF_ABS, BPF_RET | BPF_A: return the first byte.
+        members[0].steer(&[instruction(0x30, 0), instruction(0x16, 0)])?;
+    }
+    let homes = homes(&members, &flows)?;
+    let named = homes
+        .iter()
+        .zip([0, 1, 2].iter().cycle())
+        .filter(|(home, byte)| home == byte);
+    let named = named.count();
+    seen(
+        named == 30,
+        format!("{named} of 30 came to the member that their first byte names"),
+    )
+}
+
+/// At random, 20 flows stay where they are 3 times with a chance of 4^-60 < 1e-36.
+pub(super) fn a_udp_flow_stays(counter: bool) -> Tried {
+    let (members, flows) = group(4, 20)?;
+    if counter {
+        members[0].steer(&steering::random(4))?;
+    }
+    let first = homes(&members, &flows)?;
+    let mut moved = 0;
+    for _ in 0..3 {
+        let again = homes(&members, &flows)?;
+        moved += again
+            .iter()
+            .zip(&first)
+            .filter(|(now, then)| now != then)
+            .count();
+    }
+    seen(
+        moved == 0,
+        format!("of 60 further datagrams on 20 flows, {moved} went elsewhere"),
+    )
+}
+
+/// A sixth moves from the first member to the second: of 200 none does with a chance of
+/// (5/6)^200 < 1e-15.
+pub(super) fn adding_a_udp_member_moves_flows(counter: bool) -> Tried {
+    let (mut members, flows) = group(2, 200)?;
+    let before = homes(&members, &flows)?;
+    if !counter {
+        members.push(member(members[0].local_addr()?)?);
+    }
+    let after = homes(&members, &flows)?;
+    let moved = before.iter().zip(&after).filter(|(then, now)| then != now);
+    let (new, old): (Vec<_>, Vec<_>) = moved.partition(|(_, now)| **now == 2);
+    let what = format!(
+        "of 200 flows {} to the new one, {} to the other",
+        new.len(),
+        old.len()
+    );
+    seen(!old.is_empty(), what)
+}
+
+pub(super) fn closing_a_udp_socket_drops_in_silence(counter: bool) -> Tried {
+    let (mut members, flows) = group(2, 1)?;
+    members[0].steer(&always(0))?;
+    flows[0].send(b"x")?;
+    until("it waits", || {
+        members[0].queue().is_ok_and(|queue| queue.waiting > 0)
+    })?;
+    let mut read = counter && received(&members[0]);
+    drop(members.remove(0));
+    read |= received(&members[0]);
+    let error = flows[0].take_error()?;
+    seen(
+        !read && error.is_none(),
+        format!("somebody read it: {read}; the sender's error: {error:?}"),
+    )
+}
+
+pub(super) fn a_connected_udp_socket_hears_its_peer(counter: bool) -> Tried {
+    let (members, flows) = group(2, 60)?;
+    if !counter {
+        members[0].connect(flows[0].local_addr()?)?;
+    }
+    let homes = homes(&members, &flows)?;
+    let others = homes[1..].iter().filter(|home| **home == 0).count();
+    let what = format!("its peer's: {}; of 59 others': {others}", homes[0] == 0);
+    seen(homes[0] == 0 && others == 0, what)
+}
+
+pub(super) fn a_connected_udp_socket_leaves_the_group(counter: bool) -> Tried {
+    since(6, 13)?;
+    let (members, flows) = group(3, 20)?;
+    members[0].steer(&always(1))?;
+    if !counter {
+        members[1].connect(UdpSocket::bind(any_port())?.local_addr()?)?;
+    }
+    let last = homes(&members, &flows)?
+        .iter()
+        .filter(|home| **home == 2)
+        .count();
+    seen(
+        last == 20,
+        format!("index 1 of three, whose second is connected: the third got {last}"),
+    )
+}

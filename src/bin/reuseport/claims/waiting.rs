@@ -1,0 +1,129 @@
+//! One slow thread, and who is woken instead.
+
+use core::ffi::c_int;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::mpsc;
+use std::thread;
+
+use reuseport::{Call, Error, Group, GroupOptions, Listener};
+
+use super::tools::{A_WHILE, BOUND, always, any_port, asleep, client, until};
+use super::{Snag, Tried, seen};
+
+/// Two acceptors, of which the kernel chooses the first for all, and its handler waits for its
+/// client. Whether a second client is served meanwhile.
+fn served_meanwhile(options: &GroupOptions) -> Result<(bool, String), Snag> {
+    let group = options.clone().grace(BOUND).bind(any_port(), 2)?;
+    let address = group.local_addr();
+    // A shared listener has no group, and cannot be steered.
+    _ = group.listeners()[0].steer(&always(0));
+    let serving = group.spawn(|_, connection| {
+        _ = connection.recv(&mut [0]);
+        _ = connection.send(b"y");
+    })?;
+    let silent = client(address)?;
+    let busy = || {
+        serving
+            .tally()
+            .iter()
+            .map(|count| count.accepted)
+            .sum::<usize>()
+            == 1
+    };
+    until("one acceptor is busy", busy)?;
+    let mut second = client(address)?;
+    second.write_all(b"x")?;
+    second.set_read_timeout(Some(A_WHILE))?;
+    let served = second.read(&mut [0]).is_ok();
+    drop((silent, second));
+    serving.stop(BOUND);
+    let word = if served { "served" } else { "not served" };
+    Ok((
+        served,
+        format!("beside an idle acceptor, {word} within {A_WHILE:?}"),
+    ))
+}
+
+pub(super) fn a_slow_thread_keeps_its_share_waiting(counter: bool) -> Tried {
+    let (served, what) = served_meanwhile(&Group::options().steal(counter))?;
+    seen(!served, what)
+}
+
+pub(super) fn stealing_serves_what_waits(counter: bool) -> Tried {
+    let (served, what) = served_meanwhile(&Group::options().steal(!counter))?;
+    seen(served, what)
+}
+
+pub(super) fn a_shared_listener_feeds_the_idle(counter: bool) -> Tried {
+    let (served, what) = served_meanwhile(&Group::options().shared(!counter))?;
+    seen(served, what)
+}
+
+fn check(call: Call, result: c_int) -> Result<c_int, Error> {
+    if result < 0 {
+        Err(Error::last(call))
+    } else {
+        Ok(result)
+    }
+}
+
+/// Two threads sleep, each in an epoll of its own; the listener is registered with both, in both
+/// orders. Whoever is woken for one connection is counted.
+pub(super) fn the_first_registered_epoll_wakes(counter: bool) -> Tried {
+    let exclusive = if counter { 0 } else { libc::EPOLLEXCLUSIVE };
+    let mut woken = Vec::new();
+    for order in [[0, 1], [1, 0]] {
+        let listener = Listener::bind(any_port())?;
+        let mut epolls = Vec::new();
+        for _ in 0..2 {
+            // SAFETY: takes an integer.
+            let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+            let fd = check(Call::EpollCreate, fd)?;
+            // SAFETY: the kernel has just opened it for us alone.
+            epolls.push(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        #[allow(clippy::cast_sign_loss)] // bits
+        let mut event = libc::epoll_event {
+            events: (libc::EPOLLIN | exclusive) as u32,
+            u64: 0,
+        };
+        for epoll in order.map(|at| epolls[at].as_raw_fd()) {
+            let (add, fd) = (libc::EPOLL_CTL_ADD, listener.as_raw_fd());
+            // SAFETY: `event` is readable; both descriptors are open.
+            let added = unsafe { libc::epoll_ctl(epoll, add, fd, &raw mut event) };
+            check(Call::EpollCtl, added)?;
+        }
+        let (say, heard) = mpsc::channel();
+        thread::scope(|scope| {
+            let wait = |epoll: &OwnedFd| {
+                let mut event = libc::epoll_event { events: 0, u64: 0 };
+                // SAFETY: `event` is writable and the only one asked for.
+                unsafe { libc::epoll_wait(epoll.as_raw_fd(), &raw mut event, 1, 500) }
+            };
+            let sleepers = epolls.iter().map(|epoll| {
+                let say = say.clone();
+                scope.spawn(move || {
+                    // SAFETY: takes nothing.
+                    _ = say.send(unsafe { libc::gettid() });
+                    wait(epoll)
+                })
+            });
+            let sleepers: Vec<_> = sleepers.collect();
+            for _ in 0..2 {
+                asleep(heard.recv()?)?;
+            }
+            let _client = client(listener.local_addr()?)?;
+            let counts = sleepers
+                .into_iter()
+                .map(|sleeper| sleeper.join().unwrap_or(-1));
+            let counts: Vec<_> = counts.collect();
+            woken.push(order.map(|at| counts[at]));
+            Ok::<_, Snag>(())
+        })?;
+    }
+    seen(
+        woken == [[1, 0]; 2],
+        format!("woken, in the order of registration: {woken:?}"),
+    )
+}

@@ -1,0 +1,383 @@
+//! The programs in tests/crates/minimal: as small as stated, made of nothing but what is stated,
+//! and they work. The sizes for other C libraries and processors: tests/crates/minimal/sizes.
+#![cfg(all(
+    feature = "std",
+    target_os = "linux",
+    target_env = "gnu",
+    target_arch = "x86_64"
+))]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use support::{BOUND, Running, reserve, scratch, skip, text, tool, visit, wait_until};
+
+const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/crates/minimal");
+
+/// What README.md there states, with room for other compilers; `sizes` has the narrow bounds.
+const BYTES: u64 = 5_700;
+const SAFE_TEXT: u64 = 128;
+
+/// The linker that comes with Rust, or `None` where the tests cannot be run.
+fn linker() -> Option<[String; 2]> {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let mut rustc = Command::new(rustc);
+    let libdir = rustc.args(["--print", "target-libdir"]).output();
+    let libdir = libdir.unwrap().stdout;
+    let directory = Path::new(text(&libdir).trim()).join("../bin/gcc-ld");
+    if !directory.join("ld.lld").is_file() {
+        skip("no rust-lld");
+        return None;
+    }
+    let found = ["cc", "nm", "readelf"].iter().all(|name| tool(name));
+    found.then(|| [format!("-B{}", directory.display()), "-fuse-ld=lld".into()])
+}
+
+/// Builds the package in a target directory of its own.
+fn cargo(linker: &[String; 2], directory: &str, args: &[&str]) -> Output {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory);
+    let flags = linker.each_ref().map(|arg| format!("'-Clink-arg={arg}'"));
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .current_dir(PACKAGE)
+        .args(["build", "--release", "--locked"]);
+    cargo.arg("--target-dir").arg(directory).args(args);
+    cargo.args(["--target", "x86_64-unknown-linux-gnu", "--config"]);
+    cargo.arg(format!("build.rustflags=[{}]", flags.join(",")));
+    // These would displace the package's own.
+    cargo
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    cargo.output().unwrap()
+}
+
+/// Where the programs are.
+#[track_caller]
+fn build(linker: &[String; 2], directory: &str, args: &[&str]) -> PathBuf {
+    let done = cargo(linker, directory, args);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory);
+    directory.join("x86_64-unknown-linux-gnu/release")
+}
+
+/// The C program, with what `sizes` gives it.
+fn c_program(linker: &[String; 2], name: &str) -> PathBuf {
+    let program = scratch(name).join("c");
+    let link = fs::read_to_string(format!("{PACKAGE}/link-args")).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-Os", "-s", "-fno-asynchronous-unwind-tables", "-pthread"]);
+    cc.args(["-ffunction-sections", "-fdata-sections"]);
+    cc.args(linker).args(link.split_whitespace());
+    cc.arg(format!("-Wl,-T,{PACKAGE}/discard.ld"));
+    cc.arg(format!("{PACKAGE}/../../mirror/reuseport.c"));
+    let done = cc.arg("-o").arg(&program).output().unwrap();
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    program
+}
+
+/// What a tool prints about a program.
+fn ask(tool: &[&str], program: &Path) -> String {
+    let done = Command::new(tool[0]).args(&tool[1..]).arg(program).output();
+    String::from_utf8(done.unwrap().stdout).unwrap()
+}
+
+/// The size of the section `.text`.
+fn code(program: &Path) -> u64 {
+    let sections = ask(&["readelf", "-SW"], program);
+    let row = sections
+        .lines()
+        .find(|row| row.contains(" .text "))
+        .unwrap();
+    let fields = row.split(" .text ").nth(1).unwrap().split_whitespace();
+    u64::from_str_radix(fields.into_iter().nth(3).unwrap(), 16).unwrap()
+}
+
+#[test]
+fn the_safe_types_are_as_small_as_stated() {
+    let Some(linker) = linker() else { return };
+    let built = build(&linker, "minimal", &[]);
+    let (safe, bare) = (built.join("reuseport"), built.join("bare"));
+    let c = c_program(&linker, "minimal-size");
+    let bytes = |program: &Path| fs::metadata(program).unwrap().len();
+    println!(
+        "C {}, safe {}, bare {}",
+        bytes(&c),
+        bytes(&safe),
+        bytes(&bare)
+    );
+    assert!(bytes(&safe) <= BYTES, "{} bytes", bytes(&safe));
+    let readme = fs::read_to_string(format!("{PACKAGE}/README.md")).unwrap();
+    let stated = [format!("{BYTES} bytes"), format!("{SAFE_TEXT} bytes")];
+    assert!(
+        stated.iter().all(|bound| readme.contains(bound)),
+        "{stated:?}"
+    );
+    assert!(bytes(&safe) * 100 <= bytes(&c) * 105, "C: {}", bytes(&c));
+    assert!(
+        code(&safe) <= code(&bare) + SAFE_TEXT,
+        "{} {}",
+        code(&safe),
+        code(&bare)
+    );
+
+    // It imports what the C program imports, and three more.
+    let imports = |program: &Path| -> BTreeSet<String> {
+        let all = ask(&["nm", "-D", "--undefined-only"], program);
+        let names = all
+            .lines()
+            .filter_map(|line| line.split_whitespace().last());
+        names
+            .map(|name| name.split('@').next().unwrap().to_owned())
+            .collect()
+    };
+    let mut allowed = imports(&c);
+    assert!(
+        allowed.contains("perror") && allowed.contains("listen"),
+        "{allowed:?}"
+    );
+    allowed.extend(["accept4", "__errno_location", "write"].map(String::from));
+    let more: Vec<_> = imports(&safe).difference(&allowed).cloned().collect();
+    assert!(more.is_empty(), "{more:?}");
+}
+
+#[test]
+fn no_panic_no_formatting_and_no_allocator_is_inside() {
+    let Some(linker) = linker() else { return };
+    let named = ["--config", "profile.release.strip='none'"];
+    let machinery = |program: &Path| {
+        let names = ask(&["nm", "-C"], program);
+        assert!(names.contains(" main"), "it is stripped: {names}");
+        let words = ["panic", "unwind", "personality", "::fmt", "alloc"];
+        words.map(|word| names.contains(word))
+    };
+    let built = build(&linker, "minimal-named", &named);
+    for program in ["reuseport", "bare", "http"] {
+        assert_eq!(machinery(&built.join(program)), [false; 5], "{program}");
+    }
+    // The control: where they are, they are found (an abort needs no personality).
+    let controls = [&named[..], &["--features", "controls"]].concat();
+    let built = build(&linker, "minimal-controls", &controls);
+    assert_eq!(
+        machinery(&built.join("reuseport")),
+        [true, true, false, true, true]
+    );
+}
+
+#[test]
+fn a_panic_within_reach_does_not_link() {
+    let Some(linker) = linker() else { return };
+    // `everything` is among the programs: it calls all of the core.
+    build(&linker, "minimal-linked", &["--features", "link-error"]);
+    let control = ["--features", "link-error,controls"];
+    let done = cargo(&linker, "minimal-linked", &control);
+    assert!(!done.status.success());
+    let said = text(&done.stderr);
+    assert!(
+        said.contains("undefined symbol: a_panic_can_be_reached"),
+        "{said}"
+    );
+}
+
+#[test]
+fn it_serves_and_names_the_call_that_fails() {
+    let Some(linker) = linker() else { return };
+    let built = build(&linker, "minimal", &[]);
+    for program in ["reuseport", "bare"] {
+        let (port, _reserved) = reserve();
+        let mut command = Command::new(built.join(program));
+        let child = command.arg(port.to_string()).stdout(Stdio::piped()).spawn();
+        let mut child = Running(child.unwrap());
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        wait_until("it listens", || TcpStream::connect(address).is_ok());
+        (0..10).for_each(|_| assert_eq!(visit(address), ""));
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        for _ in 0..10 {
+            let line = lines.next().unwrap().unwrap();
+            assert!(
+                ["acceptor 0", "acceptor 1", "acceptor 2"].contains(&&*line),
+                "{line}"
+            );
+        }
+
+        // Three threads fail at once: each says so in one piece, until one has ended them all.
+        let stranger = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = stranger.local_addr().unwrap().port().to_string();
+        let failed = Command::new(built.join(program))
+            .arg(port)
+            .output()
+            .unwrap();
+        assert_eq!(failed.status.code(), Some(1));
+        let said = text(&failed.stderr);
+        assert!(said.starts_with("bind: errno  98\n"), "{said}");
+        assert!(said.lines().all(|line| line == "bind: errno  98"), "{said}");
+    }
+}
+
+#[test]
+fn the_second_program_answers_http() {
+    let Some(linker) = linker() else { return };
+    let built = build(&linker, "minimal", &[]);
+    let (port, _reserved) = reserve();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let copy = || {
+        Command::new(built.join("http"))
+            .arg(port.to_string())
+            .spawn()
+    };
+    let _two_copies = [Running(copy().unwrap()), Running(copy().unwrap())];
+    wait_until("it listens", || TcpStream::connect(address).is_ok());
+    for request in [
+        vec!["GET / HTTP/1.1\r\nHost: here\r\n\r\n".to_owned()],
+        vec![
+            "GET / HTTP/1.1\r\n".to_owned(),
+            format!("X: {}\r\n\r", "x".repeat(9_999)),
+            "\n".into(),
+        ],
+    ] {
+        let mut client = TcpStream::connect(address).unwrap();
+        client.set_nodelay(true).unwrap();
+        client.set_read_timeout(Some(BOUND)).unwrap();
+        for piece in request {
+            client.write_all(piece.as_bytes()).unwrap();
+        }
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(head.contains("Content-Length: 6\r\n"), "{head}");
+        assert_eq!(body, "hello\n");
+    }
+    // Whoever says nothing is left after two seconds, without an answer.
+    let mut silent = TcpStream::connect(address).unwrap();
+    silent.set_read_timeout(Some(BOUND)).unwrap();
+    assert_eq!(silent.read(&mut [0]).unwrap(), 0);
+}
+
+/// What each thread of a program calls, from `main`'s thread on: name and arguments.
+fn trace(program: &Path, directory: &Path) -> Vec<Vec<String>> {
+    fs::create_dir_all(directory).unwrap();
+    let (port, _reserved) = reserve();
+    let mut strace = Command::new("strace");
+    strace
+        .args(["-ff", "-qq", "-s", "64", "-o"])
+        .arg(directory.join("thread"));
+    strace
+        .arg(program)
+        .arg(port.to_string())
+        .stdout(Stdio::null());
+    let mut running = Running(strace.spawn().unwrap());
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    // One client after the other: in the C program one thread's flush may print another's line.
+    wait_until("it listens", || {
+        let client = TcpStream::connect(address);
+        client.is_ok_and(|mut client| client.read_to_end(&mut Vec::new()).is_ok())
+    });
+    // Of three listeners each gets one of 100 connections, with a chance of 1 - 1e-17.
+    (0..100).for_each(|_| _ = visit(address));
+    let pid = running.0.id();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let program: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    // SAFETY: takes two integers; strace has not reaped its child while it runs.
+    unsafe { libc::kill(program, libc::SIGTERM) };
+    running.0.wait().unwrap();
+    let files = fs::read_dir(directory).unwrap();
+    let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    let number = |path: &PathBuf| path.extension().unwrap().to_str().unwrap().parse::<u32>();
+    files.sort_by_key(|path| number(path).unwrap());
+    let calls = |path: &PathBuf| {
+        let log = fs::read_to_string(path).unwrap();
+        let calls = log.lines().filter(|line| !line.starts_with(['-', '+']));
+        let calls = calls.map(|line| line.split(" = ").next().unwrap().trim().to_owned());
+        calls
+            .map(|call| call.replace(&format!("({port})"), "(PORT)"))
+            .collect()
+    };
+    files.iter().map(calls).collect()
+}
+
+fn name(call: &str) -> &str {
+    call.split('(').next().unwrap()
+}
+
+#[test]
+fn it_makes_the_c_programs_calls_and_no_other() {
+    let Some(linker) = linker() else { return };
+    if !tool("strace") {
+        return;
+    }
+    let built = build(&linker, "minimal", &[]);
+    let directory = scratch("minimal-trace");
+    let c = trace(&c_program(&linker, "minimal-trace-c"), &directory.join("c"));
+    let ours = trace(&built.join("reuseport"), &directory.join("ours"));
+    assert_eq!((c.len(), ours.len()), (4, 4), "{c:#?} {ours:#?}");
+
+    // The main thread: the same calls, of which the C library makes all.
+    let names =
+        |calls: &[String]| -> Vec<String> { calls.iter().map(|c| name(c).into()).collect() };
+    assert_eq!(names(&ours[0]), names(&c[0]));
+
+    // The acceptors, behind what the C library does to begin a thread. In the C program its printf
+    // makes calls of its own.
+    let kept = [
+        "socket",
+        "setsockopt",
+        "bind",
+        "listen",
+        "accept",
+        "write",
+        "close",
+    ];
+    let deviations = [
+        (
+            "SOCK_STREAM, IPPROTO_IP",
+            "SOCK_STREAM|SOCK_CLOEXEC, IPPROTO_IP",
+        ),
+        ("SOCK_STREAM, 0", "SOCK_STREAM|SOCK_CLOEXEC, 0"),
+        (", 1)", ", 2147483647)"), // the backlog
+    ];
+    let library =
+        |call: &&String| ["rseq", "set_robust_list", "rt_sigprocmask"].contains(&name(call));
+    for (theirs, ours) in c[1..].iter().zip(&ours[1..]) {
+        let expected = theirs.iter().filter(|call| kept.contains(&name(call)));
+        let expected: Vec<_> = expected
+            .map(|call| match name(call) {
+                "socket" | "listen" => deviations
+                    .iter()
+                    .fold(call.clone(), |call, (from, to)| call.replace(from, to)),
+                "accept" => call
+                    .replace("accept", "accept4")
+                    .replace(')', ", SOCK_CLOEXEC)"),
+                _ => call.clone(),
+            })
+            .collect();
+        let ours: Vec<_> = ours.iter().skip_while(library).collect();
+        // Descriptors and acceptors have other numbers in another run.
+        let plain = |call: &String| {
+            let call = ["acceptor 0", "acceptor 1", "acceptor 2"]
+                .iter()
+                .fold(call.clone(), |call, line| call.replace(line, "acceptor N"));
+            let (name, arguments) = call.split_once('(').unwrap();
+            format!("{name}({}", arguments.trim_start_matches(char::is_numeric))
+        };
+        let once = |calls: Vec<String>| calls.into_iter().take(7).collect::<Vec<_>>();
+        let expected = once(expected.iter().map(plain).collect());
+        assert_eq!(
+            once(ours.iter().map(|call| plain(call)).collect()),
+            expected
+        );
+        // From then on three calls a connection, and no other.
+        for (at, call) in ours[4..].iter().enumerate() {
+            assert_eq!(
+                name(call),
+                ["accept4", "write", "close"][at % 3],
+                "{ours:#?}"
+            );
+        }
+    }
+}
