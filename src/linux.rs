@@ -1,15 +1,26 @@
-//! What the one kernel of Linux and Android has, and the libc crate for Linux alone.
+//! What the kernel of Linux and Android has, and the libc crate only for some of their C libraries.
 
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub(crate) use libc::dup3;
-#[cfg(target_os = "linux")]
+#[cfg(target_env = "gnu")]
+pub(crate) use libc::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF};
+#[cfg(target_env = "gnu")]
 pub(crate) use libc::{SO_INCOMING_CPU, SO_MEMINFO};
 
-// The numbers of asm-generic/socket.h, which every processor has that Android runs on.
-#[cfg(target_os = "android")]
-pub(crate) const SO_INCOMING_CPU: core::ffi::c_int = 49;
-#[cfg(target_os = "android")]
-pub(crate) const SO_MEMINFO: core::ffi::c_int = 55;
+#[cfg(not(target_env = "gnu"))]
+pub(crate) use generic::*;
+
+/// The numbers of `asm-generic/socket.h`. Where a processor has its own, such as SPARC, Rust knows
+/// GNU's library alone.
+#[cfg(not(target_env = "gnu"))]
+mod generic {
+    use core::ffi::c_int;
+
+    pub(crate) const SO_INCOMING_CPU: c_int = 49;
+    pub(crate) const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
+    pub(crate) const SO_MEMINFO: c_int = 55;
+    pub(crate) const SO_DETACH_REUSEPORT_BPF: c_int = 68;
+}
 
 #[cfg(all(feature = "std", target_os = "android"))]
 unsafe extern "C" {

@@ -19,6 +19,7 @@ use core::ffi::c_int;
 use crate::address::socklen;
 use crate::datagram::Datagram;
 use crate::error::Error;
+use crate::linux;
 use crate::listener::{Connection, Descriptor, Listener};
 use crate::sys::{self, SOL_SOCKET};
 
@@ -304,11 +305,11 @@ impl Datagram {
 
 impl Descriptor {
     pub(crate) fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
-        self.attach(libc::SO_ATTACH_REUSEPORT_CBPF, program)
+        self.attach(linux::SO_ATTACH_REUSEPORT_CBPF, program)
     }
 
     pub(crate) fn unsteer(&self) -> Result<(), Error> {
-        self.set_option(SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
+        self.set_option(SOL_SOCKET, linux::SO_DETACH_REUSEPORT_BPF, 0)
     }
 
     fn attach(&self, name: c_int, program: &[Instruction]) -> Result<(), Error> {
