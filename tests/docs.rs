@@ -124,3 +124,35 @@ fn what_linux_alone_has_says_so() {
         );
     }
 }
+
+#[test]
+fn what_is_documented_and_what_is_known_is_checked() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+    let (checked, manifest, kernels) =
+        (read(".ci/platforms"), read("Cargo.toml"), read("build.rs"));
+    let documented = manifest
+        .split("docs.rs]")
+        .nth(1)
+        .unwrap()
+        .split(']')
+        .next()
+        .unwrap();
+    let known = kernels.split("KERNELS: ").nth(1).unwrap().lines().skip(1);
+    let known = known
+        .take_while(|line| *line != "];")
+        .filter_map(|line| line.split('"').nth(1));
+    let known = known.map(|kernel| match kernel {
+        "macos" => "-apple-darwin",
+        kernel => kernel,
+    });
+    let targets = documented.split('"').skip(1).step_by(2);
+    let targets: Vec<_> = targets.chain(known).collect();
+    assert!(targets.len() > 10, "{targets:?}");
+    for target in targets {
+        assert!(
+            checked.contains(target),
+            ".ci/platforms does not check {target}"
+        );
+    }
+}
