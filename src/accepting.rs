@@ -3,13 +3,10 @@
 use core::net::SocketAddr;
 #[cfg(linux_kernel)]
 use core::{panic::AssertUnwindSafe, sync::atomic::Ordering::Relaxed};
-#[cfg(linux_kernel)]
-use std::panic::catch_unwind;
 use std::sync::Arc;
-#[cfg(linux_kernel)]
-use std::thread::sleep;
 use std::time::Instant;
-use std::vec::Vec;
+#[cfg(linux_kernel)]
+use std::{panic::catch_unwind, thread::sleep, vec::Vec};
 
 use crate::acceptors::{Seat, Stop};
 use crate::claim::claim;

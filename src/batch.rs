@@ -79,7 +79,8 @@ mod linux {
     use crate::sys::MSG_NOSIGNAL;
 
     /// Up to `N` datagrams, received by one system call and answered by another. It allocates
-    /// nothing: the bytes lie in a buffer of the caller's, in `N` equal parts.
+    /// nothing: the bytes lie in a buffer of the caller's, in `N` equal parts. Linux and Android
+    /// alone.
     ///
     /// ```
     /// use reuseport::{Batch, Datagram};

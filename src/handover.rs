@@ -39,6 +39,7 @@ impl Serving {
     /// `patience` it is killed, and all is as it was. That is also so if it ends before.
     ///
     /// The environment of `command` must be untouched: the successor has this process's own.
+    /// Linux and Android alone.
     pub fn hand_over(&self, command: Command, patience: Duration) -> Result<Child, HandOverError> {
         let mut plans = self.plans();
         self.tidy(&plans);
@@ -275,7 +276,7 @@ fn wait_for(mut near: UnixStream, patience: Duration) -> Result<(), HandOverErro
     }
 }
 
-/// Why no successor has taken over. All is as it was.
+/// Why no successor has taken over (Linux, Android). All is as it was.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum HandOverError {

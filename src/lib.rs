@@ -38,7 +38,7 @@
 //! 6. `options.rs`: [`Listener::options`], every socket option visible and none hidden.
 //! 7. `datagram.rs`: [`Datagram`], the same story for UDP; `batch.rs`: [`Message`], and many of
 //!    them in one system call.
-//! 8. [`steering`] and `queue.rs` (Linux, Android): programs that choose the socket in the
+//! 8. `steering` and `queue.rs` (Linux, Android): programs that choose the socket in the
 //!    kernel's place; how much waits, and what was dropped.
 //! 9. `group.rs`, `claim.rs` (feature `std`): `Group`, sockets made together, on a port that no
 //!    other program has, or deliberately on one that it has. `protocol.rs`: where a group of
@@ -99,6 +99,8 @@ mod handover;
 mod inherit;
 #[cfg(feature = "std")]
 mod interop;
+#[cfg(linux_kernel)]
+mod linux;
 mod listener;
 mod options;
 #[cfg(feature = "std")]

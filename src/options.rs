@@ -9,6 +9,8 @@ use core::net::SocketAddr;
 use crate::address::{SockAddr, socklen};
 use crate::datagram::Datagram;
 use crate::error::Error;
+#[cfg(linux_kernel)]
+use crate::linux;
 use crate::listener::{Descriptor, Listener};
 use crate::protocol::{Tcp, Udp};
 use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET};
@@ -204,7 +206,7 @@ impl<'a, P> Options<'a, P> {
         }
         #[cfg(linux_kernel)]
         if let Some(cpu) = self.incoming_cpu {
-            server.set_option(SOL_SOCKET, libc::SO_INCOMING_CPU, cpu)?;
+            server.set_option(SOL_SOCKET, linux::SO_INCOMING_CPU, cpu)?;
         }
         if let Some(hook) = self.before_bind {
             hook(server.raw())?;

@@ -5,6 +5,7 @@ use crate::{
     address::socklen,
     datagram::Datagram,
     error::Error,
+    linux,
     listener::{Descriptor, Listener},
     sys::{self, SOL_SOCKET},
 };
@@ -73,7 +74,7 @@ impl Descriptor {
         let (mut info, mut len) = ([0_u32; 9], socklen::<[u32; 9]>());
         let (value, fd) = (info.as_mut_ptr().cast(), self.raw());
         // SAFETY: `info` is writable for the bytes that `len` states; the kernel writes no more.
-        unsafe { sys::getsockopt(fd, SOL_SOCKET, libc::SO_MEMINFO, value, &raw mut len) }?;
+        unsafe { sys::getsockopt(fd, SOL_SOCKET, linux::SO_MEMINFO, value, &raw mut len) }?;
         Ok(info)
     }
 }

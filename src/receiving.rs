@@ -33,6 +33,7 @@ use crate::{
     alone::shut_down,
     batch::Batch,
     error::{Advice, Call, check},
+    linux,
 };
 
 /// How many datagrams a batch has at most.
@@ -328,6 +329,6 @@ fn no_socket() -> Result<OwnedFd, Error> {
 #[cfg(linux_kernel)]
 fn replace(socket: &Datagram, dead: &OwnedFd) -> Result<(), Error> {
     // SAFETY: takes three integers. The number stays the socket's own, who will close it.
-    let fd = unsafe { libc::dup3(dead.as_raw_fd(), socket.raw(), libc::O_CLOEXEC) };
+    let fd = unsafe { linux::dup3(dead.as_raw_fd(), socket.raw(), libc::O_CLOEXEC) };
     check(Call::Dup, fd).map(drop)
 }

@@ -19,6 +19,7 @@ use core::ffi::c_int;
 use crate::address::socklen;
 use crate::datagram::Datagram;
 use crate::error::Error;
+use crate::linux;
 use crate::listener::{Connection, Descriptor, Listener};
 use crate::sys::{self, SOL_SOCKET};
 
@@ -247,7 +248,7 @@ impl Listener {
     /// The listener must have set `SO_REUSEPORT` before it called `listen`, or have got siblings
     /// since. Fails with `EINVAL` otherwise, and for a program that the kernel refuses; with
     /// `ENOMEM` for one larger than the sysctl `net.core.optmem_max`; with `EPERM` if the socket
-    /// is locked (`SO_LOCK_FILTER`).
+    /// is locked (`SO_LOCK_FILTER`). Linux and Android alone.
     pub fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
         self.0.steer(program)
     }
@@ -262,7 +263,7 @@ impl Listener {
 
     /// From now on drops every SYN that reaches this listener, and completes the handshakes that
     /// are under way: a packet filter, `SO_ATTACH_FILTER`. Whoever sent the SYN tries again after
-    /// a second.
+    /// a second. Linux and Android alone.
     ///
     /// Connections that complete meanwhile inherit the filter: [`Connection::unfilter`]. Fails with
     /// `EPERM` where the kernel wants `CAP_NET_ADMIN` for it (6.18 does).
@@ -270,30 +271,33 @@ impl Listener {
         self.0.attach(libc::SO_ATTACH_FILTER, &NO_NEW)
     }
 
-    /// Undoes [`take_no_more`](Self::take_no_more). Fails with `ENOENT` if there is no filter.
+    /// Undoes [`take_no_more`](Self::take_no_more), on Linux and Android alone. Fails with `ENOENT`
+    /// if there is no filter.
     pub fn take_again(&self) -> Result<(), Error> {
         self.0.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
     }
 }
 
 impl Datagram {
-    /// As [`Listener::steer`]; the packet's bytes are the datagram's.
+    /// As [`Listener::steer`]; the packet's bytes are the datagram's. Linux and Android
+    /// alone.
     pub fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
         self.0.steer(program)
     }
 
-    /// As [`Listener::unsteer`].
+    /// As [`Listener::unsteer`], on Linux and Android alone.
     pub fn unsteer(&self) -> Result<(), Error> {
         self.0.unsteer()
     }
 
     /// From now on drops every datagram that reaches this socket, and keeps what waits already: a
-    /// packet filter, `SO_ATTACH_FILTER`.
+    /// packet filter, `SO_ATTACH_FILTER`. Linux and Android alone.
     pub fn take_no_more(&self) -> Result<(), Error> {
         self.0.attach(libc::SO_ATTACH_FILTER, &[step(RETURN, 0)])
     }
 
-    /// Undoes [`take_no_more`](Self::take_no_more). Fails with `ENOENT` if there is no filter.
+    /// Undoes [`take_no_more`](Self::take_no_more), on Linux and Android alone. Fails with `ENOENT`
+    /// if there is no filter.
     pub fn take_again(&self) -> Result<(), Error> {
         self.0.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
     }
@@ -301,11 +305,11 @@ impl Datagram {
 
 impl Descriptor {
     pub(crate) fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
-        self.attach(libc::SO_ATTACH_REUSEPORT_CBPF, program)
+        self.attach(linux::SO_ATTACH_REUSEPORT_CBPF, program)
     }
 
     pub(crate) fn unsteer(&self) -> Result<(), Error> {
-        self.set_option(SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
+        self.set_option(SOL_SOCKET, linux::SO_DETACH_REUSEPORT_BPF, 0)
     }
 
     fn attach(&self, name: c_int, program: &[Instruction]) -> Result<(), Error> {
@@ -324,7 +328,7 @@ impl Descriptor {
 
 impl Connection {
     /// Takes off the packet filter that it has inherited from a listener that
-    /// [takes no more](Listener::take_no_more), if it has one.
+    /// [takes no more](Listener::take_no_more), if it has one. Linux and Android alone.
     pub fn unfilter(&self) {
         let (ignored, name) = (0_i32, libc::SO_DETACH_FILTER);
         let (value, len) = ((&raw const ignored).cast(), socklen::<i32>());

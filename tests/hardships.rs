@@ -433,7 +433,8 @@ fn is_interrupted_all_the_time() {
             while !over.load(SeqCst) && begun.elapsed() < support::BOUND {
                 for thread in fs::read_dir("/proc/self/task").unwrap().flatten() {
                     let id: libc::c_long = thread.file_name().to_str().unwrap().parse().unwrap();
-                    let process = libc::c_long::from(std::process::id());
+                    // 32 bits wide, or wider.
+                    let process: libc::c_long = std::process::id().to_string().parse().unwrap();
                     // SAFETY: takes three integers. A thread that has ended is an error, no more.
                     unsafe { libc::syscall(libc::SYS_tgkill, process, id, libc::SIGUSR2) };
                 }

@@ -181,5 +181,16 @@ fn shape(readme: &str) -> (Vec<&str>, BTreeSet<&str>, usize, usize) {
 #[test]
 fn the_chinese_readme_keeps_step() {
     let (english, chinese) = (read("README.md"), read("README.zh-CN.md"));
-    assert_eq!(shape(&english), shape(&chinese));
+    let (english, chinese) = (shape(&english), shape(&chinese));
+    for (line, same) in english.0.iter().zip(&chinese.0) {
+        assert_eq!(line, same);
+    }
+    let strange: Vec<_> = english.1.symmetric_difference(&chinese.1).collect();
+    assert!(strange.is_empty(), "in one of them alone: {strange:?}");
+    let counts = |of: &(Vec<_>, BTreeSet<_>, usize, usize)| (of.0.len(), of.2, of.3);
+    assert_eq!(
+        counts(&english),
+        counts(&chinese),
+        "lines of code, rows, sections"
+    );
 }

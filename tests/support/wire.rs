@@ -238,7 +238,10 @@ fn wait(from: &File, stopped: &UnixStream, next: Option<Instant>) -> bool {
     let rest = next.map(|next| next.saturating_duration_since(Instant::now()));
     let rest = rest.map(|rest| libc::timespec {
         tv_sec: rest.as_secs().try_into().expect("a short time"),
-        tv_nsec: rest.subsec_nanos().into(),
+        // An i32 on 32-bit machines, an i64 on others.
+        tv_nsec: i32::try_from(rest.subsec_nanos())
+            .expect("below a second")
+            .into(),
     });
     let timeout = rest
         .as_ref()
