@@ -78,6 +78,7 @@ pub enum Source {
 impl Protocol for Tcp {
     type Socket = Listener;
     type Source = Source;
+    const WHO: &'static str = "acceptor";
     const HAS_BYTES: bool = false;
 
     fn open(

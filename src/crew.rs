@@ -76,7 +76,7 @@ where
     Box::new(move |id| {
         let work = make(id);
         let (start, begin) = mpsc::channel::<Start<P>>();
-        let thread = Builder::new().name(std::format!("acceptor-{id}"));
+        let thread = Builder::new().name(std::format!("{}-{id}", P::WHO));
         let thread = thread.spawn(move || {
             if let Ok((seat, source)) = begin.recv() {
                 work(&seat, source);

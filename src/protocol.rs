@@ -49,6 +49,9 @@ mod differences {
         /// How its threads wait.
         type Source: Send;
         #[doc(hidden)]
+        /// What its threads are called.
+        const WHO: &'static str;
+        #[doc(hidden)]
         /// Whether what the kernel chooses a member for has bytes to choose by.
         const HAS_BYTES: bool;
 

@@ -173,6 +173,7 @@ impl Source {
 impl Protocol for Udp {
     type Socket = Datagram;
     type Source = Source;
+    const WHO: &'static str = "receiver";
     const HAS_BYTES: bool = true;
 
     fn open(

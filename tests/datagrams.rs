@@ -274,6 +274,7 @@ fn what_is_longer_than_the_room_is_told_and_a_panic_is_survived() {
         let (told, heard) = channel();
         let options = Group::datagram_options().room(8).batch(batch);
         let serving = options.bind(ANY_PORT, 1).unwrap().spawn(move |_, message| {
+            assert_eq!(thread::current().name(), Some("receiver-0"));
             told.send((message.bytes().to_vec(), message.is_truncated()))
                 .unwrap();
             assert!(message.bytes() != b"panic");

@@ -163,7 +163,7 @@ pub struct SpawnError<P: Protocol = Tcp> {
 
 impl<P: Protocol> fmt::Display for SpawnError<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "starting the acceptors: {}", self.error)
+        write!(f, "starting the {}s: {}", P::WHO, self.error)
     }
 }
 
