@@ -131,6 +131,7 @@ mod linux {
     use reuseport::Batch;
 
     #[test]
+    #[cfg(feature = "std")]
     fn a_shut_down_socket_gives_what_it_has_and_then_an_error() {
         let (server, client) = two();
         client.send_to(b"x", server.local_addr().unwrap()).unwrap();
