@@ -256,7 +256,7 @@ fn a_privileged_port_is_refused_with_a_hint() {
     }
     // The user of the child must reach the program, wherever it was built.
     let program = std::env::temp_dir().join(format!("reuseport-{}", std::process::id()));
-    fs::copy(env!("CARGO_BIN_EXE_reuseport"), &program).unwrap();
+    support::copy(env!("CARGO_BIN_EXE_reuseport"), &program);
     let mut serve = Command::new(&program);
     let done = serve
         .args(["serve", "--addr", "127.0.0.1:80"])

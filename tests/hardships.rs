@@ -50,7 +50,7 @@ fn play(role: &str) {
         child.uid(NOBODY);
     }
     let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    support::copy(env::current_exe().unwrap(), &program);
     let child = child.spawn();
     drop(starting);
     fs::remove_file(program).unwrap();

@@ -25,7 +25,7 @@ fn is_root() -> bool {
 #[track_caller]
 fn play(role: &str, user: u32, address: SocketAddr) {
     let program = std::env::temp_dir().join(format!("reuseport-{role}-{}", std::process::id()));
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    support::copy(std::env::current_exe().unwrap(), &program);
     let mut child = std::process::Command::new(&program);
     child
         .args(["--exact", role, "--ignored", "--nocapture"])

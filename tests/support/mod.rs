@@ -284,6 +284,17 @@ pub fn child_of(pid: u32) -> i32 {
     first.parse().expect("a pid")
 }
 
+/// Copies a program that is then to be executed. Another process does: where this one held the copy
+/// open to write, a child that another thread forks would too, and executing it would fail.
+#[track_caller]
+pub fn copy(from: impl AsRef<Path>, to: impl AsRef<Path>) {
+    let copied = Command::new("cp")
+        .arg(from.as_ref())
+        .arg(to.as_ref())
+        .status();
+    assert!(copied.expect("cp").success());
+}
+
 /// A fresh directory under the target directory.
 pub fn scratch(name: &str) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
