@@ -30,7 +30,8 @@ impl<P: Protocol> Serving<P> {
 
 #[cfg(linux_kernel)]
 impl<P: Protocol> Serving<P> {
-    /// Steers new connections to the members that are not at `indexes`.
+    /// Steers what is new to the members that are not at `indexes`; unless those are about to leave
+    /// the kernel's group, and the kernel does.
     pub(crate) fn steer_around(
         &self,
         plans: &Plans<P>,
@@ -68,6 +69,8 @@ impl<P: Protocol> Serving<P> {
         plans.site.steer(first.socket(), &rows)
     }
 
+    /// Steers what is new to the members that are not at `indexes`, by way of the member at
+    /// `through`, or of any that stays.
     pub(crate) fn steer_around_through(
         &self,
         through: Option<usize>,

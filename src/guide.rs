@@ -328,7 +328,7 @@
 //!
 //! # 10. Other kernels
 //!
-//! From their documents and sources. This crate is type-checked for FreeBSD and macOS, not run
+//! From their documents and sources. This crate is type-checked for the BSDs and macOS, not run
 //! there; `explain` says there which claims it could not try.
 //!
 //! | kernel | several listeners on one port |

@@ -259,6 +259,7 @@ impl Protocol for Udp {
             // Where this fails, it fails again when they are gone, and is told.
             _ = serving.steer_without(plans, indexes);
         } else if Udp::leaves_first(plans) && !all {
+            // It could not be connected after all, and has not been steered around.
             let steered = serving.steer_around_through(None, plans, indexes);
             let unknown = Error::new(Call::SetSockOpt, libc::EINVAL);
             return steered.map_err(|error| error.error().unwrap_or(unknown));

@@ -377,22 +377,24 @@ fn a_byte_still_finds_its_member_when_others_have_left() {
 fn a_byte_finds_its_member_while_others_leave() {
     let serving = echo(&Group::datagram_options().steering(Steering::Byte(1)), 3);
     let (answered, strayed) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let done = AtomicBool::new(false);
+    let (asked, done) = (AtomicUsize::new(2), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
             let client = client(0, serving.local_addr());
             while !done.load(SeqCst) {
-                let mut answer = [0, 2, 0];
+                let number = u8::try_from(asked.load(SeqCst)).unwrap();
+                let mut answer = [0, number, 0];
                 client.send(&answer).unwrap();
                 client.recv(&mut answer).unwrap();
                 answered.fetch_add(1, SeqCst);
-                strayed.fetch_add(usize::from(answer[0] != 2), SeqCst);
+                strayed.fetch_add(usize::from(answer[0] != number), SeqCst);
             }
         });
         let mut oldest = 1;
         for _ in 0..50 {
-            // The one at index 1 leaves, and the last moves there: every second time, number 2.
+            // The one at index 1 leaves, and the newest, which is asked, moves there from the end.
             let newest = serving.add().unwrap();
+            asked.store(newest, SeqCst);
             let before = answered.load(SeqCst);
             serving.retire(oldest).unwrap();
             wait_until("the flow goes on", || answered.load(SeqCst) > before + 10);
