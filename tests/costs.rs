@@ -160,8 +160,8 @@ fn idle(pid: impl std::fmt::Display, acceptors: usize) -> bool {
     found.clone().count() == acceptors && found.filter(sleeps).count() == acceptors
 }
 
-// The measurements. Each is the difference between a short run and one of twice the length, so
-// that neither start nor end counts.
+// The measurements. Those whose start or end would count are the difference between a short run and
+// one of twice the length.
 
 /// System calls a connection, by their names: of a group, and of one that steals.
 fn calls(table: &mut Table) -> Option<[BTreeMap<String, f64>; 2]> {
@@ -210,42 +210,49 @@ fn counted(log: &Path) -> BTreeMap<String, f64> {
 }
 
 /// System calls for a datagram that is received and sent back, of a server that is behind: one by
-/// one, and in batches. Four flows send eight each, and wait until all have come back.
+/// one, and in batches. Four flows send eight each while strace is stopped, so that the server gets
+/// no further than its next call, and wait until all have come back.
 fn calls_of_datagrams(table: &mut Table) -> Option<[f64; 2]> {
-    const RUN: u32 = 40;
+    const RUN: u32 = 80;
     if !tool("strace") {
         table.row("system calls a datagram", "skipped: no strace");
         return None;
     }
     let log = scratch("costs-datagrams").join("calls");
-    let count = |more: &[&str], rounds: u32| {
+    let count = |more: &[&str]| {
         let server = support::reuseport(&["serve", "--udp", "--echo", "--quiet"]);
         let mut strace = Command::new("strace");
         strace.args(["-f", "-c", "-o"]).arg(&log);
         strace.arg(server.get_program()).args(server.get_args());
         strace.args(["--acceptors", "1", "--addr", "127.0.0.1:0"]);
         let server = Server::from(strace.args(more).stdout(Stdio::null()));
+        let tracer = server.child.id();
+        let stat = format!("/proc/{tracer}/stat");
+        let stopped = || fs::read_to_string(&stat).unwrap().contains(") T ");
         let flows = [0; 4].map(|_| {
             let flow = UdpSocket::bind("127.0.0.1:0").unwrap();
             flow.connect(server.address).unwrap();
             flow.set_read_timeout(Some(BOUND)).unwrap();
             flow
         });
-        for _ in 0..rounds {
+        for _ in 0..RUN {
             let eight = flows.iter().flat_map(|flow| [flow; 8]);
+            server.signal(libc::SIGSTOP);
+            wait_until("strace is stopped", stopped);
             eight.clone().for_each(|flow| _ = flow.send(b"?").unwrap());
+            server.signal(libc::SIGCONT);
             eight.for_each(|flow| _ = flow.recv(&mut [0]).unwrap());
         }
         // SAFETY: takes two integers; strace has not waited for its child, which runs.
-        unsafe { libc::kill(support::child_of(server.child.id()), libc::SIGTERM) };
+        unsafe { libc::kill(support::child_of(tracer), libc::SIGTERM) };
         server.end();
         let calls = counted(&log);
         let of = |name| calls.get(name).copied().unwrap_or_default();
-        ["recvmsg", "sendto", "recvmmsg", "sendmmsg"].map(of)
+        let calls = ["recvmsg", "sendto", "recvmmsg", "sendmmsg"].map(of);
+        calls.iter().sum::<f64>()
     };
     let costs = [("one by one", &[][..]), ("in batches", &["--batch"])].map(|(how, more)| {
-        let [once, twice] = [RUN, 2 * RUN].map(|rounds| count(more, rounds).iter().sum::<f64>());
-        let cost = (twice - once) / f64::from(32 * RUN);
+        let cost = count(more) / f64::from(32 * RUN);
         table.row(
             format!("system calls a datagram that is sent back, {how}"),
             format!("{cost:.2}"),
