@@ -7,8 +7,8 @@ use std::thread;
 use std::time::Duration;
 
 use reuseport::{
-    Acceptors, Advice, Call, Connection, Count, Error, Group, GroupError, GroupOptions, Listener,
-    Message, Protocol, Serving, Steering, Udp,
+    Acceptors, Advice, Batch, Call, Connection, Count, Datagram, Error, Group, GroupError,
+    GroupOptions, Listener, Message, Protocol, Serving, Steering, Udp,
 };
 
 use super::support::{self, listeners, wait_until};
@@ -408,4 +408,123 @@ pub(crate) fn stops_receivers(fault: &Fault) {
     let accepted = counts.iter().map(|count| count.accepted);
     assert_eq!(accepted.sum::<usize>(), 300);
     Group::bind_datagrams(address, 1).unwrap();
+}
+
+/// Has a client of its own, in a thread of its own, send a datagram.
+fn ask(address: SocketAddr) -> UdpSocket {
+    let ask = || {
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(support::BOUND)).unwrap();
+        client.send_to(b"?", address).unwrap();
+        client
+    };
+    thread::scope(|scope| scope.spawn(ask).join()).unwrap()
+}
+
+fn one_receiver(call: Call) -> Serving<Udp> {
+    let batched = matches!(call, Call::RecvMmsg | Call::SendMmsg);
+    let options = Group::datagram_options().batch(batched);
+    options.bind(ANY_PORT, 1).unwrap().spawn(send_back).unwrap()
+}
+
+/// The second time that a receiver waits fails. What it has done about it is counted; and it goes
+/// on, or the next takes its place.
+pub(crate) fn receives(error: Error) {
+    let serving = one_receiver(error.call());
+    let asked = || ask(serving.local_addr()).recv(&mut [0]).expect("an answer");
+    asked();
+    let leaves = matches!(error.advice(), Advice::Leave | Advice::Fatal);
+    wait_until("the error has been met", || {
+        let count = serving.tally()[0];
+        match error.advice() {
+            Advice::GoOn => count.went_on == 1,
+            Advice::BackOff => count.backed_off == 1,
+            Advice::Wait => true,
+            Advice::Leave | Advice::Fatal => !count.running && count.failed == Some(error),
+        }
+    });
+    if leaves {
+        assert_eq!(serving.add(), Ok(1));
+    }
+    asked();
+    let counts = serving.stop(support::BOUND);
+    let accepted = counts.iter().map(|count| count.accepted);
+    assert_eq!(accepted.sum::<usize>(), 2, "{counts:?}");
+
+    let (socket, client) = (bound(), bound());
+    let to = socket.local_addr().unwrap();
+    b"12"
+        .chunks(1)
+        .for_each(|text| client.send_to(text, to).unwrap());
+    let mut room = [0];
+    let mut receive = || match error.call() {
+        Call::RecvMsg => socket.recv_from(&mut room).map(|_| room[0]),
+        _ => {
+            let mut batch = Batch::<1>::new(&mut room);
+            let received = batch.receive(&socket);
+            received.map(|_| batch.messages(&socket).next().unwrap().bytes()[0])
+        }
+    };
+    let three = || [(); 3].map(|()| receive());
+    let received = thread::scope(|scope| scope.spawn(three).join()).unwrap();
+    assert_eq!(received, [Ok(b'1'), Err(error), Ok(b'2')]);
+}
+
+/// The second answer cannot be sent. That is counted, and the third is sent; but who was merely
+/// interrupted sends it again.
+pub(crate) fn answers(error: Error) {
+    let serving = one_receiver(error.call());
+    let sent_again = error.errno() == libc::EINTR;
+    ask(serving.local_addr()).recv(&mut [0]).expect("the first");
+    let second = ask(serving.local_addr());
+    if sent_again {
+        second.recv(&mut [0]).expect("the second");
+    }
+    ask(serving.local_addr()).recv(&mut [0]).expect("the third");
+    let counts = serving.stop(support::BOUND);
+    let told = [counts[0].accepted, counts[0].went_on];
+    assert_eq!(told, [3, usize::from(!sent_again)]);
+    second.set_nonblocking(true).unwrap();
+    assert!(second.recv(&mut [0]).is_err());
+
+    let (server, client) = (bound(), bound());
+    let (from, to) = (client.local_addr().unwrap(), server.local_addr().unwrap());
+    match error.call() {
+        Call::SendTo => {
+            let send = || [b"1", b"2", b"3"].map(|text| server.send_to(text, from));
+            let sent = thread::scope(|scope| scope.spawn(send).join()).unwrap();
+            assert_eq!(sent, [Ok(()), Err(error), Ok(())]);
+        }
+        _ => {
+            let mut room = [0; 2];
+            let mut batch = Batch::<2>::new(&mut room);
+            let mut answer = |texts: &[u8]| {
+                texts
+                    .chunks(1)
+                    .for_each(|text| client.send_to(text, to).unwrap());
+                batch.receive(&server).unwrap();
+                batch
+                    .messages(&server)
+                    .for_each(|message| message.answer(1));
+                batch.send_answers(&server)
+            };
+            let both = || [answer(b"1"), answer(b"23")];
+            let sent = thread::scope(|scope| scope.spawn(both).join()).unwrap();
+            let rest = if sent_again { Ok(2) } else { Err(error) };
+            assert_eq!(sent, [Ok(1), rest]);
+        }
+    }
+    let expected: &[u8] = match error.call() {
+        Call::SendMmsg if sent_again => b"123",
+        _ => b"13",
+    };
+    for byte in expected {
+        let mut room = [0];
+        client.recv_from(&mut room).unwrap();
+        assert_eq!(room, [*byte]);
+    }
+}
+
+fn bound() -> Datagram {
+    Datagram::bind(ANY_PORT).unwrap()
 }
