@@ -457,13 +457,13 @@ pub(crate) fn receives(error: Error) {
         .chunks(1)
         .for_each(|text| client.send_to(text, to).unwrap());
     let mut room = [0];
-    let mut receive = || match error.call() {
-        Call::RecvMsg => socket.recv_from(&mut room).map(|_| room[0]),
-        _ => {
-            let mut batch = Batch::<1>::new(&mut room);
-            let received = batch.receive(&socket);
-            received.map(|_| batch.messages(&socket).next().unwrap().bytes()[0])
+    let mut receive = || {
+        if error.call() == Call::RecvMsg {
+            return socket.recv_from(&mut room).map(|_| room[0]);
         }
+        let mut batch = Batch::<1>::new(&mut room);
+        let received = batch.receive(&socket);
+        received.map(|_| batch.messages(&socket).next().unwrap().bytes()[0])
     };
     let three = || [(); 3].map(|()| receive());
     let received = thread::scope(|scope| scope.spawn(three).join()).unwrap();
@@ -489,30 +489,27 @@ pub(crate) fn answers(error: Error) {
 
     let (server, client) = (bound(), bound());
     let (from, to) = (client.local_addr().unwrap(), server.local_addr().unwrap());
-    match error.call() {
-        Call::SendTo => {
-            let send = || [b"1", b"2", b"3"].map(|text| server.send_to(text, from));
-            let sent = thread::scope(|scope| scope.spawn(send).join()).unwrap();
-            assert_eq!(sent, [Ok(()), Err(error), Ok(())]);
-        }
-        _ => {
-            let mut room = [0; 2];
-            let mut batch = Batch::<2>::new(&mut room);
-            let mut answer = |texts: &[u8]| {
-                texts
-                    .chunks(1)
-                    .for_each(|text| client.send_to(text, to).unwrap());
-                batch.receive(&server).unwrap();
-                batch
-                    .messages(&server)
-                    .for_each(|message| message.answer(1));
-                batch.send_answers(&server)
-            };
-            let both = || [answer(b"1"), answer(b"23")];
-            let sent = thread::scope(|scope| scope.spawn(both).join()).unwrap();
-            let rest = if sent_again { Ok(2) } else { Err(error) };
-            assert_eq!(sent, [Ok(1), rest]);
-        }
+    if error.call() == Call::SendTo {
+        let send = || [b"1", b"2", b"3"].map(|text| server.send_to(text, from));
+        let sent = thread::scope(|scope| scope.spawn(send).join()).unwrap();
+        assert_eq!(sent, [Ok(()), Err(error), Ok(())]);
+    } else {
+        let mut room = [0; 2];
+        let mut batch = Batch::<2>::new(&mut room);
+        let mut answer = |texts: &[u8]| {
+            for text in texts.chunks(1) {
+                client.send_to(text, to).unwrap();
+            }
+            batch.receive(&server).unwrap();
+            batch
+                .messages(&server)
+                .for_each(|message| message.answer(1));
+            batch.send_answers(&server)
+        };
+        let both = || [answer(b"1"), answer(b"23")];
+        let sent = thread::scope(|scope| scope.spawn(both).join()).unwrap();
+        let rest = if sent_again { Ok(2) } else { Err(error) };
+        assert_eq!(sent, [Ok(1), rest]);
     }
     let expected: &[u8] = match error.call() {
         Call::SendMmsg if sent_again => b"123",
