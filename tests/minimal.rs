@@ -356,7 +356,10 @@ fn it_makes_the_c_programs_calls_and_no_other() {
                 _ => call.clone(),
             })
             .collect();
-        let ours: Vec<_> = ours.iter().skip_while(library).collect();
+        // Of a call at whose beginning the thread is killed strace may not even learn the name.
+        let finished = |call: &&String| !call.contains("<unfinished ...>");
+        let ours = ours.iter().skip_while(library).filter(finished);
+        let ours: Vec<_> = ours.collect();
         // Descriptors and acceptors have other numbers in another run.
         let plain = |call: &String| {
             let call = ["acceptor 0", "acceptor 1", "acceptor 2"]
