@@ -272,24 +272,25 @@ fn trace(program: &Path, directory: &Path) -> Vec<Vec<String>> {
         .arg(port.to_string())
         .stdout(Stdio::null());
     let mut running = Running(strace.spawn().unwrap());
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    // One client after the other: in the C program one thread's flush may print another's line.
-    wait_until("it listens", || {
-        let client = TcpStream::connect(address);
-        client.is_ok_and(|mut client| client.read_to_end(&mut Vec::new()).is_ok())
+    // strace lets one thread wait for long while it attends to another.
+    let local = format!(" 0100007F:{port:04X} 00000000:0000 0A ");
+    wait_until("all three listen", || {
+        let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+        sockets.matches(&local).count() == 3
     });
+    // One client after the other: in the C program one thread's flush may print another's line.
     // Of three listeners each gets one of 100 connections, with a chance of 1 - 1e-17.
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
     (0..100).for_each(|_| _ = visit(address));
-    let pid = running.0.id();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let program: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    let program = support::child_of(running.0.id());
     // SAFETY: takes two integers; strace has not reaped its child while it runs.
     unsafe { libc::kill(program, libc::SIGTERM) };
     running.0.wait().unwrap();
     let files = fs::read_dir(directory).unwrap();
     let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
-    let number = |path: &PathBuf| path.extension().unwrap().to_str().unwrap().parse::<u32>();
-    files.sort_by_key(|path| number(path).unwrap());
+    // The main thread's number is the process's, and need not be the lowest.
+    let main = directory.join(format!("thread.{program}"));
+    files.sort_by_key(|file| *file != main);
     let calls = |path: &PathBuf| {
         let log = fs::read_to_string(path).unwrap();
         let calls = log.lines().filter(|line| !line.starts_with(['-', '+']));
@@ -317,9 +318,12 @@ fn it_makes_the_c_programs_calls_and_no_other() {
     let ours = trace(&built.join("reuseport"), &directory.join("ours"));
     assert_eq!((c.len(), ours.len()), (4, 4), "{c:#?} {ours:#?}");
 
-    // The main thread: the same calls, of which the C library makes all.
-    let names =
-        |calls: &[String]| -> Vec<String> { calls.iter().map(|c| name(c).into()).collect() };
+    // The main thread: the same calls, of which the C library makes all, until it waits.
+    let names = |calls: &[String]| -> Vec<String> {
+        let names: Vec<_> = calls.iter().map(|c| name(c).into()).collect();
+        let waits = names.iter().position(|name| name == "futex");
+        names[..waits.expect("it waits")].into()
+    };
     assert_eq!(names(&ours[0]), names(&c[0]));
 
     // The acceptors, behind what the C library does to begin a thread. In the C program its printf
