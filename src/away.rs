@@ -11,6 +11,11 @@ use crate::serving::{Plans, Serving};
 #[cfg(linux_kernel)]
 use crate::{group::Steering, steering};
 
+/// How many members a program lists at most, lest it take more memory than every kernel allows. For
+/// as long as others leave, these will do.
+#[cfg(linux_kernel)]
+const LISTED: usize = 400;
+
 /// Elsewhere nothing can be told to the kernel.
 #[cfg(not(linux_kernel))]
 impl<P: Protocol> Serving<P> {
@@ -93,6 +98,7 @@ impl<P: Protocol> Serving<P> {
         if others.is_empty() {
             others = (0..count).filter(stays).map(number).collect();
         }
+        others.truncate(LISTED);
         let through = through.or_else(|| (0..count).find(stays));
         let Some(through) = through.and_then(|index| crew.posts.get(index)) else {
             return Err(GroupError::LastMember);
@@ -116,13 +122,7 @@ impl<P: Protocol> Serving<P> {
             }
             _ => all,
         });
-        let result = match (program, indexes) {
-            (Some(program), _) => through.steer(program),
-            // Too many to be listed one by one.
-            (None, [index]) => through.steer(&steering::except(number(count), number(*index))),
-            // Too many to be listed: any member then, and the filter turns away whom it must.
-            (None, _) => Ok(()),
-        };
+        let result = program.map_or(Ok(()), |program| through.steer(program));
         result.map_err(|error| GroupError::call(error, self.local_addr(), 0))
     }
 

@@ -60,6 +60,9 @@ const FLOW: u32 = 0xFFFF_F000 + 32; // SKF_AD_RXHASH: the hash that came with th
 const HASH: u32 = u32::MAX;
 
 /// The most instructions that the kernel takes: `BPF_MAXINSNS`.
+///
+/// It translates them, and refuses with `ENOMEM` what is larger then than `net.core.optmem_max`:
+/// 20 KiB before Linux 6.8. A program with a row for each of 840 members still fits into that.
 pub const MAX_INSTRUCTIONS: usize = 4096;
 
 const fn step(code: u16, k: u32) -> Instruction {

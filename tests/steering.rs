@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 
@@ -126,9 +127,32 @@ fn programs_that_do_not_fit_are_none() {
     let longest = steering::cpu(&many[..2047], &mut space).unwrap();
     assert_eq!(longest.len(), MAX_INSTRUCTIONS);
     let group = Group::bind(ANY_PORT, 2).unwrap();
-    group.listeners()[0]
-        .steer(longest)
-        .expect("the kernel takes as many");
+    let steered = group.listeners()[0].steer(longest);
+    let room = fs::read_to_string("/proc/sys/net/core/optmem_max").unwrap();
+    match room.trim().parse::<usize>().unwrap() {
+        ..65_536 => assert_eq!(steered.unwrap_err().errno(), libc::ENOMEM),
+        _ => steered.expect("the kernel takes as many"),
+    }
+}
+
+#[test]
+fn members_leave_although_the_kernel_has_no_room_to_list_all_others() {
+    let there = || {
+        // SAFETY: takes an integer, and changes no other thread.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return support::skip("no network namespaces");
+        }
+        // As it was before Linux 6.8. On those it is not each namespace's own, and is not seen.
+        if fs::write("/proc/sys/net/core/optmem_max", "20480").is_err() {
+            return support::skip("no optmem_max for each network namespace");
+        }
+        let serving = Group::bind(ANY_PORT, 1000).unwrap();
+        let serving = serving.spawn(|_, _| {}).unwrap();
+        serving.retire(1).unwrap();
+        serving.retire_all(&[2, 3]).unwrap();
+        assert_eq!(serving.members().len(), 997);
+    };
+    std::thread::scope(|scope| scope.spawn(there).join()).unwrap();
 }
 
 /// Nonblocking members, and their address.
@@ -289,6 +313,9 @@ fn what_the_kernel_refuses_is_told() {
 
 #[test]
 fn incoming_cpu_prefers_its_member() {
+    if support::kernel() < (6, 2) {
+        return support::skip("a kernel for which it is no more than a hint");
+    }
     let cpus = cpus();
     let cpu = |index| i32::try_from(cpus[index % cpus.len()]).unwrap();
     let options = Listener::options().nonblocking(true);

@@ -62,6 +62,14 @@ pub fn skip(why: &str) {
     println!("skipped: {why}");
 }
 
+/// The version of the kernel.
+pub fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("/proc");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse().ok());
+    next().zip(next()).expect("a version")
+}
+
 /// The command under test.
 pub fn reuseport(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_reuseport"));
