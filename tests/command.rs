@@ -161,7 +161,7 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
         (&["serve", "twice"], "unexpected argument \"twice\""),
         (
             &["serve", "--quiet", "--quiet"],
-            "unexpected argument \"--quiet\"",
+            "unexpected argument \"--quiet\": it was given before",
         ),
         (&["connect", "--connections", "-5"], "--connections needs"),
         (&["connect", "--hold", "long"], "--hold needs"),
@@ -170,7 +170,17 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
             "unexpected argument \"--backlog\"",
         ),
         (&["explain", "--claim", "none"], "--claim needs the name"),
+        (
+            &["serve", "--acceptors=2", "--acceptors", "3"],
+            "unexpected argument \"--acceptors\": it was given before",
+        ),
+        (
+            &["--acceptors", "2", "serve"],
+            "unexpected argument \"serve\": a command stands before its options",
+        ),
         (&["dance"], "there is no command \"dance\""),
+        (&["dance"], "(see: reuseport --help)"),
+        (&["serve", "--dance"], "(see: reuseport serve --help)"),
         (&["--dance"], "unexpected argument \"--dance\""),
     ] {
         let (code, out, err) = run(args);

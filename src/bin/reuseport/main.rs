@@ -41,9 +41,14 @@ Usage: reuseport [COMMAND] [OPTIONS]
 `reuseport COMMAND --help` lists the options of each. `reuseport --version`.
 ";
 
+const COMMANDS: [&str; 5] = ["demo", "serve", "connect", "compare", "explain"];
+
 fn main() -> ExitCode {
     let mut args = Args::from_env();
     let name = args.command();
+    if name.is_none() {
+        args.unwanted(&COMMANDS, "a command stands before its options");
+    }
     let result = match name.as_deref() {
         None if args.flag("--help") || args.flag("-h") => {
             print(HELP);
@@ -65,7 +70,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(line)) => {
-            let of = name.map_or(String::new(), |name| format!("{name} "));
+            let known = name.filter(|name| COMMANDS.contains(&name.as_str()));
+            let of = known.map_or(String::new(), |name| format!("{name} "));
             report(&format!("{line} (see: reuseport {of}--help)"));
             ExitCode::from(2)
         }

@@ -42,7 +42,11 @@ pub(crate) fn progress(line: &str) {
 /// Why there is no group, with a hint where there is one to give.
 pub(crate) fn explain(failure: &GroupError) -> String {
     let Some(error) = failure.error() else {
-        return failure.to_string();
+        let hint = match failure {
+            GroupError::NoBytes => ": byte:K goes with --udp",
+            _ => "",
+        };
+        return format!("{failure}{hint}");
     };
     let hint = match (error.call(), error.errno()) {
         (Call::Bind | Call::Listen, libc::EADDRINUSE) => {

@@ -111,6 +111,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     if args.flag("--udp") {
         return run_udp(args);
     }
+    args.unwanted(&["--echo", "--batch"], "it goes with --udp");
     let mut options = Group::options().steal(args.flag("--steal"));
     let backlog = args.value("--backlog", "a whole number from 0 up", |value| {
         value.parse().ok().filter(|n| *n >= 0)
@@ -169,6 +170,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
 }
 
 fn run_udp(mut args: Args) -> Result<(), Failure> {
+    args.unwanted(&["--steal", "--backlog"], "it does not go with --udp");
     let echo = args.flag("--echo");
     let options = Group::datagram_options().batch(args.flag("--batch"));
     let wanted = Wanted::parse(&mut args)?;
