@@ -55,6 +55,7 @@ fn without_an_answer_connect_says_so() {
         "{out}"
     );
     assert!(err.contains("10 of 10 answers failed"), "{err}");
+    assert!(err.contains("`reuseport serve --udp --echo`"), "{err}");
     wait_until("it has counted them", || {
         server.signal(libc::SIGUSR1);
         server
