@@ -1,5 +1,5 @@
-//! The command `reuseport`: the article's program at work, a server to try it with, a client to
-//! try it from.
+//! The command `reuseport`: the C program's job as a demonstration, as a server to try, and with a
+//! client to try it from.
 
 mod args;
 mod claims;
@@ -33,7 +33,7 @@ reuseport: many listening sockets on one port, the kernel spreads the connection
 Usage: reuseport [COMMAND] [OPTIONS]
 
   demo       acceptors and clients in one process: who gets what (also without a command)
-  serve      the C program: prints `acceptor N` for every connection, until it is stopped
+  serve      a server: prints `acceptor N` for every connection, until it is stopped
   connect    a client: makes connections and counts what becomes of them
   compare    the ways to accept, one beside the other under the same load
   explain    tries on this kernel what the guide says of SO_REUSEPORT
