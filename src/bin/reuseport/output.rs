@@ -50,7 +50,7 @@ pub(crate) fn explain(failure: &GroupError) -> String {
     };
     let hint = match (error.call(), error.errno()) {
         (Call::Bind | Call::Listen, libc::EADDRINUSE) => {
-            "; choose another with --addr, or share it with --join if its holder does"
+            "; choose another with --addr, or share it by `serve --join`, if its holder allows it"
         }
         (Call::Bind, libc::EACCES) => "; a port below 1024 needs a privilege: choose another",
         (Call::Bind, libc::EADDRNOTAVAIL) => "; the address is not one of this machine's",
