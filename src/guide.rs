@@ -155,7 +155,7 @@
 //! The last is the most common accident with this option. There is a way round it, which `Group`
 //! goes: the first socket binds *and listens* without the option, so that anybody who is there
 //! refuses it and anybody who comes is refused. Then it sets the option, and its siblings come in.
-//! `explain --claim the-claim-keeps-others-out`
+//! So may, from then on, whoever joins on purpose. `explain --claim the-claim-keeps-others-out`
 //!
 //! **Port 0** asks the kernel for a free port. For TCP it never gives one in use, not even to a
 //! socket that would be allowed to share it; for UDP it may.

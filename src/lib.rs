@@ -8,7 +8,7 @@
 #![cfg_attr(not(feature = "std"), doc = "```ignore")]
 //! use reuseport::Group;
 //!
-//! let group = Group::bind(([127, 0, 0, 1], 0), 3)?; // three sockets, one port, nobody else's
+//! let group = Group::bind(([127, 0, 0, 1], 0), 3)?; // three sockets, one port that nobody had
 //! let address = group.local_addr();
 //! let serving = group.spawn(|acceptor, connection| {
 //!     _ = connection.send(format!("acceptor {acceptor}\n").as_bytes());
