@@ -30,6 +30,11 @@
 //! that for sockets that all ask for it. On Linux (since 3.9), the sockets of one protocol, address
 //! and port then form a **group**, and the kernel gives each new connection to one **member**.
 //!
+//! A connection begins with a **handshake** of three packets: the client's SYN, the server's SYN
+//! and ACK in one, the client's ACK. The kernel does this alone; then the connection waits in its
+//! listener's queue, which the **backlog** bounds, until the program calls `accept`. One that is
+//! **reset** is broken off: the client's next `recv` fails with `ECONNRESET`.
+//!
 //! ```text
 //!    one listener, n threads              a group of n listeners
 //!

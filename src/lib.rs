@@ -24,7 +24,8 @@
 //!
 //! # The rooms, in reading order
 //!
-//! The first wing is the C program, no more. It reads in one sitting.
+//! The source files are the rooms. The first wing is the C program, no more: it reads in one
+//! sitting.
 //!
 //! 1. [`sys`]: one thin function a system call, with C's names and arguments.
 //! 2. `error.rs`: [`Error`] never loses the errno nor the name of the call that failed;
