@@ -162,7 +162,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
                 signals.let_the_next_end_it();
                 return true;
             }
-            Err(error) => report(&error.to_string()),
+            Err(error) => report(&format!("not handed over: {error}")),
         }
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         report("this kernel cannot hand a port over");
