@@ -251,6 +251,12 @@ fn an_address_that_is_not_ours_is_named() {
     let (code, _, err) = run(&["serve", "--addr", "no.such.host.invalid:3000"]);
     assert_eq!((code, err.lines().count()), (1, 1));
     assert!(err.contains("no.such.host.invalid:3000"), "{err}");
+    let (code, _, err) = run(&["serve", "--addr", "[fe80::1]:0"]);
+    assert_eq!((code, err.lines().count()), (1, 1));
+    assert!(
+        err.contains("interface's number") || err.contains("EAFNOSUPPORT"),
+        "{err}"
+    );
 }
 
 #[test]

@@ -54,6 +54,9 @@ pub(crate) fn explain(failure: &GroupError) -> String {
         }
         (Call::Bind, libc::EACCES) => "; a port below 1024 needs a privilege: choose another",
         (Call::Bind, libc::EADDRNOTAVAIL) => "; the address is not one of this machine's",
+        (Call::Bind, libc::EINVAL) => {
+            "; a link-local address needs its interface's number, such as [fe80::1%2]:3000"
+        }
         (Call::Socket, libc::EAFNOSUPPORT) => "; the kernel does not speak this address family",
         (_, libc::EMFILE) => "; a larger `ulimit -n` allows more descriptors",
         _ => "",
