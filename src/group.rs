@@ -24,6 +24,9 @@ pub(crate) use site::Site;
 ///
 /// The port is claimed: a second copy of the program is refused with `EADDRINUSE`, where plain
 /// `SO_REUSEPORT` would let it join in silence. All members exist or none does.
+///
+/// That is for accidents. Once the group is made its sockets have the option, and another program
+/// of the same user that sets it on purpose, as [`join`](GroupOptions::join) does, comes in.
 #[derive(Debug)]
 pub struct Group<P: Protocol = Tcp> {
     pub(crate) sockets: Vec<P::Socket>,

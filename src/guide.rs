@@ -30,6 +30,11 @@
 //! that for sockets that all ask for it. On Linux (since 3.9), the sockets of one protocol, address
 //! and port then form a **group**, and the kernel gives each new connection to one **member**.
 //!
+//! A connection begins with a **handshake** of three packets: the client's SYN, the server's SYN
+//! and ACK in one, the client's ACK. The kernel does this alone; then the connection waits in its
+//! listener's queue, which the **backlog** bounds, until the program calls `accept`. One that is
+//! **reset** is broken off: the client's next `recv` fails with `ECONNRESET`.
+//!
 //! ```text
 //!    one listener, n threads              a group of n listeners
 //!
@@ -155,7 +160,7 @@
 //! The last is the most common accident with this option. There is a way round it, which `Group`
 //! goes: the first socket binds *and listens* without the option, so that anybody who is there
 //! refuses it and anybody who comes is refused. Then it sets the option, and its siblings come in.
-//! `explain --claim the-claim-keeps-others-out`
+//! So may, from then on, whoever joins on purpose. `explain --claim the-claim-keeps-others-out`
 //!
 //! **Port 0** asks the kernel for a free port. For TCP it never gives one in use, not even to a
 //! socket that would be allowed to share it; for UDP it may.

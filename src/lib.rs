@@ -8,7 +8,7 @@
 #![cfg_attr(not(feature = "std"), doc = "```ignore")]
 //! use reuseport::Group;
 //!
-//! let group = Group::bind(([127, 0, 0, 1], 0), 3)?; // three sockets, one port, nobody else's
+//! let group = Group::bind(([127, 0, 0, 1], 0), 3)?; // three sockets, one port that nobody had
 //! let address = group.local_addr();
 //! let serving = group.spawn(|acceptor, connection| {
 //!     _ = connection.send(format!("acceptor {acceptor}\n").as_bytes());
@@ -24,7 +24,8 @@
 //!
 //! # The rooms, in reading order
 //!
-//! The first wing is the C program, no more. It reads in one sitting.
+//! The source files are the rooms. The first wing is the C program, no more: it reads in one
+//! sitting.
 //!
 //! 1. [`sys`]: one thin function a system call, with C's names and arguments.
 //! 2. `error.rs`: [`Error`] never loses the errno nor the name of the call that failed;

@@ -161,7 +161,7 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
         (&["serve", "twice"], "unexpected argument \"twice\""),
         (
             &["serve", "--quiet", "--quiet"],
-            "unexpected argument \"--quiet\"",
+            "unexpected argument \"--quiet\": it was given before",
         ),
         (&["connect", "--connections", "-5"], "--connections needs"),
         (&["connect", "--hold", "long"], "--hold needs"),
@@ -170,7 +170,17 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
             "unexpected argument \"--backlog\"",
         ),
         (&["explain", "--claim", "none"], "--claim needs the name"),
+        (
+            &["serve", "--acceptors=2", "--acceptors", "3"],
+            "unexpected argument \"--acceptors\": it was given before",
+        ),
+        (
+            &["--acceptors", "2", "serve"],
+            "unexpected argument \"serve\": a command stands before its options",
+        ),
         (&["dance"], "there is no command \"dance\""),
+        (&["dance"], "(see: reuseport --help)"),
+        (&["serve", "--dance"], "(see: reuseport serve --help)"),
         (&["--dance"], "unexpected argument \"--dance\""),
     ] {
         let (code, out, err) = run(args);
@@ -241,6 +251,12 @@ fn an_address_that_is_not_ours_is_named() {
     let (code, _, err) = run(&["serve", "--addr", "no.such.host.invalid:3000"]);
     assert_eq!((code, err.lines().count()), (1, 1));
     assert!(err.contains("no.such.host.invalid:3000"), "{err}");
+    let (code, _, err) = run(&["serve", "--addr", "[fe80::1]:0"]);
+    assert_eq!((code, err.lines().count()), (1, 1));
+    assert!(
+        err.contains("interface's number") || err.contains("EAFNOSUPPORT"),
+        "{err}"
+    );
 }
 
 #[test]
@@ -302,7 +318,14 @@ fn connect_counts_failures_by_their_error() {
     let (code, out, err) = run(&["connect", "--addr", &unused, "--connections", "4"]);
     assert_eq!(code, 1);
     assert!(out.contains("4 failed: connect: ECONNREFUSED: "), "{out}");
-    assert_eq!(err, "reuseport: 4 of 4 connections failed\n");
+    // No percentiles of nothing; and what to do.
+    assert!(out.starts_with("0 connections in 0.0"), "{out}");
+    assert!(!out.contains("p50"), "{out}");
+    let hint = format!("is there a `reuseport serve` at {unused}?");
+    assert_eq!(
+        err,
+        format!("reuseport: 4 of 4 connections failed; {hint}\n")
+    );
 
     // Accepted by the kernel, never by the program: no answer.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -117,6 +117,16 @@ fn of_two_that_claim_at_once_one_succeeds() {
 }
 
 #[test]
+fn a_claimed_port_is_joined_by_whoever_asks_for_that() {
+    let group = Group::bind(ANY_PORT, 2).unwrap();
+    let address = group.local_addr();
+    assert!(in_use(&Group::bind(address, 2).unwrap_err()));
+    let joined = Group::options().join(true).bind(address, 2);
+    joined.expect("the members have the option, and the kernel asks nobody");
+    Listener::bind(address).expect("nor the C program");
+}
+
+#[test]
 fn a_joined_group_shares_and_is_not_steered() {
     let one = Group::options().join(true).bind(ANY_PORT, 2).unwrap();
     let address = one.local_addr();

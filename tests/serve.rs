@@ -160,6 +160,9 @@ fn what_cannot_be_is_said() {
         err.contains("--steer needs hash, cpu, random or byte:K"),
         "{err}"
     );
+    let mut server = Server::start(&["--shared"]);
+    server.signal(libc::SIGHUP);
+    server.read_stderr_until("not handed over: acceptors that share one listener");
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn without_an_answer_connect_says_so() {
         "{out}"
     );
     assert!(err.contains("10 of 10 answers failed"), "{err}");
+    assert!(err.contains("`reuseport serve --udp --echo`"), "{err}");
     wait_until("it has counted them", || {
         server.signal(libc::SIGUSR1);
         server
@@ -114,13 +115,16 @@ fn what_only_connections_have_is_refused() {
     for (args, wanted) in [
         (
             &["serve", "--udp", "--steal"][..],
-            "unexpected argument \"--steal\"",
+            "unexpected argument \"--steal\": it does not go with --udp",
         ),
         (
             &["serve", "--udp", "--backlog", "1"],
             "unexpected argument \"--backlog\"",
         ),
-        (&["serve", "--echo"], "unexpected argument \"--echo\""),
+        (
+            &["serve", "--echo"],
+            "unexpected argument \"--echo\": it goes with --udp",
+        ),
         (
             &["connect", "--udp", "--hold", "1"],
             "unexpected argument \"--hold\"",
@@ -135,7 +139,7 @@ fn what_only_connections_have_is_refused() {
     let (code, _, err) = run(&["serve", "--steer", "byte:0", "--addr", "127.0.0.1:0"]);
     assert_eq!(code, 1);
     assert!(
-        err.contains("only datagrams have bytes to be steered by"),
+        err.contains("only datagrams have bytes to be steered by: byte:K goes with --udp"),
         "{err}"
     );
     let mut server = Server::start(&["--udp"]);

@@ -130,7 +130,8 @@ impl fmt::Display for GroupError {
                  and their indexes shift when a stranger leaves"
             }
             GroupError::OneSocket => {
-                "acceptors that share one listener can be neither steered nor retired one by one"
+                "acceptors that share one listener can be neither steered nor retired one by one, \
+                 and have nothing to steal"
             }
             GroupError::TooMany => "at most 128 members can steal from one another",
             GroupError::NoSuchMember => "the group has no such member",

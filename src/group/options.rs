@@ -100,8 +100,8 @@ impl GroupOptions<Udp> {
 const LARGEST: usize = 65_535;
 
 impl<P: Protocol> GroupOptions<P> {
-    /// Joins a group that another program may have made already, or makes one that others may
-    /// join. All must run under one effective user.
+    /// Joins a group that another program may have made already, claimed or not, or makes one that
+    /// others may join. All must run under one effective user.
     ///
     /// Such a group is not steered: its indexes are not its own, and shift when a stranger leaves.
     pub fn join(mut self, on: bool) -> GroupOptions<P> {

@@ -6,49 +6,67 @@ use std::net::ToSocketAddrs;
 
 use crate::Failure;
 
-/// The words not yet understood.
-pub(crate) struct Args(Vec<String>);
+pub(crate) struct Args {
+    /// The words not yet understood.
+    words: Vec<String>,
+    /// Why such a word is not wanted, if it is left in the end.
+    unwanted: Vec<(&'static str, &'static str)>,
+}
+
+const BEFORE: &str = "it was given before";
 
 impl Args {
     pub(crate) fn from_env() -> Args {
-        Args(
-            env::args_os()
+        Args {
+            words: env::args_os()
                 .skip(1)
                 .map(|word| word.to_string_lossy().into_owned())
                 .collect(),
-        )
+            unwanted: Vec::new(),
+        }
+    }
+
+    /// Says `why`, should one of `names` be left in the end.
+    pub(crate) fn unwanted(&mut self, names: &[&'static str], why: &'static str) {
+        self.unwanted.extend(names.iter().map(|name| (*name, why)));
     }
 
     /// Takes the first word, unless it is an option.
     pub(crate) fn command(&mut self) -> Option<String> {
-        let is_command = self.0.first().is_some_and(|word| !word.starts_with('-'));
-        is_command.then(|| self.0.remove(0))
+        let first = self.words.first();
+        let is_command = first.is_some_and(|word| !word.starts_with('-'));
+        is_command.then(|| self.words.remove(0))
     }
 
     /// Takes `name`, and says whether it was there.
-    pub(crate) fn flag(&mut self, name: &str) -> bool {
-        let at = self.0.iter().position(|word| word == name);
-        at.map(|at| self.0.remove(at)).is_some()
+    pub(crate) fn flag(&mut self, name: &'static str) -> bool {
+        let Some(at) = self.words.iter().position(|word| word == name) else {
+            return false;
+        };
+        self.words.remove(at);
+        self.unwanted(&[name], BEFORE);
+        true
     }
 
     /// Takes `name` and the value behind it. `parse` makes something of the value; `wanted` says
     /// what it takes.
     pub(crate) fn value<T>(
         &mut self,
-        name: &str,
+        name: &'static str,
         wanted: &str,
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Result<Option<T>, Failure> {
         let joined = format!("{name}=");
         let at = self
-            .0
+            .words
             .iter()
             .position(|word| word == name || word.starts_with(&joined));
         let Some(at) = at else { return Ok(None) };
-        let word = self.0.remove(at);
+        self.unwanted(&[name], BEFORE);
+        let word = self.words.remove(at);
         let value = match word.strip_prefix(&joined) {
             Some(value) => value.to_owned(),
-            None if at < self.0.len() => self.0.remove(at),
+            None if at < self.words.len() => self.words.remove(at),
             None => return Err(Failure::Usage(format!("{name} needs {wanted} after it"))),
         };
         match parse(&value) {
@@ -62,7 +80,7 @@ impl Args {
     /// A whole number from `least` to `most`.
     pub(crate) fn number(
         &mut self,
-        name: &str,
+        name: &'static str,
         least: usize,
         most: usize,
         default: usize,
@@ -75,7 +93,7 @@ impl Args {
     /// A number, perhaps with a fraction, from `least` to `most`.
     pub(crate) fn decimal(
         &mut self,
-        name: &str,
+        name: &'static str,
         least: f64,
         most: f64,
         default: f64,
@@ -107,9 +125,14 @@ impl Args {
 
     /// The end: whatever is left was not understood.
     pub(crate) fn finish(self) -> Result<(), Failure> {
-        match self.0.first() {
-            None => Ok(()),
-            Some(word) => Err(Failure::Usage(format!("unexpected argument \"{word}\""))),
-        }
+        let Some(word) = self.words.first() else {
+            return Ok(());
+        };
+        let name = word.split('=').next();
+        let known = self.unwanted.iter().find(|(known, _)| name == Some(known));
+        let why = known.map_or(String::new(), |(_, why)| format!(": {why}"));
+        Err(Failure::Usage(format!(
+            "unexpected argument \"{word}\"{why}"
+        )))
     }
 }

@@ -44,6 +44,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let connections = args.number("--connections", 1, 1_000_000_000, 10)?;
     let concurrency = args.number("--concurrency", 1, 10_000, 1)?.min(connections);
     let udp = args.flag("--udp");
+    args.unwanted(&["--hold"], "of datagrams there is nothing to hold");
     // Of datagrams there is nothing to hold.
     let hold = if udp {
         0
@@ -56,11 +57,12 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         hold: millis(hold),
         timeout,
     };
-    let (visit, what): (Visit, _) = if udp {
-        (Client::ask, "answers")
+    let (visit, what, server): (Visit, _, _) = if udp {
+        (Client::ask, "answers", "serve --udp --echo")
     } else {
-        (Client::visit, "connections")
+        (Client::visit, "connections", "serve")
     };
+    let server = format!("`reuseport {server}` at {}", client.addresses[0]);
     args.finish()?;
 
     let begun = Instant::now();
@@ -97,7 +99,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         progress("");
         Ok(())
     })?;
-    all.tell(what, connections, begun.elapsed())
+    all.tell(what, connections, begun.elapsed(), &server)
 }
 
 fn millis(count: usize) -> Duration {
@@ -129,7 +131,14 @@ impl Seen {
         }
     }
 
-    fn tell(&self, what: &str, connections: usize, elapsed: Duration) -> Result<(), Failure> {
+    /// `server`: what to look for if there is no answer at all.
+    fn tell(
+        &self,
+        what: &str,
+        connections: usize,
+        elapsed: Duration,
+        server: &str,
+    ) -> Result<(), Failure> {
         let failed: usize = self.failures.values().sum();
         let made = connections - failed;
         let seconds = elapsed.as_secs_f64();
@@ -137,19 +146,24 @@ impl Seen {
         let rate = made as f64 / seconds;
         let [half, most, all] =
             [500, 990, 1000].map(|at| self.durations.percentile(at).as_secs_f64() * 1e3);
-        print(&format!(
-            "{made} {what} in {seconds:.2} s, {rate:.0} a second; "
-        ));
-        print(&format!(
-            "p50 {half:.3} ms, p99 {most:.3} ms, max {all:.3} ms\n"
-        ));
+        print(&format!("{made} {what} in {seconds:.2} s"));
+        if made > 0 {
+            print(&format!(
+                ", {rate:.0} a second; p50 {half:.3} ms, p99 {most:.3} ms, max {all:.3} ms"
+            ));
+        }
+        print("\n");
         for (failure, times) in &self.failures {
             print(&format!("{times} failed: {failure}\n"));
         }
+        let hint = match made {
+            0 => format!("; is there a {server}?"),
+            _ => String::new(),
+        };
         match failed {
             0 => Ok(()),
             _ => Err(Failure::Failed(format!(
-                "{failed} of {connections} {what} failed"
+                "{failed} of {connections} {what} failed{hint}"
             ))),
         }
     }

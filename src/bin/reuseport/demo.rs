@@ -1,4 +1,4 @@
-//! `reuseport demo`: the article in one process.
+//! `reuseport demo`: the server and its clients in one process.
 
 use core::time::Duration;
 

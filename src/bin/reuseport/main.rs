@@ -1,5 +1,5 @@
-//! The command `reuseport`: the article's program at work, a server to try it with, a client to
-//! try it from.
+//! The command `reuseport`: the C program's job as a demonstration, as a server to try, and with a
+//! client to try it from.
 
 mod args;
 mod claims;
@@ -33,7 +33,7 @@ reuseport: many listening sockets on one port, the kernel spreads the connection
 Usage: reuseport [COMMAND] [OPTIONS]
 
   demo       acceptors and clients in one process: who gets what (also without a command)
-  serve      the C program: prints `acceptor N` for every connection, until it is stopped
+  serve      a server: prints `acceptor N` for every connection, until it is stopped
   connect    a client: makes connections and counts what becomes of them
   compare    the ways to accept, one beside the other under the same load
   explain    tries on this kernel what the guide says of SO_REUSEPORT
@@ -41,9 +41,14 @@ Usage: reuseport [COMMAND] [OPTIONS]
 `reuseport COMMAND --help` lists the options of each. `reuseport --version`.
 ";
 
+const COMMANDS: [&str; 5] = ["demo", "serve", "connect", "compare", "explain"];
+
 fn main() -> ExitCode {
     let mut args = Args::from_env();
     let name = args.command();
+    if name.is_none() {
+        args.unwanted(&COMMANDS, "a command stands before its options");
+    }
     let result = match name.as_deref() {
         None if args.flag("--help") || args.flag("-h") => {
             print(HELP);
@@ -65,7 +70,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(line)) => {
-            let of = name.map_or(String::new(), |name| format!("{name} "));
+            let known = name.filter(|name| COMMANDS.contains(&name.as_str()));
+            let of = known.map_or(String::new(), |name| format!("{name} "));
             report(&format!("{line} (see: reuseport {of}--help)"));
             ExitCode::from(2)
         }

@@ -42,14 +42,21 @@ pub(crate) fn progress(line: &str) {
 /// Why there is no group, with a hint where there is one to give.
 pub(crate) fn explain(failure: &GroupError) -> String {
     let Some(error) = failure.error() else {
-        return failure.to_string();
+        let hint = match failure {
+            GroupError::NoBytes => ": byte:K goes with --udp",
+            _ => "",
+        };
+        return format!("{failure}{hint}");
     };
     let hint = match (error.call(), error.errno()) {
         (Call::Bind | Call::Listen, libc::EADDRINUSE) => {
-            "; choose another with --addr, or share it with --join if its holder does"
+            "; choose another with --addr, or share it by `serve --join`, if its holder allows it"
         }
         (Call::Bind, libc::EACCES) => "; a port below 1024 needs a privilege: choose another",
         (Call::Bind, libc::EADDRNOTAVAIL) => "; the address is not one of this machine's",
+        (Call::Bind, libc::EINVAL) => {
+            "; a link-local address needs its interface's number, such as [fe80::1%2]:3000"
+        }
         (Call::Socket, libc::EAFNOSUPPORT) => "; the kernel does not speak this address family",
         (_, libc::EMFILE) => "; a larger `ulimit -n` allows more descriptors",
         _ => "",

@@ -1,4 +1,4 @@
-//! `reuseport serve`: the C program.
+//! `reuseport serve`: the C program's job, with every option of the library.
 
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -26,7 +26,8 @@ Usage: reuseport serve [OPTIONS]
                      port 0 is any free one [127.0.0.1:3000]
   --acceptors N      threads, each with its own listening socket [3]
   --backlog N        connections that may wait on each socket [as many as the kernel allows]
-  --join             share the port with other servers that do, instead of claiming it
+  --join             join whoever is on the port, if they are of this user and have set the option,
+                     instead of claiming it
   --shared           one listening socket for all threads
   --steer HOW        hash: the kernel's own way; cpu: the receiving CPU's acceptor; random;
                      byte:K, for datagrams: the one whose number is the byte at K [hash]
@@ -40,9 +41,11 @@ Usage: reuseport serve [OPTIONS]
   --echo             send each datagram back
   --batch            receive and send many datagrams by one system call
 
-Under systemd it serves the listeners of its socket unit, and tells when it is ready.
+Under systemd it tells when it is ready. Where a socket unit passes listeners, it serves those, and
+--addr is not looked at; to restart it there, stop and start it: systemd holds them meanwhile.
 
-SIGHUP hands the port over to a fresh start of the same program file; the new pid is on stderr.
+SIGHUP hands the port over to a fresh start of the same program file; the new pid is on stderr. (No
+datagram socket is handed over, and no listener of systemd's.)
 SIGUSR1 prints what each acceptor did, and its queue, on stderr. SIGINT (Ctrl-C) and SIGTERM end
 it: every connection made by then is served, and a tally comes on stderr. A second one ends it at
 once.
@@ -111,6 +114,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     if args.flag("--udp") {
         return run_udp(args);
     }
+    args.unwanted(&["--echo", "--batch"], "it goes with --udp");
     let mut options = Group::options().steal(args.flag("--steal"));
     let backlog = args.value("--backlog", "a whole number from 0 up", |value| {
         value.parse().ok().filter(|n| *n >= 0)
@@ -158,7 +162,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
                 signals.let_the_next_end_it();
                 return true;
             }
-            Err(error) => report(&error.to_string()),
+            Err(error) => report(&format!("not handed over: {error}")),
         }
         #[cfg(not(any(target_os = "linux", target_os = "android")))]
         report("this kernel cannot hand a port over");
@@ -169,6 +173,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
 }
 
 fn run_udp(mut args: Args) -> Result<(), Failure> {
+    args.unwanted(&["--steal", "--backlog"], "it does not go with --udp");
     let echo = args.flag("--echo");
     let options = Group::datagram_options().batch(args.flag("--batch"));
     let wanted = Wanted::parse(&mut args)?;
@@ -205,10 +210,11 @@ fn work<P: Protocol>(
     hand_over: impl Fn(&Serving<P>) -> bool,
 ) {
     notify("READY=1");
+    let members = serving.members().len();
     report(&format!(
-        "listening on {} with {} {who}s, pid {}",
+        "listening on {} with {members} {who}{}, pid {}",
         serving.local_addr(),
-        serving.members().len(),
+        if members == 1 { "" } else { "s" },
         process::id()
     ));
     loop {

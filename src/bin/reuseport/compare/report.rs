@@ -147,7 +147,11 @@ impl Report {
         let rounds = self.rows[0].rounds.len();
         let enough = (1..100).find(|enough| self.suffices(*enough, *enough));
         if let Some(enough) = enough.filter(|enough| *enough > rounds) {
-            return format!("{rounds} rounds are too few to conclude from; {enough} are enough.\n");
+            let rounds = match rounds {
+                1 => "1 round is".to_owned(),
+                _ => format!("{rounds} rounds are"),
+            };
+            return format!("{rounds} too few to conclude from; {enough} are enough.\n");
         }
         let most = self.conclude("Most conn/s", |round| round.rate);
         most + &self.conclude("Lowest p99", |round| 1.0 / round.p99)
