@@ -319,7 +319,7 @@ fn connect_counts_failures_by_their_error() {
     assert_eq!(code, 1);
     assert!(out.contains("4 failed: connect: ECONNREFUSED: "), "{out}");
     // No percentiles of nothing; and what to do.
-    assert!(out.starts_with("0 connections in 0.0"), "{out}");
+    assert!(out.starts_with("0 connections in "), "{out}");
     assert!(!out.contains("p50"), "{out}");
     let hint = format!("is there a `reuseport serve` at {unused}?");
     assert_eq!(
