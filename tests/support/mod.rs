@@ -266,6 +266,17 @@ pub fn reserve() -> (u16, std::os::fd::OwnedFd) {
     (name.get().expect("an address").port(), owner)
 }
 
+/// Waits until so many sockets listen on a port of 127.0.0.1. strace lets one thread wait for long
+/// while it attends to another.
+#[track_caller]
+pub fn wait_until_listening(port: u16, sockets: usize) {
+    let local = format!(" 0100007F:{port:04X} 00000000:0000 0A ");
+    wait_until("all listen", || {
+        let table = fs::read_to_string("/proc/thread-self/net/tcp").expect("/proc");
+        table.matches(&local).count() == sockets
+    });
+}
+
 /// A process that dies with this value.
 pub struct Running(pub Child);
 
