@@ -22,9 +22,10 @@ pub(crate) fn answer(_: usize, connection: Connection) {
 /// Connects and reads the answer, to the end.
 #[track_caller]
 pub(crate) fn served(address: SocketAddr) {
-    let limit = Duration::from_secs(10);
-    let mut client = TcpStream::connect_timeout(&address, limit).expect("a connection");
-    client.set_read_timeout(Some(limit)).expect("a timeout");
+    let mut client = TcpStream::connect_timeout(&address, support::BOUND).expect("a connection");
+    client
+        .set_read_timeout(Some(support::BOUND))
+        .expect("a timeout");
     let mut answer = String::new();
     client
         .read_to_string(&mut answer)
@@ -209,6 +210,10 @@ pub(crate) fn adds(fault: &Fault, options: GroupOptions) {
         .unwrap();
     let serving = serving.spawn(answer).unwrap();
     _ = fault.strike(|| serving.add().map_err(cause));
+    // The grace of one that is taken back may be over before its thread is.
+    wait_until("it has left", || {
+        serving.tally().iter().filter(|count| count.running).count() == 2
+    });
     whole(&serving, 2);
     serving.add().unwrap();
     whole(&serving, 3);
