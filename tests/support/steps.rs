@@ -204,16 +204,9 @@ pub(crate) fn spawns(fault: &Fault, options: GroupOptions) {
 }
 
 pub(crate) fn adds(fault: &Fault, options: GroupOptions) {
-    let serving = options
-        .grace(Duration::from_millis(50))
-        .bind(ANY_PORT, 2)
-        .unwrap();
-    let serving = serving.spawn(answer).unwrap();
+    let group = options.grace(grace(fault)).bind(ANY_PORT, 2).unwrap();
+    let serving = group.spawn(answer).unwrap();
     _ = fault.strike(|| serving.add().map_err(cause));
-    // The grace of one that is taken back may be over before its thread is.
-    wait_until("it has left", || {
-        serving.tally().iter().filter(|count| count.running).count() == 2
-    });
     whole(&serving, 2);
     serving.add().unwrap();
     whole(&serving, 3);
