@@ -256,8 +256,8 @@ impl Stuck {
     }
 }
 
-/// In its second half a helper takes what waits behind a handler, and a busy machine may let it wait
-/// for its turn.
+/// In its second half a helper takes what waits behind a handler, and a busy machine may let it
+/// wait for its turn.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A group whose first handler is stuck, and the client there.

@@ -432,7 +432,7 @@ pub fn ten_hand_overs(mut server: Server, client: impl Fn(&mut Command) -> Outpu
     let goes_on = || !done.load(SeqCst) && begun.elapsed() < 2 * BOUND;
     let address = server.address.to_string();
     let (reports, still) = std::thread::scope(|scope| {
-        // How long the machine stands still, for clients too: seen by who wants to run all the time.
+        // How long the machine stands still, for clients too: seen by who wants to run always.
         let watch = scope.spawn(|| {
             let mut longest = Duration::ZERO;
             while goes_on() {

@@ -14,8 +14,8 @@ use super::tools::{A_WHILE, BOUND, always, any_port, asleep, client, until};
 use super::{Snag, Tried, seen};
 
 /// Two acceptors, of which the kernel chooses the first for all, and its handler waits for its
-/// client. Whether a second client is served meanwhile. If it should be, a busy machine may take its
-/// time.
+/// client. Whether a second client is served meanwhile: if it should be, a busy machine may take
+/// its time.
 fn served_meanwhile(options: &GroupOptions, should: bool) -> Result<(bool, String), Snag> {
     let wait = if should { BOUND } else { A_WHILE };
     let group = options.clone().grace(BOUND).bind(any_port(), 2)?;
