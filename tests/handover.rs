@@ -32,8 +32,14 @@ fn ten_hand_overs_under_load_lose_nobody() {
 fn an_end_that_comes_during_a_hand_over_is_the_successors() {
     let mut server = Server::start(&["--quiet"]);
     let address = server.address;
+    // Until it has stopped, it may still take the first that comes.
+    server.signal(libc::SIGSTOP);
+    let stat = format!("/proc/{}/stat", server.pid());
+    wait_until("it has stopped", || {
+        std::fs::read_to_string(&stat).unwrap().contains(") T ")
+    });
     // Of two that wait the kernel delivers the lower first: SIGHUP. The other waits meanwhile.
-    for signal in [libc::SIGSTOP, libc::SIGTERM, libc::SIGHUP, libc::SIGCONT] {
+    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGCONT] {
         server.signal(signal);
     }
     let said = server.read_stderr_until("handed over to pid ");

@@ -272,12 +272,7 @@ fn trace(program: &Path, directory: &Path) -> Vec<Vec<String>> {
         .arg(port.to_string())
         .stdout(Stdio::null());
     let mut running = Running(strace.spawn().unwrap());
-    // strace lets one thread wait for long while it attends to another.
-    let local = format!(" 0100007F:{port:04X} 00000000:0000 0A ");
-    wait_until("all three listen", || {
-        let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
-        sockets.matches(&local).count() == 3
-    });
+    support::wait_until_listening(port, 3);
     // One client after the other: in the C program one thread's flush may print another's line.
     // Of three listeners each gets one of 100 connections, with a chance of 1 - 1e-17.
     let address = SocketAddr::from(([127, 0, 0, 1], port));

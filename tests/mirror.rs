@@ -61,7 +61,7 @@ fn the_quoted_lines_are_the_c_programs_and_in_its_order() {
     }
 }
 
-/// Connects once the program listens with all its three sockets: then no connection is refused.
+/// Connects once the program listens: then no connection is refused.
 fn connect(address: SocketAddr, times: usize) {
     wait_until("it listens", || TcpStream::connect(address).is_ok());
     (0..times).for_each(|_| _ = visit(address));
@@ -109,8 +109,8 @@ fn trace(program: &Path, directory: &Path) -> Vec<Vec<String>> {
         .arg(port.to_string());
     let child = strace.stdout(Stdio::null()).spawn().unwrap();
     let running = Running(child);
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    connect(address, 100);
+    support::wait_until_listening(port, 3);
+    connect(SocketAddr::from(([127, 0, 0, 1], port)), 100);
     // The program itself is strace's child; strace ends with it.
     let program = support::child_of(running.0.id());
     // SAFETY: takes two integers; strace has not reaped its child while it runs.

@@ -22,9 +22,10 @@ pub(crate) fn answer(_: usize, connection: Connection) {
 /// Connects and reads the answer, to the end.
 #[track_caller]
 pub(crate) fn served(address: SocketAddr) {
-    let limit = Duration::from_secs(10);
-    let mut client = TcpStream::connect_timeout(&address, limit).expect("a connection");
-    client.set_read_timeout(Some(limit)).expect("a timeout");
+    let mut client = TcpStream::connect_timeout(&address, support::BOUND).expect("a connection");
+    client
+        .set_read_timeout(Some(support::BOUND))
+        .expect("a timeout");
     let mut answer = String::new();
     client
         .read_to_string(&mut answer)
@@ -203,11 +204,8 @@ pub(crate) fn spawns(fault: &Fault, options: GroupOptions) {
 }
 
 pub(crate) fn adds(fault: &Fault, options: GroupOptions) {
-    let serving = options
-        .grace(Duration::from_millis(50))
-        .bind(ANY_PORT, 2)
-        .unwrap();
-    let serving = serving.spawn(answer).unwrap();
+    let group = options.grace(grace(fault)).bind(ANY_PORT, 2).unwrap();
+    let serving = group.spawn(answer).unwrap();
     _ = fault.strike(|| serving.add().map_err(cause));
     whole(&serving, 2);
     serving.add().unwrap();
