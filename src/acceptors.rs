@@ -114,6 +114,7 @@ pub(crate) struct Counters {
     pub(crate) went_on: AtomicUsize,
     backed_off: AtomicUsize,
     pub(crate) failed: OnceLock<Error>,
+    pub(crate) stolen: AtomicUsize,
 }
 
 impl Seat {
@@ -192,7 +193,7 @@ impl<S> Seat<S> {
             backed_off: live.backed_off.load(Relaxed),
             failed: live.failed.get().copied(),
             running,
-            stolen: 0,
+            stolen: live.stolen.load(Relaxed),
         }
     }
 }

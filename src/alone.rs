@@ -1,7 +1,7 @@
 //! How an acceptor waits on a listener that this process has made and holds alone: in `accept`
 //! itself, out of which a shutdown wakes it (Linux, Android).
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,8 +15,6 @@ use crate::sys;
 pub(crate) struct Flags {
     /// The listener has a packet filter, which its connections inherit.
     pub(crate) filtered: AtomicBool,
-    /// Connections taken from siblings.
-    pub(crate) stolen: AtomicUsize,
     /// The listener is about to be shut down, but could not be emptied yet: no descriptor is left.
     last: AtomicBool,
     /// What waited when the listener was shut down.

@@ -2,8 +2,6 @@
 
 use core::mem;
 #[cfg(linux_kernel)]
-use core::sync::atomic::Ordering::Relaxed;
-#[cfg(linux_kernel)]
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
@@ -140,17 +138,6 @@ impl<P: Protocol> Post<P> {
         }
     }
 
-    /// What it has done so far.
-    pub(crate) fn count(&self) -> Count {
-        let count = self.acceptor.count();
-        #[cfg(linux_kernel)]
-        let count = Count {
-            stolen: self.flags().map_or(0, |flags| flags.stolen.load(Relaxed)),
-            ..count
-        };
-        count
-    }
-
     /// Takes the socket back from an acceptor that has had nothing to do.
     #[cfg(linux_kernel)]
     pub(crate) fn disband(self) -> P::Socket {
@@ -163,15 +150,6 @@ impl<P: Protocol> Post<P> {
         match Arc::try_unwrap(seat) {
             Ok(seat) => seat.socket,
             Err(_) => unreachable!("the thread has ended and the ring has let go"),
-        }
-    }
-
-    /// Waits for its end.
-    pub(crate) fn join(self) -> Count {
-        let stolen = self.count().stolen;
-        Count {
-            stolen,
-            ..self.acceptor.join()
         }
     }
 
@@ -188,7 +166,8 @@ impl<P: Protocol> Post<P> {
 impl<P: Protocol> Crew<P> {
     /// What each has done, in the order of their numbers.
     pub(crate) fn counts(&self) -> Vec<Count> {
-        let here = self.leaving.iter().chain(&self.posts).map(Post::count);
+        let here = self.leaving.iter().chain(&self.posts);
+        let here = here.map(|post| post.acceptor.count());
         let mut counts: Vec<Count> = self.gone.iter().copied().chain(here).collect();
         counts.sort_by_key(|count| count.acceptor);
         // Two that have worked on one listener, under one number, are told as one.
@@ -219,6 +198,7 @@ impl<P: Protocol> Crew<P> {
         let leaving = mem::take(&mut self.leaving).into_iter();
         let (ended, working) = leaving.partition(|post| post.acceptor.thread.is_finished());
         self.leaving = working;
-        self.gone.extend(Vec::into_iter(ended).map(Post::join));
+        let ended = Vec::into_iter(ended).map(|post| post.acceptor.join());
+        self.gone.extend(ended);
     }
 }

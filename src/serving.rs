@@ -223,7 +223,7 @@ impl<P: Protocol> Serving<P> {
     pub fn join(self) -> Vec<Count> {
         let mut crew = self.crew();
         let posts = mem::take(&mut crew.posts);
-        let counts = posts.into_iter().map(Post::join);
+        let counts = posts.into_iter().map(|post| post.acceptor.join());
         crew.gone.extend(counts.collect::<Vec<_>>());
         crew.counts()
     }
@@ -294,7 +294,7 @@ pub struct Member {
 impl Member {
     fn of<P: Protocol>(post: &Post<P>) -> Member {
         Member {
-            count: post.count(),
+            count: post.acceptor.count(),
             queue: P::queue(post.socket()),
         }
     }
