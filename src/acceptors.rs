@@ -127,8 +127,8 @@ impl Seat {
 
     /// One `accept`. `None`: nothing came of it, ask again.
     #[inline]
-    pub(crate) fn accept(&self, listener: &Listener) -> Result<Option<Connection>, Leave> {
-        let accepted = listener.accept().map(Some);
+    pub(crate) fn accept(&self) -> Result<Option<Connection>, Leave> {
+        let accepted = self.socket.accept().map(Some);
         accepted.or_else(|error| self.heed(error).map(|()| None))
     }
 
@@ -218,7 +218,7 @@ impl Next for Blocking {
     #[inline]
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
         while !seat.stop.requested() {
-            if let Some(connection) = seat.accept(&seat.socket)? {
+            if let Some(connection) = seat.accept()? {
                 return Ok(connection);
             }
         }

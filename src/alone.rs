@@ -62,7 +62,7 @@ impl Flags {
             if !self.last.load(Relaxed) {
                 return Err(Leave);
             }
-            if let Some(connection) = seat.accept(&seat.socket)? {
+            if let Some(connection) = seat.accept()? {
                 connection.unfilter();
                 return Ok(connection);
             }

@@ -171,7 +171,7 @@ impl Next for Stealing {
                 Err(_) => continue, // a signal came
             };
             if id == seat.id as u64 {
-                match seat.accept(&seat.socket) {
+                match seat.accept() {
                     Ok(Some(connection)) => {
                         self.flags.unfilter(&connection);
                         return Ok(connection);
