@@ -109,11 +109,6 @@ pub(crate) struct Way<P: Protocol> {
     pub(crate) exit: Exit,
 }
 
-/// Whether a socket must be one that does not block. `inherited`: other processes hold it too.
-pub(crate) const fn polls(inherited: bool) -> bool {
-    inherited || cfg!(not(linux_kernel))
-}
-
 /// The two ends of what tells a thread that polls to leave.
 pub(crate) fn line() -> Result<(UnixStream, UnixStream), Error> {
     let errno = |error: io::Error| error.raw_os_error().unwrap_or_default();

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{boxed::Box, vec::Vec};
 
 use crate::acceptors::Count;
-use crate::crew::{Crew, Launch, Parked, Post, polls};
+use crate::crew::{Crew, Launch, Parked, Post};
 use crate::error::Error;
 use crate::group::{Group, GroupError, MOST_THAT_STEAL, Site, SpawnError, Steering};
 use crate::protocol::{Protocol, Tcp};
@@ -30,9 +30,10 @@ impl<P: Protocol> Group<P> {
             #[cfg(linux_kernel)]
             dead: OnceLock::new(),
         };
+        let polls = plans.steals() || plans.site.inherited || cfg!(not(linux_kernel));
         let started = self.sockets.iter().enumerate().map(|(slot, socket)| {
             let way = P::way(&plans)?;
-            P::descriptor(socket).set_nonblocking(plans.polls())?;
+            P::descriptor(socket).set_nonblocking(polls)?;
             Ok((slot, plans.park(slot, slot)?, way))
         });
         let started = match started.collect::<Result<Vec<_>, Error>>() {
@@ -64,6 +65,7 @@ impl<P: Protocol> Group<P> {
             gone: Vec::new(),
         };
         plans.next_id = crew.posts.len();
+        plans.site.options.nonblocking = polls;
         let address = plans.site.address;
         if let Some(ready) = ready {
             ready.say();
@@ -102,11 +104,6 @@ pub(crate) struct Plans<P: Protocol = Tcp> {
 }
 
 impl<P: Protocol> Plans<P> {
-    /// Whether the sockets must not block.
-    fn polls(&self) -> bool {
-        self.steals() || polls(self.site.inherited)
-    }
-
     pub(crate) fn steals(&self) -> bool {
         self.site.options.steal && !self.site.inherited
     }

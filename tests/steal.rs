@@ -365,6 +365,15 @@ fn what_is_stolen_while_the_end_is_awaited_counts() {
 }
 
 #[test]
+fn until_they_are_served_the_listeners_block_as_any_do() {
+    for listener in steal().bind(ANY_PORT, 2).unwrap().into_listeners() {
+        // SAFETY: the command takes nothing; the descriptor is open.
+        let flags = unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_GETFL) };
+        assert_eq!(flags & libc::O_NONBLOCK, 0);
+    }
+}
+
+#[test]
 fn too_many_are_refused() {
     assert_eq!(
         steal().bind(ANY_PORT, 129).unwrap_err(),

@@ -7,7 +7,6 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use super::{Group, GroupError, Steering};
-use crate::crew::polls;
 use crate::error::Error;
 use crate::options::{Options, Unshown};
 use crate::protocol::{First, Protocol, Tcp, Udp};
@@ -22,6 +21,8 @@ pub struct GroupOptions<P = Tcp> {
     pub(crate) steering: Steering,
     pub(crate) pin: bool,
     pub(crate) steal: bool,
+    /// Its threads poll: further members must not block.
+    pub(crate) nonblocking: bool,
     backlog: Option<c_int>,
     only_v6: Option<bool>,
     before_bind: Option<Unshown<Arc<Hook>>>,
@@ -41,6 +42,7 @@ impl<P> Default for GroupOptions<P> {
             steering: Steering::Hash,
             pin: false,
             steal: false,
+            nonblocking: false,
             backlog: None,
             only_v6: None,
             before_bind: None,
@@ -197,7 +199,7 @@ impl<P: Protocol> GroupOptions<P> {
 
     /// What the calls of each member are made with.
     pub(crate) fn of_a_member(&self) -> Options<'_, P> {
-        let mut options = Options::new().nonblocking(self.steal || polls(false));
+        let mut options = Options::new().nonblocking(self.nonblocking);
         if let Some(on) = self.only_v6 {
             options = options.only_v6(on);
         }
