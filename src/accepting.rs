@@ -31,7 +31,8 @@ impl Group {
     /// Gives each member a thread: [`Acceptors::spawn`](crate::Acceptors::spawn) for a group.
     ///
     /// Fails if a thread cannot be started, or not [pinned](crate::GroupOptions::pin). The group
-    /// comes back with the error, and nothing has been accepted.
+    /// comes back with the error, and nothing has been accepted; unless its acceptors
+    /// [steal](crate::GroupOptions::steal), and one of them has while others could not be let in.
     pub fn spawn<H>(self, handler: H) -> Result<Serving, SpawnError>
     where
         H: Fn(usize, Connection) + Send + Sync + 'static,
