@@ -122,6 +122,7 @@ pub(crate) fn shut_down(socket: &Descriptor) {
     _ = unsafe { sys::shutdown(socket.raw(), sys::SHUT_RD) };
 }
 
-fn nothing_waits(listener: &Listener) -> bool {
+/// Whether its queue is empty, as far as the kernel tells.
+pub(crate) fn nothing_waits(listener: &Listener) -> bool {
     listener.backlog().is_ok_and(|[waiting, _]| waiting == 0)
 }
