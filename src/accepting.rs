@@ -106,11 +106,11 @@ impl Protocol for Tcp {
         return (_ = listener, None).1;
     }
 
-    fn way(plans: &Plans<Tcp>) -> Result<Way<Tcp>, Error> {
+    fn way(plans: &mut Plans<Tcp>) -> Result<Way<Tcp>, Error> {
         #[cfg(linux_kernel)]
         if plans.steals() {
-            let (ring, flags, epoll) = (Arc::clone(&plans.ring), Arc::default(), Epoll::new()?);
-            let epoll = Arc::new(epoll);
+            let (ring, flags) = (Arc::clone(&plans.ring), Arc::default());
+            let epoll = Arc::new(Epoll::new()?);
             let exit = Exit::Dismiss(Arc::clone(&ring), Arc::clone(&flags), Arc::clone(&epoll));
             let source = Source::Stealing(Stealing { ring, flags, epoll });
             return Ok(Way { source, exit });

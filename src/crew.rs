@@ -2,7 +2,7 @@
 
 use core::mem;
 #[cfg(linux_kernel)]
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread::Builder;
@@ -12,11 +12,13 @@ use crate::acceptors::{Acceptor, Count, Seat};
 #[cfg(linux_kernel)]
 use crate::alone::Flags;
 use crate::error::{Call, Error};
-#[cfg(linux_kernel)]
-use crate::group::Row;
 use crate::protocol::Protocol;
 #[cfg(linux_kernel)]
-use crate::stealing::{Epoll, Ring};
+use crate::{
+    error::check,
+    group::Row,
+    stealing::{Epoll, Ring},
+};
 
 /// Every acceptor at work, in index order: where one leaves, the last takes its place, as in the
 /// kernel's own array.
@@ -113,6 +115,16 @@ pub(crate) struct Way<P: Protocol> {
 pub(crate) fn line() -> Result<(UnixStream, UnixStream), Error> {
     let errno = |error: io::Error| error.raw_os_error().unwrap_or_default();
     UnixStream::pair().map_err(|error| Error::new(Call::SocketPair, errno(error)))
+}
+
+/// A descriptor on which a thread may be told to leave; or that only is no socket.
+#[cfg(linux_kernel)]
+pub(crate) fn eventfd() -> Result<OwnedFd, Error> {
+    // SAFETY: takes two integers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    let fd = check(Call::EventFd, fd)?;
+    // SAFETY: the kernel has just opened it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl<P: Protocol> Post<P> {

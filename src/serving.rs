@@ -5,7 +5,7 @@ use core::{fmt, mem};
 #[cfg(linux_kernel)]
 use std::os::fd::OwnedFd;
 #[cfg(linux_kernel)]
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{boxed::Box, vec::Vec};
 
@@ -28,11 +28,11 @@ impl<P: Protocol> Group<P> {
             #[cfg(linux_kernel)]
             ring: Arc::default(),
             #[cfg(linux_kernel)]
-            dead: OnceLock::new(),
+            dead: None,
         };
         let polls = plans.steals() || plans.site.inherited || cfg!(not(linux_kernel));
         let started = self.sockets.iter().enumerate().map(|(slot, socket)| {
-            let way = P::way(&plans)?;
+            let way = P::way(&mut plans)?;
             P::descriptor(socket).set_nonblocking(polls)?;
             Ok((slot, plans.park(slot, slot)?, way))
         });
@@ -100,7 +100,7 @@ pub(crate) struct Plans<P: Protocol = Tcp> {
     pub(crate) ring: Arc<Ring>,
     /// What takes the place of a datagram socket that is closed before its owner is gone.
     #[cfg(linux_kernel)]
-    pub(crate) dead: OnceLock<Arc<OwnedFd>>,
+    pub(crate) dead: Option<Arc<OwnedFd>>,
 }
 
 impl<P: Protocol> Plans<P> {
@@ -179,7 +179,7 @@ impl<P: Protocol> Serving<P> {
         };
         let id = plans.next_id;
         let call = |error| GroupError::call(error, self.address, index);
-        let way = P::way(&plans).map_err(call)?;
+        let way = P::way(&mut plans).map_err(call)?;
         let parked = plans.park(id, slot).map_err(call)?;
         let socket = only.map_or_else(|| plans.site.open(index), Ok)?;
         plans.next_id += 1;

@@ -22,6 +22,7 @@ use libc::{EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLEXCLUSIVE, EPOLLIN, epoll_event};
 
 use crate::acceptors::{Leave, Next, Seat, add_one};
 use crate::alone::Flags;
+use crate::crew::eventfd;
 use crate::error::{Advice, Call, Error, check};
 use crate::listener::Connection;
 
@@ -113,11 +114,7 @@ impl Epoll {
         let fd = check(Call::EpollCreate, fd)?;
         // SAFETY: the kernel has just opened it for us alone.
         let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: takes two integers.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-        let fd = check(Call::EventFd, fd)?;
-        // SAFETY: the kernel has just opened it for us alone.
-        let leave = unsafe { OwnedFd::from_raw_fd(fd) };
+        let leave = eventfd()?;
         let made = Epoll { epoll, leave };
         made.control(EPOLL_CTL_ADD, made.leave.as_raw_fd(), EPOLLIN, LEAVE)?;
         Ok(made)
