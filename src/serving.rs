@@ -36,28 +36,25 @@ impl<P: Protocol> Group<P> {
             P::descriptor(socket).set_nonblocking(polls)?;
             Ok((slot, plans.park(slot, slot)?, way))
         });
-        let started = match started.collect::<Result<Vec<_>, Error>>() {
+        let started = started.collect::<Result<Vec<_>, Error>>();
+        let given_back = |error, sockets, site, ready| {
+            let group = Box::new(Group {
+                sockets,
+                site,
+                ready,
+            });
+            Err(SpawnError { error, group })
+        };
+        let started = match started {
             Ok(started) => started.into_iter().zip(self.sockets),
-            Err(error) => {
-                let group = Box::new(Group {
-                    sockets: self.sockets,
-                    site: plans.site,
-                    ready,
-                });
-                return Err(SpawnError { error, group });
-            }
+            Err(error) => return given_back(error, self.sockets, plans.site, ready),
         };
         let posts = started.map(|((slot, parked, way), socket)| parked.start(socket, way, slot));
         let posts: Vec<Post<P>> = posts.collect();
         #[cfg(linux_kernel)]
         if let Err(error) = P::enter(&plans, posts.iter().collect()) {
             let sockets = posts.into_iter().map(Post::disband).collect();
-            let group = Box::new(Group {
-                sockets,
-                site: plans.site,
-                ready,
-            });
-            return Err(SpawnError { error, group });
+            return given_back(error, sockets, plans.site, ready);
         }
         let crew = Crew {
             posts,
@@ -161,22 +158,17 @@ impl<P: Protocol> Serving<P> {
         if plans.steals() && self.crew().posts.len() >= MOST_THAT_STEAL {
             return Err(GroupError::TooMany);
         }
-        let (index, slot, only) = {
-            let crew = self.crew();
-            let taken = |slot: &usize| crew.posts.iter().any(|post| post.slot == *slot);
-            let slot = (0..=crew.posts.len())
-                .find(|slot| !taken(slot))
-                .unwrap_or_default();
-            let first = crew.posts.first().filter(|_| plans.site.options.shared);
-            let index = crew.posts.len();
-            (
-                index,
-                slot,
-                first
-                    .map(|first| plans.site.share(first.socket(), index))
-                    .transpose()?,
-            )
+        let crew = self.crew();
+        let index = crew.posts.len();
+        let taken = |slot: &usize| crew.posts.iter().any(|post| post.slot == *slot);
+        let slot = (0..=index).find(|slot| !taken(slot)).unwrap_or_default();
+        let only = match crew.posts.first() {
+            Some(first) if plans.site.options.shared => {
+                Some(plans.site.share(first.socket(), index)?)
+            }
+            _ => None,
         };
+        drop(crew);
         let id = plans.next_id;
         let call = |error| GroupError::call(error, self.address, index);
         let way = P::way(&mut plans).map_err(call)?;
