@@ -6,7 +6,7 @@ use core::time::Duration;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::{env, process};
-#[cfg(any(target_os = "linux", target_os = "android"))]
+#[cfg(linux_kernel)]
 use std::{path::Path, process::Command};
 
 use reuseport::{Group, GroupOptions, Protocol, Serving, Steering};
@@ -125,7 +125,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         wanted.join || wanted.shared || wanted.steering.is_some() || backlog.is_some();
 
     // Taken at the start: the file may have been replaced since, by what is to come next.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[cfg(linux_kernel)]
     let program = env::current_exe().map_err(|error| Failure::Failed(error.to_string()))?;
     // Before the first thread, which inherits it.
     let signals = Signals::hold();
@@ -145,7 +145,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let grace = wanted.grace;
     let serving = spawn(group, move |acceptor| wanted.handle("acceptor", acceptor))?;
     work(serving, "acceptor", &signals, grace, |serving| {
-        #[cfg(any(target_os = "linux", target_os = "android"))]
+        #[cfg(linux_kernel)]
         match serving.hand_over(successor(&program), PATIENCE) {
             Ok(child) => {
                 notify(&format!("MAINPID={}", child.id()));
@@ -160,7 +160,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             }
             Err(error) => report(&error.to_string()),
         }
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        #[cfg(not(linux_kernel))]
         report("this kernel cannot hand a port over");
         _ = serving;
         false
@@ -235,11 +235,11 @@ fn work<P: Protocol>(
 }
 
 /// How long a successor may take to start.
-#[cfg(any(target_os = "linux", target_os = "android"))]
+#[cfg(linux_kernel)]
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// This program again, as it was called.
-#[cfg(any(target_os = "linux", target_os = "android"))]
+#[cfg(linux_kernel)]
 fn successor(program: &Path) -> Command {
     let mut command = Command::new(program);
     command

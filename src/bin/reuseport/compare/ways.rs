@@ -24,7 +24,7 @@ pub(crate) struct Way {
     start: Start,
 }
 
-const LINUX: bool = cfg!(any(target_os = "linux", target_os = "android"));
+const LINUX: bool = cfg!(linux_kernel);
 
 pub(crate) const WAYS: [Way; 13] = [
     way("single", true, single),
