@@ -108,7 +108,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
     let mut rows: Vec<_> = here.iter().map(|way| Row::new(way.name)).collect();
     let ways = rows.len();
-    let measured = (0..rounds * ways).try_for_each(|turn| {
+    let measured: Result<(), Failure> = (0..rounds * ways).try_for_each(|turn| {
         let round = turn / ways;
         let at = (round + turn) % ways; // so that each is the first now and then
         let (server, row) = (&mut servers[at], &mut rows[at]);

@@ -95,7 +95,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             }
         }
         progress("");
-        Ok(())
+        Ok::<_, Failure>(())
     })?;
     all.tell(what, connections, begun.elapsed())
 }

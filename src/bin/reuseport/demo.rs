@@ -37,12 +37,11 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         let serving = group.spawn(|receiver, message| {
             print(&format!("receiver {receiver}\n"));
             message.answer(0);
-        });
-        let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
+        })?;
         show(serving, "receiver", connections, Client::ask)
     } else {
         let group = serve::bind(&Group::options(), &addresses, acceptors)?;
-        let serving = serve::spawn(group, |acceptor| print(&format!("acceptor {acceptor}\n")))?;
+        let serving = group.spawn(|acceptor, _| print(&format!("acceptor {acceptor}\n")))?;
         show(serving, "acceptor", connections, Client::visit)
     }
 }

@@ -16,8 +16,10 @@ mod slow;
 
 use std::process::ExitCode;
 
+use reuseport::{GroupError, Protocol, SpawnError};
+
 use args::Args;
-use output::{print, report};
+use output::{explain, print, report};
 
 /// Why a command did not do what it was told.
 enum Failure {
@@ -25,6 +27,18 @@ enum Failure {
     Usage(String),
     /// It could not: exit 1.
     Failed(String),
+}
+
+impl From<GroupError> for Failure {
+    fn from(error: GroupError) -> Failure {
+        Failure::Failed(explain(&error))
+    }
+}
+
+impl<P: Protocol> From<SpawnError<P>> for Failure {
+    fn from(error: SpawnError<P>) -> Failure {
+        Failure::Failed(error.to_string())
+    }
 }
 
 const HELP: &str = "\

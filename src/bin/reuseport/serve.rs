@@ -136,14 +136,13 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             return Err(Failure::Usage(line.to_owned()));
         }
         Some(group) if group.listeners().len() == 1 && group.is_inherited() => {
-            let group = group.with(options).share_among(wanted.acceptors);
-            group.map_err(|error| Failure::Failed(explain(&error)))?
+            group.with(options).share_among(wanted.acceptors)?
         }
         Some(group) => group.with(options),
         None => bind(&options, &wanted.addresses, wanted.acceptors)?,
     };
     let grace = wanted.grace;
-    let serving = spawn(group, move |acceptor| wanted.handle("acceptor", acceptor))?;
+    let serving = group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))?;
     work(serving, "acceptor", &signals, grace, |serving| {
         #[cfg(linux_kernel)]
         match serving.hand_over(successor(&program), PATIENCE) {
@@ -187,8 +186,7 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
             let len = message.bytes().len();
             message.answer(len);
         }
-    });
-    let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
+    })?;
     work(serving, "receiver", &signals, grace, |_| {
         report("datagram sockets are not handed over");
         false
@@ -250,7 +248,7 @@ fn successor(program: &Path) -> Command {
 
 /// The group that systemd or a predecessor has passed.
 fn inherited() -> Result<Option<Group>, Failure> {
-    let mut groups = Group::from_env().map_err(|error| Failure::Failed(explain(&error)))?;
+    let mut groups = Group::from_env()?;
     match groups.len() {
         0 | 1 => Ok(groups.pop()),
         _ => Err(Failure::Failed(
@@ -287,12 +285,4 @@ pub(crate) fn bind<P: Protocol>(
         }
     }
     Err(Failure::Failed(failures.join("; ")))
-}
-
-pub(crate) fn spawn(
-    group: Group,
-    each: impl Fn(usize) + Send + Sync + 'static,
-) -> Result<Serving, Failure> {
-    let spawned = group.spawn(move |acceptor, _| each(acceptor));
-    spawned.map_err(|failure| Failure::Failed(failure.to_string()))
 }
