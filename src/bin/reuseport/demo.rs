@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::output::{print, ratio, tally};
 use crate::{Failure, serve};
 
-const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 Starts acceptors, connects to them, and shows which of them the kernel chose
 
 Usage: reuseport [demo] [OPTIONS]
@@ -22,10 +22,6 @@ Usage: reuseport [demo] [OPTIONS]
 ";
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
-    if args.flag("--help") || args.flag("-h") {
-        print(HELP);
-        return Ok(());
-    }
     let udp = args.flag("--udp");
     let acceptors = args.number("--acceptors", 1, 1024, 3)?;
     let connections = args.number("--connections", 1, 10_000_000, 10)?;

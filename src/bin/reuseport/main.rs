@@ -55,28 +55,37 @@ Usage: reuseport [COMMAND] [OPTIONS]
 `reuseport COMMAND --help` lists the options of each. `reuseport --version`.
 ";
 
+type Run = fn(Args) -> Result<(), Failure>;
+
+/// Does what the command of this name does, or tells how to use it.
+fn run(name: Option<&str>, mut args: Args) -> Result<(), Failure> {
+    let (help, run): (_, Run) = match name {
+        None => (HELP, demo::run),
+        Some("demo") => (demo::HELP, demo::run),
+        Some("serve") => (serve::HELP, serve::run),
+        Some("connect") => (connect::HELP, connect::run),
+        Some("compare") => (compare::HELP, compare::run),
+        Some("explain") => (explain::HELP, explain::run),
+        Some(other) => {
+            let they = "they are demo, serve, connect, compare and explain";
+            let line = format!("there is no command \"{other}\"; {they}");
+            return Err(Failure::Usage(line));
+        }
+    };
+    if args.flag("--help") || args.flag("-h") {
+        print(help);
+    } else if name.is_none() && (args.flag("--version") || args.flag("-V")) {
+        print(concat!("reuseport ", env!("CARGO_PKG_VERSION"), "\n"));
+    } else {
+        run(args)?;
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let mut args = Args::from_env();
     let name = args.command();
-    let result = match name.as_deref() {
-        None if args.flag("--help") || args.flag("-h") => {
-            print(HELP);
-            Ok(())
-        }
-        None if args.flag("--version") || args.flag("-V") => {
-            print(concat!("reuseport ", env!("CARGO_PKG_VERSION"), "\n"));
-            Ok(())
-        }
-        None | Some("demo") => demo::run(args),
-        Some("serve") => serve::run(args),
-        Some("connect") => connect::run(args),
-        Some("compare") => compare::run(args),
-        Some("explain") => explain::run(args),
-        Some(other) => Err(Failure::Usage(format!(
-            "there is no command \"{other}\"; they are demo, serve, connect, compare and explain"
-        ))),
-    };
-    match result {
+    match run(name.as_deref(), args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(line)) => {
             let of = name.map_or(String::new(), |name| format!("{name} "));

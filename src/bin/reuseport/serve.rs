@@ -17,7 +17,7 @@ use crate::output::{explain, print, report, report_lines, tally};
 use crate::signals::{Caught, Signals};
 use crate::slow::Slow;
 
-const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 Accepts and closes, and prints `acceptor N` on stdout for every connection
 
 Usage: reuseport serve [OPTIONS]
@@ -104,10 +104,6 @@ fn steering(value: &str) -> Option<Steering> {
 }
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
-    if args.flag("--help") || args.flag("-h") {
-        print(HELP);
-        return Ok(());
-    }
     if args.flag("--udp") {
         return run_udp(args);
     }
