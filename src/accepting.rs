@@ -22,7 +22,7 @@ use crate::queue::Queue;
 use crate::serving::{Plans, Serving};
 #[cfg(linux_kernel)]
 use crate::{
-    alone::{Alone, Flags},
+    alone::{Alone, Flags, nothing_waits},
     diag,
     stealing::{Epoll, Place, Stealing},
 };
@@ -31,7 +31,8 @@ impl Group {
     /// Gives each member a thread: [`Acceptors::spawn`](crate::Acceptors::spawn) for a group.
     ///
     /// Fails if a thread cannot be started, or not [pinned](crate::GroupOptions::pin). The group
-    /// comes back with the error, and nothing has been accepted.
+    /// comes back with the error, and nothing has been accepted; unless its acceptors
+    /// [steal](crate::GroupOptions::steal), and one of them has while others could not be let in.
     pub fn spawn<H>(self, handler: H) -> Result<Serving, SpawnError>
     where
         H: Fn(usize, Connection) + Send + Sync + 'static,
@@ -105,11 +106,11 @@ impl Protocol for Tcp {
         return (_ = listener, None).1;
     }
 
-    fn way(plans: &Plans<Tcp>) -> Result<Way<Tcp>, Error> {
+    fn way(plans: &mut Plans<Tcp>) -> Result<Way<Tcp>, Error> {
         #[cfg(linux_kernel)]
         if plans.steals() {
-            let (ring, flags, epoll) = (Arc::clone(&plans.ring), Arc::default(), Epoll::new()?);
-            let epoll = Arc::new(epoll);
+            let (ring, flags) = (Arc::clone(&plans.ring), Arc::default());
+            let epoll = Arc::new(Epoll::new()?);
             let exit = Exit::Dismiss(Arc::clone(&ring), Arc::clone(&flags), Arc::clone(&epoll));
             let source = Source::Stealing(Stealing { ring, flags, epoll });
             return Ok(Way { source, exit });
@@ -190,7 +191,7 @@ impl Protocol for Tcp {
             wait_for_handshakes(serving.local_addr(), deadline);
             let halfway = begun + deadline.saturating_duration_since(begun) / 2;
             let mut helped = false;
-            while Instant::now() < deadline && !nothing_waits(serving, indexes) {
+            while Instant::now() < deadline && !all_are_empty(serving, indexes) {
                 if Instant::now() > halfway && !core::mem::replace(&mut helped, true) {
                     help(serving, plans, indexes);
                 }
@@ -231,15 +232,10 @@ fn alone() -> Way<Tcp> {
 }
 
 #[cfg(linux_kernel)]
-fn nothing_waits(serving: &Serving, indexes: &[usize]) -> bool {
+fn all_are_empty(serving: &Serving, indexes: &[usize]) -> bool {
     let crew = serving.crew();
     let mut posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
-    posts.all(|post| !waits(post.socket()).unwrap_or(true))
-}
-
-#[cfg(linux_kernel)]
-fn waits(listener: &Listener) -> Result<bool, Error> {
-    listener.backlog().map(|[waiting, _]| waiting > 0)
+    posts.all(|post| nothing_waits(post.socket()))
 }
 
 /// Puts a second acceptor, under the same number, on each of the listeners at `indexes` where
@@ -255,7 +251,7 @@ fn help(serving: &Serving, plans: &mut Plans, indexes: &[usize]) {
     {
         // Those who steal help each other.
         let helps_itself = matches!(post.exit, Exit::Dismiss(..));
-        if !helps_itself && waits(post.socket()).unwrap_or(false) {
+        if !helps_itself && !nothing_waits(post.socket()) {
             let listener = plans.site.share(post.socket(), index);
             wanted.push((post.id(), post.slot, listener));
         }

@@ -114,6 +114,7 @@ pub(crate) struct Counters {
     pub(crate) went_on: AtomicUsize,
     backed_off: AtomicUsize,
     pub(crate) failed: OnceLock<Error>,
+    pub(crate) stolen: AtomicUsize,
 }
 
 impl Seat {
@@ -126,8 +127,8 @@ impl Seat {
 
     /// One `accept`. `None`: nothing came of it, ask again.
     #[inline]
-    pub(crate) fn accept(&self, listener: &Listener) -> Result<Option<Connection>, Leave> {
-        let accepted = listener.accept().map(Some);
+    pub(crate) fn accept(&self) -> Result<Option<Connection>, Leave> {
+        let accepted = self.socket.accept().map(Some);
         accepted.or_else(|error| self.heed(error).map(|()| None))
     }
 
@@ -192,7 +193,7 @@ impl<S> Seat<S> {
             backed_off: live.backed_off.load(Relaxed),
             failed: live.failed.get().copied(),
             running,
-            stolen: 0,
+            stolen: live.stolen.load(Relaxed),
         }
     }
 }
@@ -217,7 +218,7 @@ impl Next for Blocking {
     #[inline]
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
         while !seat.stop.requested() {
-            if let Some(connection) = seat.accept(&seat.socket)? {
+            if let Some(connection) = seat.accept()? {
                 return Ok(connection);
             }
         }

@@ -1,7 +1,7 @@
 //! How an acceptor waits on a listener that this process has made and holds alone: in `accept`
 //! itself, out of which a shutdown wakes it (Linux, Android).
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,8 +15,6 @@ use crate::sys;
 pub(crate) struct Flags {
     /// The listener has a packet filter, which its connections inherit.
     pub(crate) filtered: AtomicBool,
-    /// Connections taken from siblings.
-    pub(crate) stolen: AtomicUsize,
     /// The listener is about to be shut down, but could not be emptied yet: no descriptor is left.
     last: AtomicBool,
     /// What waited when the listener was shut down.
@@ -64,7 +62,7 @@ impl Flags {
             if !self.last.load(Relaxed) {
                 return Err(Leave);
             }
-            if let Some(connection) = seat.accept(&seat.socket)? {
+            if let Some(connection) = seat.accept()? {
                 connection.unfilter();
                 return Ok(connection);
             }
@@ -124,6 +122,7 @@ pub(crate) fn shut_down(socket: &Descriptor) {
     _ = unsafe { sys::shutdown(socket.raw(), sys::SHUT_RD) };
 }
 
-fn nothing_waits(listener: &Listener) -> bool {
+/// Whether its queue is empty, as far as the kernel tells.
+pub(crate) fn nothing_waits(listener: &Listener) -> bool {
     listener.backlog().is_ok_and(|[waiting, _]| waiting == 0)
 }

@@ -74,7 +74,7 @@ mod linux {
     use libc::{MSG_TRUNC, MSG_WAITFORONE, iovec, mmsghdr};
 
     use super::{Datagram, Message, SockAddr};
-    use crate::datagram::{message, vector};
+    use crate::datagram::{message, name_of, vector};
     use crate::error::{Call, Error, check};
     use crate::sys::MSG_NOSIGNAL;
 
@@ -151,14 +151,12 @@ mod linux {
                 .zip(&mut self.truncated)
                 .zip(&mut self.peers);
             for (header, ((len, truncated), peer)) in headers.iter().take(received).zip(told) {
-                if header.msg_hdr.msg_namelen == 0 {
+                if !name_of(peer, &header.msg_hdr) {
                     break; // from nobody: the socket was shut down, and this is the end
                 }
                 self.received += 1;
                 *len = header.msg_len as usize;
                 *truncated = header.msg_hdr.msg_flags & MSG_TRUNC != 0;
-                // SAFETY: it points into `peer`, which nobody else uses.
-                unsafe { *peer.len_mut_ptr() = header.msg_hdr.msg_namelen };
             }
             match self.received {
                 0 => Err(Error::new(Call::RecvMmsg, libc::EINVAL)),

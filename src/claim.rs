@@ -14,6 +14,7 @@ use crate::options::Options;
 use crate::protocol::Udp;
 #[cfg(linux_kernel)]
 use crate::{
+    listener::Descriptor,
     steering,
     sys::{SO_REUSEPORT, SOL_SOCKET},
 };
@@ -40,23 +41,30 @@ pub(crate) fn claim_datagrams(
     options.reuse_port(true).bind(address)
 }
 
-/// For datagrams `bind` alone tells whether anybody is there, and nothing lingers. The program that
-/// is attached and detached before it gives the socket its group: see [`claim`].
+/// For datagrams `bind` alone tells whether anybody is there, and nothing lingers.
 #[cfg(linux_kernel)]
 pub(crate) fn claim_datagrams(
     options: &Options<'_, Udp>,
     address: SocketAddr,
 ) -> Result<Datagram, Error> {
     let alone = options.reuse_port(false);
-    let first = alone.bind_after(address, |socket| {
-        socket.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
-        if socket.steer(&steering::random(1)).is_ok() {
-            socket.unsteer()?;
-        }
-        socket.set_option(SOL_SOCKET, SO_REUSEPORT, 0)
-    })?;
+    let first = alone.bind_after(address, give_a_group)?;
     first.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
     Ok(first)
+}
+
+/// A socket that has the option neither when it binds nor when it listens has no group, and without
+/// a sibling it could not be steered. Attaching a program to it before makes it one. Where that
+/// fails there is no steering, and who asks for it will be told.
+#[cfg(linux_kernel)]
+fn give_a_group(socket: &Descriptor) -> Result<(), Error> {
+    socket.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
+    // There is none yet. Before Linux 5.3 there is no such option: the program would stay.
+    let none = socket.unsteer().map_err(Error::errno);
+    if none != Err(libc::ENOPROTOOPT) && socket.steer(&steering::random(1)).is_ok() {
+        socket.unsteer()?;
+    }
+    socket.set_option(SOL_SOCKET, SO_REUSEPORT, 0)
 }
 
 #[cfg(linux_kernel)]
@@ -70,12 +78,11 @@ mod linux {
     use std::collections::hash_map::RandomState;
     use std::thread::sleep;
 
-    use super::{Error, Listener, Options, SocketAddr};
+    use super::{Error, Listener, Options, SocketAddr, give_a_group};
     use crate::address::socklen;
     use crate::diag::{Socket, State, sockets};
     use crate::error::{Call, check};
-    use crate::steering;
-    use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEPORT, SOL_SOCKET};
+    use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY};
 
     /// How often two programs that claim at the same time may make way for each other.
     const ATTEMPTS: usize = 20;
@@ -107,14 +114,7 @@ mod linux {
 
     fn claim_alone(alone: &Options<'_>, address: SocketAddr) -> Result<Listener, Error> {
         let first = alone.bind_only(address)?;
-        // A socket that has the option neither when it binds nor when it listens has no group, and
-        // without a sibling it could not be steered. Attaching a program to it in between makes it
-        // one. Where that fails there is no steering, and who asks for it will be told.
-        first.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
-        if first.steer(&steering::random(1)).is_ok() {
-            first.unsteer()?;
-        }
-        first.0.set_option(SOL_SOCKET, SO_REUSEPORT, 0)?;
+        give_a_group(&first.0)?;
         alone.listen(&first)?;
         first.let_siblings_bind()?;
         Ok(first)

@@ -6,14 +6,19 @@ use std::vec::Vec;
 
 use crate::error::{Call, Error, check};
 
-/// A set of CPU numbers as the kernel keeps it, a bit each: room for 8192.
+/// A set of CPU numbers as the kernel keeps it, a bit each, in C's `unsigned long`.
 #[derive(Clone, Copy)]
-pub(crate) struct Cpus([u64; 128]);
+pub(crate) struct Cpus([usize; MOST / WORD]);
+
+const MOST: usize = 8192;
+const WORD: usize = usize::BITS as usize;
 
 impl Cpus {
+    const NONE: Cpus = Cpus([0; MOST / WORD]);
+
     /// Those that the calling thread may run on: `sched_getaffinity(2)`. Numbers may have holes.
     pub(crate) fn allowed() -> Result<Cpus, Error> {
-        let mut cpus = Cpus([0; 128]);
+        let mut cpus = Cpus::NONE;
         let (size, set) = (size_of::<Cpus>(), (&raw mut cpus.0).cast());
         // SAFETY: `cpus` is writable for the size stated; 0 is the calling thread.
         let result = unsafe { libc::sched_getaffinity(0, size, set) };
@@ -22,17 +27,18 @@ impl Cpus {
     }
 
     fn only(cpu: u32) -> Cpus {
-        let mut cpus = Cpus([0; 128]);
-        if let Some(word) = cpus.0.get_mut(cpu as usize / 64) {
-            *word = 1 << (cpu % 64);
+        let mut cpus = Cpus::NONE;
+        if let Some(word) = cpus.0.get_mut(cpu as usize / WORD) {
+            *word = 1 << (cpu as usize % WORD);
         }
         cpus
     }
 
     /// In rising order.
     pub(crate) fn numbers(&self) -> Vec<u32> {
-        let is_in = |cpu: &u32| self.0[*cpu as usize / 64] >> (cpu % 64) & 1 == 1;
-        (0..8192).filter(is_in).collect()
+        let is_in = |cpu: &usize| self.0[cpu / WORD] >> (cpu % WORD) & 1 == 1;
+        let numbers = (0..MOST).filter(is_in);
+        numbers.filter_map(|cpu| cpu.try_into().ok()).collect()
     }
 
     fn apply(&self) -> Result<(), Error> {

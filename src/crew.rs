@@ -2,9 +2,7 @@
 
 use core::mem;
 #[cfg(linux_kernel)]
-use core::sync::atomic::Ordering::Relaxed;
-#[cfg(linux_kernel)]
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::thread::Builder;
@@ -14,11 +12,13 @@ use crate::acceptors::{Acceptor, Count, Seat};
 #[cfg(linux_kernel)]
 use crate::alone::Flags;
 use crate::error::{Call, Error};
-#[cfg(linux_kernel)]
-use crate::group::Row;
 use crate::protocol::Protocol;
 #[cfg(linux_kernel)]
-use crate::stealing::{Epoll, Ring};
+use crate::{
+    error::check,
+    group::Row,
+    stealing::{Epoll, Ring},
+};
 
 /// Every acceptor at work, in index order: where one leaves, the last takes its place, as in the
 /// kernel's own array.
@@ -111,15 +111,20 @@ pub(crate) struct Way<P: Protocol> {
     pub(crate) exit: Exit,
 }
 
-/// Whether a socket must be one that does not block. `inherited`: other processes hold it too.
-pub(crate) const fn polls(inherited: bool) -> bool {
-    inherited || cfg!(not(linux_kernel))
-}
-
 /// The two ends of what tells a thread that polls to leave.
 pub(crate) fn line() -> Result<(UnixStream, UnixStream), Error> {
     let errno = |error: io::Error| error.raw_os_error().unwrap_or_default();
     UnixStream::pair().map_err(|error| Error::new(Call::SocketPair, errno(error)))
+}
+
+/// A descriptor on which a thread may be told to leave; or that only is no socket.
+#[cfg(linux_kernel)]
+pub(crate) fn eventfd() -> Result<OwnedFd, Error> {
+    // SAFETY: takes two integers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+    let fd = check(Call::EventFd, fd)?;
+    // SAFETY: the kernel has just opened it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl<P: Protocol> Post<P> {
@@ -140,17 +145,6 @@ impl<P: Protocol> Post<P> {
         }
     }
 
-    /// What it has done so far.
-    pub(crate) fn count(&self) -> Count {
-        let count = self.acceptor.count();
-        #[cfg(linux_kernel)]
-        let count = Count {
-            stolen: self.flags().map_or(0, |flags| flags.stolen.load(Relaxed)),
-            ..count
-        };
-        count
-    }
-
     /// Takes the socket back from an acceptor that has had nothing to do.
     #[cfg(linux_kernel)]
     pub(crate) fn disband(self) -> P::Socket {
@@ -163,15 +157,6 @@ impl<P: Protocol> Post<P> {
         match Arc::try_unwrap(seat) {
             Ok(seat) => seat.socket,
             Err(_) => unreachable!("the thread has ended and the ring has let go"),
-        }
-    }
-
-    /// Waits for its end.
-    pub(crate) fn join(self) -> Count {
-        let stolen = self.count().stolen;
-        Count {
-            stolen,
-            ..self.acceptor.join()
         }
     }
 
@@ -188,7 +173,8 @@ impl<P: Protocol> Post<P> {
 impl<P: Protocol> Crew<P> {
     /// What each has done, in the order of their numbers.
     pub(crate) fn counts(&self) -> Vec<Count> {
-        let here = self.leaving.iter().chain(&self.posts).map(Post::count);
+        let here = self.leaving.iter().chain(&self.posts);
+        let here = here.map(|post| post.acceptor.count());
         let mut counts: Vec<Count> = self.gone.iter().copied().chain(here).collect();
         counts.sort_by_key(|count| count.acceptor);
         // Two that have worked on one listener, under one number, are told as one.
@@ -219,6 +205,7 @@ impl<P: Protocol> Crew<P> {
         let leaving = mem::take(&mut self.leaving).into_iter();
         let (ended, working) = leaving.partition(|post| post.acceptor.thread.is_finished());
         self.leaving = working;
-        self.gone.extend(Vec::into_iter(ended).map(Post::join));
+        let ended = Vec::into_iter(ended).map(|post| post.acceptor.join());
+        self.gone.extend(ended);
     }
 }

@@ -72,11 +72,9 @@ impl Datagram {
         // SAFETY: `message` points to `buffer` and to `from`, writable for the lengths it states.
         let result = unsafe { libc::recvmsg(self.raw(), &raw mut message, 0) };
         let len = check(Call::RecvMsg, result)?.unsigned_abs();
-        if message.msg_namelen == 0 {
+        if !name_of(from, &message) {
             return Err(Error::new(Call::RecvMsg, libc::EINVAL));
         }
-        // SAFETY: it points into `from`, which nobody else uses.
-        unsafe { *from.len_mut_ptr() = message.msg_namelen };
         Ok((len, message.msg_flags & libc::MSG_TRUNC != 0))
     }
 
@@ -149,4 +147,14 @@ pub(crate) fn message(vector: &mut iovec, peer: &mut SockAddr) -> msghdr {
     message.msg_iov = vector;
     message.msg_iovlen = 1;
     message
+}
+
+/// Takes over how long the name is that the kernel has written to `peer`. False: it came from
+/// nobody.
+pub(crate) fn name_of(peer: &mut SockAddr, message: &msghdr) -> bool {
+    // The kernel tells how long it would have been; only so much is there.
+    let len = message.msg_namelen.min(peer.len());
+    // SAFETY: it points into `peer`, which nobody else uses.
+    unsafe { *peer.len_mut_ptr() = len };
+    len > 0
 }

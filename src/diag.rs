@@ -108,13 +108,9 @@ fn messages(mut bytes: &[u8], found: &mut Vec<Socket>) -> Result<bool, Error> {
             break;
         };
         match kind {
-            NLMSG_DONE => return Ok(false),
-            NLMSG_ERROR => {
-                let negative = body.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes));
-                return Err(Error::new(
-                    Call::Recv,
-                    negative.map_or(libc::EPROTO, i32::wrapping_neg),
-                ));
+            NLMSG_DONE if status(body) >= 0 => return Ok(false),
+            NLMSG_DONE | NLMSG_ERROR => {
+                return Err(Error::new(Call::Recv, status(body).wrapping_neg()));
             }
             SOCK_DIAG_BY_FAMILY => found.extend(socket(body)),
             _ => {}
@@ -122,6 +118,13 @@ fn messages(mut bytes: &[u8], found: &mut Vec<Socket>) -> Result<bool, Error> {
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(true)
+}
+
+/// What the last message says: an errno below zero. A kernel without the module that keeps the list
+/// has none either, and says so only here.
+fn status(body: &[u8]) -> i32 {
+    let status = body.first_chunk();
+    status.map_or(-libc::EPROTO, |bytes| i32::from_ne_bytes(*bytes))
 }
 
 /// Reads a `struct inet_diag_msg` and the attribute behind it.
@@ -168,4 +171,24 @@ fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
         .get(at..)?
         .first_chunk()
         .map(|bytes| u16::from_ne_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_the_kernel_has_not_is_no_empty_one() {
+        let last = |kind: u16, status: i32| {
+            let mut message = [0; 20];
+            message[0..4].copy_from_slice(&20_u32.to_ne_bytes());
+            message[4..6].copy_from_slice(&kind.to_ne_bytes());
+            message[16..20].copy_from_slice(&status.to_ne_bytes());
+            messages(&message, &mut Vec::new())
+        };
+        let missing = Err(Error::new(Call::Recv, libc::ENOENT));
+        assert_eq!(last(NLMSG_ERROR, -libc::ENOENT), missing);
+        assert_eq!(last(NLMSG_DONE, -libc::ENOENT), missing);
+        assert_eq!(last(NLMSG_DONE, 0), Ok(false));
+    }
 }

@@ -3,10 +3,9 @@
 use core::ffi::{CStr, c_int};
 use core::fmt;
 
-use libc::{
-    EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EFAULT, EHOSTDOWN, EHOSTUNREACH,
-};
-use libc::{EINTR, EINVAL, ENETDOWN, ENETUNREACH, ENOPROTOOPT, ENOTSOCK, EPERM, EPROTO, ETIMEDOUT};
+use libc::{EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EFAULT, EHOSTDOWN};
+use libc::{EHOSTUNREACH, EINTR, EINVAL, ENETDOWN, ENETUNREACH, ENOPROTOOPT, ENOTSOCK};
+use libc::{EPERM, EPROTO, ETIMEDOUT};
 
 #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
 use libc::__errno as errno_location;

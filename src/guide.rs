@@ -224,7 +224,7 @@
 //!
 //! - Indexes count the calls of `listen`, not of `bind`.
 //!   `explain --claim the-program-returns-an-index`
-//! - An index that no member has leaves the choice to the hash (5.14 and later).
+//! - An index that no member has leaves the choice to the hash (in 5.3 already; not yet in 4.9).
 //!   `explain --claim an-index-out-of-range-is-the-hash`
 //! - A load that fails ends the program with 0. That is an index, too: the first member gets
 //!   everything. A SYN carries no payload, so a program that looks at the payload, as one for UDP

@@ -12,6 +12,7 @@
 
 use core::ffi::{c_char, c_int};
 use core::fmt;
+use core::net::SocketAddr;
 use core::time::Duration;
 use std::ffi::CString;
 use std::io::{self, Read, Write as _};
@@ -86,7 +87,7 @@ impl Serving {
             fresh.push(plans.site.open(members + fresh.len())?);
         }
         let (near, far) = UnixStream::pair().map_err(HandOverError::Spawn)?;
-        let mut child = spawn(command, fresh, &far)?;
+        let mut child = spawn(plans.site.address, command, fresh, &far)?;
         drop(far);
         let ready = wait_for(near, patience);
         if ready.is_err() {
@@ -154,6 +155,7 @@ impl Serving {
 
 /// Starts the child with the listeners and its end of the pair as descriptors from 3 on.
 fn spawn(
+    address: SocketAddr,
     mut command: Command,
     fresh: &[Listener],
     ready: &UnixStream,
@@ -170,7 +172,7 @@ fn spawn(
         // SAFETY: the kernel has just opened it for us alone.
         Ok(unsafe { OwnedFd::from_raw_fd(copy) })
     };
-    let here = |error| HandOverError::from(GroupError::call(error, ([0; 4], 0).into(), 0));
+    let here = |error| HandOverError::from(GroupError::call(error, address, 0));
     let copies = given
         .iter()
         .map(|fd| copy(*fd, last))

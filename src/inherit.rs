@@ -43,13 +43,11 @@ impl Group {
         }
         let count = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok());
         let count = count.ok_or(GroupError::Environment)?;
+        let no_listener = |descriptor, error| GroupError::NotAListener { descriptor, error };
         let end = FIRST.checked_add(count).ok_or(GroupError::Environment)?;
         for fd in FIRST..end {
             // Before anything is made of a number that may be nonsense.
-            keep(fd).map_err(|error| GroupError::NotAListener {
-                descriptor: fd,
-                error,
-            })?;
+            keep(fd).map_err(|error| no_listener(fd, error))?;
         }
         let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
         let mut names: Vec<String> = names.split(':').map(String::from).collect();
@@ -57,20 +55,14 @@ impl Group {
         let given = || (FIRST..end).zip(&names);
         let listeners = given().filter(|(_, name)| *name != READY);
         for (fd, _) in listeners.clone() {
-            check_listener(fd).map_err(|error| GroupError::NotAListener {
-                descriptor: fd,
-                error,
-            })?;
+            check_listener(fd).map_err(|error| no_listener(fd, error))?;
         }
         let alone = listeners.clone().all(|(_, name)| name == NAME);
         for (fd, _) in given().filter(|(_, name)| *name == READY) {
             // What a predecessor passes is a UNIX stream.
             let error = Error::new(Call::GetSockOpt, libc::EINVAL);
             if option(fd, libc::SO_TYPE) != Ok(SOCK_STREAM) || is_internet(fd) {
-                return Err(GroupError::NotAListener {
-                    descriptor: fd,
-                    error,
-                });
+                return Err(no_listener(fd, error));
             }
         }
         let mut ready = given().find(|(_, name)| *name == READY).map(|(fd, _)| {

@@ -16,7 +16,7 @@ use crate::protocol::{Tcp, Udp};
 use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET};
 
 /// How to make a [`Listener`] or a [`Datagram`]. Left alone, it makes the calls of their `bind`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Options<'a, P = Tcp> {
     backlog: c_int,
@@ -26,12 +26,22 @@ pub struct Options<'a, P = Tcp> {
     nonblocking: bool,
     #[cfg(linux_kernel)]
     incoming_cpu: Option<c_int>,
-    before_bind: Option<Hook<'a>>,
+    before_bind: Option<Unshown<Hook<'a>>>,
     protocol: PhantomData<P>,
 }
 
 /// Called with the new descriptor between `socket` and `bind`.
 type Hook<'a> = &'a (dyn Fn(c_int) -> Result<(), Error> + 'a);
+
+/// Of what has no form that could be shown, only that it is there.
+#[derive(Clone, Copy)]
+pub(crate) struct Unshown<T>(pub(crate) T);
+
+impl<T> fmt::Debug for Unshown<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("..")
+    }
+}
 
 impl Listener {
     /// The general case of [`bind`](Listener::bind).
@@ -172,7 +182,7 @@ impl<'a, P> Options<'a, P> {
     /// # Ok::<(), reuseport::Error>(())
     /// ```
     pub const fn before_bind(mut self, hook: Hook<'a>) -> Options<'a, P> {
-        self.before_bind = Some(hook);
+        self.before_bind = Some(Unshown(hook));
         self
     }
 
@@ -208,7 +218,7 @@ impl<'a, P> Options<'a, P> {
         if let Some(cpu) = self.incoming_cpu {
             server.set_option(SOL_SOCKET, linux::SO_INCOMING_CPU, cpu)?;
         }
-        if let Some(hook) = self.before_bind {
+        if let Some(Unshown(hook)) = self.before_bind {
             hook(server.raw())?;
         }
         Ok(server)
@@ -241,23 +251,5 @@ impl Descriptor {
         let (value, length) = ((&raw const value).cast(), socklen::<c_int>());
         // SAFETY: `value` is readable for `length` bytes, and the kernel reads no more.
         unsafe { sys::setsockopt(self.raw(), level, name, value, length) }
-    }
-}
-
-impl<P> fmt::Debug for Options<'_, P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("Options");
-        shown
-            .field("backlog", &self.backlog)
-            .field("reuse_port", &self.reuse_port);
-        shown
-            .field("reuse_address", &self.reuse_address)
-            .field("only_v6", &self.only_v6);
-        shown.field("nonblocking", &self.nonblocking);
-        #[cfg(linux_kernel)]
-        shown.field("incoming_cpu", &self.incoming_cpu);
-        shown
-            .field("before_bind", &self.before_bind.is_some())
-            .finish()
     }
 }

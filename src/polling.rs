@@ -26,7 +26,7 @@ impl Next for Polling {
     fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
         loop {
             wait(seat.socket.raw(), &self.hung_up, self.inherited)?;
-            if let Some(connection) = seat.accept(&seat.socket)? {
+            if let Some(connection) = seat.accept()? {
                 return Ok(connection);
             }
         }

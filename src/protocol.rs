@@ -71,7 +71,7 @@ mod differences {
 
         #[doc(hidden)]
         /// How a thread of this group is to wait.
-        fn way(plans: &Plans<Self>) -> Result<Way<Self>, Error>;
+        fn way(plans: &mut Plans<Self>) -> Result<Way<Self>, Error>;
 
         #[doc(hidden)]
         /// Lets the newcomers in among those that help each other.

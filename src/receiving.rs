@@ -8,7 +8,7 @@
 
 use core::net::SocketAddr;
 #[cfg(linux_kernel)]
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::sleep;
@@ -32,6 +32,7 @@ use crate::serving::{Plans, Serving};
 use crate::{
     alone::shut_down,
     batch::Batch,
+    crew::eventfd,
     error::{Advice, Call, check},
     linux,
 };
@@ -200,14 +201,12 @@ impl Protocol for Udp {
         return (_ = socket, None).1;
     }
 
-    fn way(plans: &Plans<Udp>) -> Result<Way<Udp>, Error> {
+    fn way(plans: &mut Plans<Udp>) -> Result<Way<Udp>, Error> {
+        // Had in time: later there may be no descriptor left.
         #[cfg(linux_kernel)]
-        let dead = match plans.dead.get() {
+        let dead = match &plans.dead {
             Some(dead) => Arc::clone(dead),
-            None => Arc::clone(plans.dead.get_or_init({
-                let dead = Arc::new(no_socket()?);
-                || dead
-            })),
+            None => Arc::clone(plans.dead.insert(Arc::new(eventfd()?))),
         };
         #[cfg(linux_kernel)]
         let (hung_up, exit) = (None, Exit::Replace(Arc::clone(&dead)));
@@ -313,16 +312,6 @@ fn send(socket: &Datagram, bytes: &[u8], to: &SockAddr) -> Result<(), Error> {
             result => return result,
         }
     }
-}
-
-/// A descriptor that is no socket, had in time: later there may be none.
-#[cfg(linux_kernel)]
-fn no_socket() -> Result<OwnedFd, Error> {
-    // SAFETY: takes two integers.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    let fd = check(Call::EventFd, fd)?;
-    // SAFETY: the kernel has just opened it for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Puts a descriptor that is no socket in the place of this one, and with that closes the socket,

@@ -5,12 +5,12 @@ use core::{fmt, mem};
 #[cfg(linux_kernel)]
 use std::os::fd::OwnedFd;
 #[cfg(linux_kernel)]
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{boxed::Box, vec::Vec};
 
 use crate::acceptors::Count;
-use crate::crew::{Crew, Launch, Parked, Post, polls};
+use crate::crew::{Crew, Launch, Parked, Post};
 use crate::error::Error;
 use crate::group::{Group, GroupError, MOST_THAT_STEAL, Site, SpawnError, Steering};
 use crate::protocol::{Protocol, Tcp};
@@ -28,35 +28,33 @@ impl<P: Protocol> Group<P> {
             #[cfg(linux_kernel)]
             ring: Arc::default(),
             #[cfg(linux_kernel)]
-            dead: OnceLock::new(),
+            dead: None,
         };
+        let polls = plans.steals() || plans.site.inherited || cfg!(not(linux_kernel));
         let started = self.sockets.iter().enumerate().map(|(slot, socket)| {
-            let way = P::way(&plans)?;
-            P::descriptor(socket).set_nonblocking(plans.polls())?;
+            let way = P::way(&mut plans)?;
+            P::descriptor(socket).set_nonblocking(polls)?;
             Ok((slot, plans.park(slot, slot)?, way))
         });
-        let started = match started.collect::<Result<Vec<_>, Error>>() {
+        let started = started.collect::<Result<Vec<_>, Error>>();
+        let given_back = |error, sockets, site, ready| {
+            let group = Box::new(Group {
+                sockets,
+                site,
+                ready,
+            });
+            Err(SpawnError { error, group })
+        };
+        let started = match started {
             Ok(started) => started.into_iter().zip(self.sockets),
-            Err(error) => {
-                let group = Box::new(Group {
-                    sockets: self.sockets,
-                    site: plans.site,
-                    ready,
-                });
-                return Err(SpawnError { error, group });
-            }
+            Err(error) => return given_back(error, self.sockets, plans.site, ready),
         };
         let posts = started.map(|((slot, parked, way), socket)| parked.start(socket, way, slot));
         let posts: Vec<Post<P>> = posts.collect();
         #[cfg(linux_kernel)]
         if let Err(error) = P::enter(&plans, posts.iter().collect()) {
             let sockets = posts.into_iter().map(Post::disband).collect();
-            let group = Box::new(Group {
-                sockets,
-                site: plans.site,
-                ready,
-            });
-            return Err(SpawnError { error, group });
+            return given_back(error, sockets, plans.site, ready);
         }
         let crew = Crew {
             posts,
@@ -64,6 +62,7 @@ impl<P: Protocol> Group<P> {
             gone: Vec::new(),
         };
         plans.next_id = crew.posts.len();
+        plans.site.options.nonblocking = polls;
         let address = plans.site.address;
         if let Some(ready) = ready {
             ready.say();
@@ -98,15 +97,10 @@ pub(crate) struct Plans<P: Protocol = Tcp> {
     pub(crate) ring: Arc<Ring>,
     /// What takes the place of a datagram socket that is closed before its owner is gone.
     #[cfg(linux_kernel)]
-    pub(crate) dead: OnceLock<Arc<OwnedFd>>,
+    pub(crate) dead: Option<Arc<OwnedFd>>,
 }
 
 impl<P: Protocol> Plans<P> {
-    /// Whether the sockets must not block.
-    fn polls(&self) -> bool {
-        self.steals() || polls(self.site.inherited)
-    }
-
     pub(crate) fn steals(&self) -> bool {
         self.site.options.steal && !self.site.inherited
     }
@@ -164,25 +158,20 @@ impl<P: Protocol> Serving<P> {
         if plans.steals() && self.crew().posts.len() >= MOST_THAT_STEAL {
             return Err(GroupError::TooMany);
         }
-        let (index, slot, only) = {
-            let crew = self.crew();
-            let taken = |slot: &usize| crew.posts.iter().any(|post| post.slot == *slot);
-            let slot = (0..=crew.posts.len())
-                .find(|slot| !taken(slot))
-                .unwrap_or_default();
-            let first = crew.posts.first().filter(|_| plans.site.options.shared);
-            let index = crew.posts.len();
-            (
-                index,
-                slot,
-                first
-                    .map(|first| plans.site.share(first.socket(), index))
-                    .transpose()?,
-            )
+        let crew = self.crew();
+        let index = crew.posts.len();
+        let taken = |slot: &usize| crew.posts.iter().any(|post| post.slot == *slot);
+        let slot = (0..=index).find(|slot| !taken(slot)).unwrap_or_default();
+        let only = match crew.posts.first() {
+            Some(first) if plans.site.options.shared => {
+                Some(plans.site.share(first.socket(), index)?)
+            }
+            _ => None,
         };
+        drop(crew);
         let id = plans.next_id;
         let call = |error| GroupError::call(error, self.address, index);
-        let way = P::way(&plans).map_err(call)?;
+        let way = P::way(&mut plans).map_err(call)?;
         let parked = plans.park(id, slot).map_err(call)?;
         let socket = only.map_or_else(|| plans.site.open(index), Ok)?;
         plans.next_id += 1;
@@ -223,7 +212,7 @@ impl<P: Protocol> Serving<P> {
     pub fn join(self) -> Vec<Count> {
         let mut crew = self.crew();
         let posts = mem::take(&mut crew.posts);
-        let counts = posts.into_iter().map(Post::join);
+        let counts = posts.into_iter().map(|post| post.acceptor.join());
         crew.gone.extend(counts.collect::<Vec<_>>());
         crew.counts()
     }
@@ -294,7 +283,7 @@ pub struct Member {
 impl Member {
     fn of<P: Protocol>(post: &Post<P>) -> Member {
         Member {
-            count: post.count(),
+            count: post.acceptor.count(),
             queue: P::queue(post.socket()),
         }
     }

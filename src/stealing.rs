@@ -14,16 +14,16 @@
 //! Three system calls a connection: `epoll_wait`, `accept`, `close`.
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering::Relaxed;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::vec::Vec;
 
 use libc::{EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLEXCLUSIVE, EPOLLIN, epoll_event};
 
-use crate::acceptors::{Leave, Next, Seat};
+use crate::acceptors::{Leave, Next, Seat, add_one};
 use crate::alone::Flags;
-use crate::error::{Call, Error, check};
+use crate::crew::eventfd;
+use crate::error::{Advice, Call, Error, check};
 use crate::listener::Connection;
 
 /// What the epoll of an acceptor reports when it is to leave: no acceptor has this number.
@@ -48,13 +48,6 @@ impl Place {
         self.epoll
             .control(EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLEXCLUSIVE, id)
     }
-
-    fn forget(&self, other: &Place) {
-        // It fails where the listener was not watched.
-        _ = self
-            .epoll
-            .control(EPOLL_CTL_DEL, other.seat.socket.raw(), 0, 0);
-    }
 }
 
 impl Ring {
@@ -77,7 +70,7 @@ impl Ring {
             Ok(()) => places.extend(newcomers),
             Err(_) => places
                 .iter()
-                .for_each(|old| newcomers.iter().for_each(|new| old.forget(new))),
+                .for_each(|old| newcomers.iter().for_each(|new| old.epoll.forget(new))),
         }
         entered
     }
@@ -94,7 +87,7 @@ impl Ring {
         };
         let leaver = places.remove(at);
         for other in places.iter().chain([&leaver]) {
-            other.forget(&leaver);
+            other.epoll.forget(&leaver);
         }
     }
 
@@ -121,11 +114,7 @@ impl Epoll {
         let fd = check(Call::EpollCreate, fd)?;
         // SAFETY: the kernel has just opened it for us alone.
         let epoll = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: takes two integers.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-        let fd = check(Call::EventFd, fd)?;
-        // SAFETY: the kernel has just opened it for us alone.
-        let leave = unsafe { OwnedFd::from_raw_fd(fd) };
+        let leave = eventfd()?;
         let made = Epoll { epoll, leave };
         made.control(EPOLL_CTL_ADD, made.leave.as_raw_fd(), EPOLLIN, LEAVE)?;
         Ok(made)
@@ -137,6 +126,12 @@ impl Epoll {
         // SAFETY: `event` is readable; the kernel checks both descriptors.
         let done = unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), what, fd, &raw mut event) };
         check(Call::EpollCtl, done).map(drop)
+    }
+
+    /// No more wakes its acceptor for the listener of `other`.
+    fn forget(&self, other: &Place) {
+        // It fails where the listener was not watched.
+        _ = self.control(EPOLL_CTL_DEL, other.seat.socket.raw(), 0, 0);
     }
 
     /// Waits for one event; returns what it was registered with.
@@ -173,26 +168,31 @@ impl Next for Stealing {
                 Err(_) => continue, // a signal came
             };
             if id == seat.id as u64 {
-                match seat.accept(&seat.socket) {
+                match seat.accept() {
                     Ok(Some(connection)) => {
                         self.flags.unfilter(&connection);
                         return Ok(connection);
                     }
                     Ok(None) => {}
                     Err(Leave) => {
-                        if !seat.stop.requested() {
-                            self.ring.leave(seat.id);
-                            self.flags.close(&seat.socket);
-                        }
-                        return self.flags.last_ones(seat);
+                        // It has failed, or somebody has shut it down.
+                        self.ring.leave(seat.id);
+                        self.flags.close(&seat.socket);
+                        self.epoll.dismiss();
                     }
                 }
             } else if let Some(owner) = self.ring.find(id) {
-                // An error of a sibling's listener is the sibling's to leave for.
-                if let Ok(Some(connection)) = seat.accept(&owner.seat.socket) {
-                    owner.flags.unfilter(&connection);
-                    self.flags.stolen.fetch_add(1, Relaxed);
-                    return Ok(connection);
+                match owner.seat.socket.accept() {
+                    Ok(connection) => {
+                        owner.flags.unfilter(&connection);
+                        add_one(&seat.counters.stolen);
+                        return Ok(connection);
+                    }
+                    // Its owner is to leave for that, and may be long in its handler.
+                    Err(error) if matches!(error.advice(), Advice::Leave | Advice::Fatal) => {
+                        self.epoll.forget(&owner);
+                    }
+                    Err(error) => _ = seat.heed(error),
                 }
             }
         }

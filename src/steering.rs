@@ -4,7 +4,7 @@
 //! replaces the hash for the whole group: for each SYN or datagram it returns the *index* of a
 //! member, which is the order in which they called `listen`, or `bind` for datagrams. When a member
 //! closes, the last one moves into its place. An index that no member has falls back to the hash
-//! (5.14 and later; before it, the connection is refused).
+//! (in Linux 5.3 already; not yet in 4.9).
 //!
 //! No privilege is needed. Two traps shape the programs here. A load that fails ends a program
 //! with 0, which is an index. And the packet's bytes start *behind* the TCP or UDP header: a SYN

@@ -233,6 +233,51 @@ mod linux {
         assert!(clients[1].recv_from(&mut [0; 9]).is_err());
     }
 
+    /// Two pages, of which the second is not to be touched; and a value that ends with the first.
+    #[cfg(feature = "std")]
+    fn before_a_cliff<T>(value: T) -> &'static mut T {
+        const PAGE: usize = 4096;
+        let (how, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE);
+        let (null, kind) = (std::ptr::null_mut(), kind | libc::MAP_ANONYMOUS);
+        // SAFETY: takes no memory of ours.
+        let pages = unsafe { libc::mmap(null, 2 * PAGE, how, kind, -1, 0) };
+        assert_ne!(pages, libc::MAP_FAILED);
+        // SAFETY: the second of the two pages mapped above.
+        let cliff = unsafe { pages.byte_add(PAGE) };
+        // SAFETY: nothing is there yet.
+        assert_eq!(unsafe { libc::mprotect(cliff, PAGE, libc::PROT_NONE) }, 0);
+        // SAFETY: within the first page, and as aligned as the size of the type is.
+        let at = unsafe { cliff.byte_sub(size_of::<T>()) }.cast::<T>();
+        // SAFETY: nobody else knows the pages, which are never unmapped.
+        unsafe { at.write(value) };
+        // SAFETY: written by the line above.
+        unsafe { &mut *at }
+    }
+
+    #[test]
+    #[cfg(feature = "std")]
+    fn a_senders_name_that_has_no_room_is_not_read_beyond_it() {
+        use std::os::fd::OwnedFd;
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::{SocketAddr, UnixDatagram};
+        // Any socket may be made a `Datagram`: here one whose peers have long names.
+        let named = |byte: u8| {
+            let name = [[byte; 80].as_slice(), &std::process::id().to_ne_bytes()].concat();
+            let address = SocketAddr::from_abstract_name(name).unwrap();
+            (UnixDatagram::bind_addr(&address).unwrap(), address)
+        };
+        let ((server, address), (client, _)) = (named(b's'), named(b'c'));
+        client.send_to_addr(b"x", &address).unwrap();
+        let server = Datagram::from(OwnedFd::from(server));
+        let batch = before_a_cliff(Batch::<1>::new(Box::leak(Box::new([0; 16]))));
+        assert_eq!(batch.receive(&server), Ok(1));
+        batch
+            .messages(&server)
+            .for_each(|message| message.answer(1));
+        let nobody = Error::new(Call::SendMmsg, libc::ECONNREFUSED);
+        assert_eq!(batch.send_answers(&server), Err(nobody));
+    }
+
     #[test]
     fn a_batch_without_room_still_ends() {
         let (server, client) = two();

@@ -101,9 +101,9 @@ const ROWS: &[Row] = rows! {
     sets_nonblocking: Ioctl "E";
     talks: Send "E" Recv ".E";
     spawns_acceptors: Ioctl "EEE" PthreadCreate "EEE";
-    binds_a_group(Group::options()): Socket "EEE" SetSockOpt "EEoEEEEEEE" Bind ".EE" Listen "EEE"
+    binds_a_group(Group::options()): Socket "EEE" SetSockOpt "EEooEEEEEEE" Bind ".EE" Listen "EEE"
         GetSockName "E" Fstat "o" SchedGetAffinity "o";
-    binds_a_group(Group::options().steering(Steering::Cpu)): SetSockOpt "EEoEEEEEEEE"
+    binds_a_group(Group::options().steering(Steering::Cpu)): SetSockOpt "EEooEEEEEEEE"
         SchedGetAffinity "E";
     binds_a_group(Group::options().shared(true)): Socket "E" SetSockOpt "E" Bind "E" Listen "E"
         Fcntl "EE";
@@ -128,9 +128,9 @@ const ROWS: &[Row] = rows! {
     retires([0, 2]): SetSockOpt "EFFL" GetSockOpt "oo" Shutdown "oo";
     steers(Steering::Cpu): SetSockOpt "E";
     steers(Steering::Hash): SetSockOpt "E";
-    binds_a_group(Group::datagram_options()): Socket "EEE" SetSockOpt "EoEEEEE" Bind "EEE"
+    binds_a_group(Group::datagram_options()): Socket "EEE" SetSockOpt "EooEEEEE" Bind "EEE"
         GetSockName "E" Fstat "o" SchedGetAffinity "o";
-    binds_a_group(Group::datagram_options().steering(Steering::Byte(0))): SetSockOpt ".......E";
+    binds_a_group(Group::datagram_options().steering(Steering::Byte(0))): SetSockOpt "........E";
     spawns_receivers: Ioctl "EEE" PthreadCreate "EEE" EventFd "E";
     adds_a_receiver: Socket "E" SetSockOpt "EE" Bind "E" PthreadCreate "E";
     retires_receivers([1]): SetSockOpt "ooL" Connect "o" Shutdown "o" Dup "o";

@@ -40,6 +40,64 @@ fn port_0_is_resolved_once_and_a_second_group_is_refused() {
     Group::bind(address, 3).unwrap();
 }
 
+/// Runs `act` in a thread to which the kernel denies what Linux before 5.3 did not know.
+fn where_no_program_is_detached<T: Send>(act: impl FnOnce() -> T + Send) -> T {
+    let step = |code: u32, skipped, k| libc::sock_filter {
+        code: code.try_into().unwrap(),
+        jt: 0,
+        jf: skipped,
+        k,
+    };
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let (end, little) = (libc::BPF_RET | libc::BPF_K, cfg!(target_endian = "little"));
+    let number = |n: i32| u32::try_from(n).unwrap();
+    let denied = libc::SECCOMP_RET_ERRNO | number(libc::ENOPROTOOPT);
+    // struct seccomp_data: the call's number, and the low half of its third argument.
+    let mut rules = [
+        step(load, 0, 0),
+        step(equal, 3, libc::SYS_setsockopt.try_into().unwrap()),
+        step(load, 0, 16 + 2 * 8 + if little { 0 } else { 4 }),
+        step(equal, 1, number(libc::SO_DETACH_REUSEPORT_BPF)),
+        step(end, 0, denied),
+        step(end, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let filter = libc::sock_fprog {
+        len: rules.len().try_into().unwrap(),
+        filter: rules.as_mut_ptr(),
+    };
+    let filter = &raw const filter as usize;
+    let in_a_thread = move || {
+        // SAFETY: takes integers.
+        let done = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        assert_eq!(done, 0);
+        // SAFETY: the filter and its rules are readable until this thread is joined.
+        let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, 2, filter) };
+        assert_eq!(done, 0);
+        act()
+    };
+    thread::scope(|scope| scope.spawn(in_a_thread).join().unwrap())
+}
+
+#[test]
+fn an_older_kernel_still_has_groups() {
+    for members in [1, 3] {
+        let group = || Group::bind(ANY_PORT, members);
+        let group = where_no_program_is_detached(group).unwrap();
+        let refused = Group::bind(group.local_addr(), members).unwrap_err();
+        assert!(in_use(&refused), "{refused}");
+        let serving = group.spawn(|_, _| {}).unwrap();
+        for _ in 0..100 * (members - 1) {
+            visit(serving.local_addr());
+        }
+        // One of three has none of 200 with a chance of 3 * (2/3)^200 < 1e-34.
+        let counts = serving.tally();
+        assert!(members == 1 || counts.iter().all(|count| count.accepted > 0));
+        let datagrams = || Group::bind_datagrams(ANY_PORT, members);
+        where_no_program_is_detached(datagrams).unwrap();
+    }
+}
+
 #[test]
 fn every_member_gets_connections() {
     let group = Group::bind(ANY_PORT, 4).unwrap();

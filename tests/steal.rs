@@ -6,16 +6,18 @@ mod load;
 mod support;
 
 use core::ffi::c_int;
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock, mpsc};
 use std::thread;
 
 use load::{Load, answer, churn};
 use reuseport::steering::Instruction;
-use reuseport::{Group, GroupError, GroupOptions, Serving, sys};
+use reuseport::{Call, Error, Group, GroupError, GroupOptions, Serving, sys};
 use support::{BOUND, Server, connect_from, run, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -253,6 +255,122 @@ fn members_that_steal_come_and_go_and_nothing_is_lost() {
     assert_eq!(counts.len(), 4 + took.len());
     let accepted: usize = counts.iter().map(|count| count.accepted).sum();
     assert!(accepted >= report.made, "{counts:?}");
+}
+
+/// Has every acceptor serve once, and leaves acceptor 0 standing at its own gate, which is held.
+struct Apart {
+    serving: Serving,
+    address: SocketAddr,
+    /// By which others may shut the listeners down.
+    outside: Vec<OwnedFd>,
+    threads: Arc<Mutex<BTreeMap<usize, i32>>>,
+}
+
+fn apart(gate: &Arc<RwLock<()>>, busy: usize) -> Apart {
+    let group = steal().bind(ANY_PORT, 3).unwrap();
+    let address = group.local_addr();
+    let to_the_busy = Instruction {
+        code: 0x06,
+        k: busy.try_into().unwrap(),
+        ..Instruction::default()
+    };
+    group.listeners()[0].steer(&[to_the_busy]).unwrap();
+    let outside = group.listeners().iter().map(|listener| {
+        let listener = listener.as_fd().try_clone_to_owned();
+        listener.unwrap()
+    });
+    let outside = outside.collect();
+    let others = Arc::<RwLock<()>>::default();
+    let threads = Arc::<Mutex<BTreeMap<_, _>>>::default();
+    let (gate, passed, seen) = (Arc::clone(gate), Arc::clone(&others), Arc::clone(&threads));
+    let serving = group.spawn(move |acceptor, connection| {
+        // SAFETY: takes nothing, and always succeeds.
+        let thread = unsafe { libc::gettid() };
+        seen.lock().unwrap().insert(acceptor, thread);
+        drop(if acceptor == busy { &gate } else { &passed }.read());
+        _ = connection.send(b"x");
+    });
+    let closed = others.write().unwrap();
+    for served in 1..=3 {
+        let _held = TcpStream::connect(address).unwrap();
+        wait_until("one more has one", || {
+            threads.lock().unwrap().len() == served
+        });
+    }
+    drop(closed);
+    Apart {
+        serving: serving.unwrap(),
+        address,
+        outside,
+        threads,
+    }
+}
+
+/// Whether a thread of this process sleeps.
+fn sleeps(thread: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.starts_with('S')
+}
+
+fn shut_down(listener: &OwnedFd) {
+    // SAFETY: the descriptor is open.
+    unsafe { sys::shutdown(listener.as_raw_fd(), sys::SHUT_RD) }.unwrap();
+}
+
+#[test]
+fn a_failed_listener_is_its_owners_affair() {
+    let gate = Arc::<RwLock<()>>::default();
+    let closed = gate.write().unwrap();
+    let group = apart(&gate, 0);
+    shut_down(&group.outside[0]);
+    let threads = group.threads.lock().unwrap().clone();
+    wait_until("its siblings sleep, though it stands open", || {
+        sleeps(threads[&1]) && sleeps(threads[&2])
+    });
+    drop(closed);
+    wait_until("it has left", || !group.serving.tally()[0].running);
+    assert_eq!(visit(group.address), "x");
+    let failed = group
+        .serving
+        .stop(BOUND)
+        .into_iter()
+        .map(|count| count.failed);
+    let gone = Error::new(Call::Accept, libc::EINVAL);
+    assert_eq!(failed.collect::<Vec<_>>(), [Some(gone), None, None]);
+}
+
+#[test]
+fn what_is_stolen_while_the_end_is_awaited_counts() {
+    let gate = Arc::<RwLock<()>>::default();
+    let closed = gate.write().unwrap();
+    let group = apart(&gate, 1);
+    let (tell, told) = mpsc::channel();
+    let serving = group.serving;
+    let joining = thread::spawn(move || {
+        // SAFETY: takes nothing, and always succeeds.
+        tell.send(unsafe { libc::gettid() }).unwrap();
+        serving.join()
+    });
+    let thread = told.recv().unwrap();
+    wait_until("the end is awaited", || sleeps(thread));
+    for _ in 0..20 {
+        assert_eq!(visit(group.address), "x");
+    }
+    drop(closed);
+    group.outside.iter().for_each(shut_down);
+    let counts = joining.join().unwrap();
+    // Acceptor 1 was at the gate, with the one that came first.
+    let stolen: usize = counts.iter().map(|count| count.stolen).sum();
+    assert_eq!((counts[1].accepted, stolen), (1, 22), "{counts:?}");
+}
+
+#[test]
+fn until_they_are_served_the_listeners_block_as_any_do() {
+    for listener in steal().bind(ANY_PORT, 2).unwrap().into_listeners() {
+        // SAFETY: the command takes nothing; the descriptor is open.
+        let flags = unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_GETFL) };
+        assert_eq!(flags & libc::O_NONBLOCK, 0);
+    }
 }
 
 #[test]

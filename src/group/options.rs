@@ -1,20 +1,18 @@
 //! [`GroupOptions`]: how to make a group, and what that means on which kernel.
 
 use core::ffi::c_int;
-use core::fmt;
 use core::marker::PhantomData;
 use core::net::SocketAddr;
 use core::time::Duration;
 use std::sync::Arc;
 
 use super::{Group, GroupError, Steering};
-use crate::crew::polls;
 use crate::error::Error;
-use crate::options::Options;
+use crate::options::{Options, Unshown};
 use crate::protocol::{First, Protocol, Tcp, Udp};
 
 /// How to make a [`Group`].
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use]
 #[allow(clippy::struct_excessive_bools)] // each is a switch of its own
 pub struct GroupOptions<P = Tcp> {
@@ -23,9 +21,11 @@ pub struct GroupOptions<P = Tcp> {
     pub(crate) steering: Steering,
     pub(crate) pin: bool,
     pub(crate) steal: bool,
+    /// Its threads poll: further members must not block.
+    pub(crate) nonblocking: bool,
     backlog: Option<c_int>,
     only_v6: Option<bool>,
-    before_bind: Option<Arc<Hook>>,
+    before_bind: Option<Unshown<Arc<Hook>>>,
     pub(crate) grace: Duration,
     pub(crate) batch: bool,
     pub(crate) room: usize,
@@ -42,6 +42,7 @@ impl<P> Default for GroupOptions<P> {
             steering: Steering::Hash,
             pin: false,
             steal: false,
+            nonblocking: false,
             backlog: None,
             only_v6: None,
             before_bind: None,
@@ -141,7 +142,7 @@ impl<P: Protocol> GroupOptions<P> {
     where
         F: Fn(c_int) -> Result<(), Error> + Send + Sync + 'static,
     {
-        self.before_bind = Some(Arc::new(hook));
+        self.before_bind = Some(Unshown(Arc::new(hook)));
         self
     }
 
@@ -198,12 +199,12 @@ impl<P: Protocol> GroupOptions<P> {
 
     /// What the calls of each member are made with.
     pub(crate) fn of_a_member(&self) -> Options<'_, P> {
-        let mut options = Options::new().nonblocking(self.steal || polls(false));
+        let mut options = Options::new().nonblocking(self.nonblocking);
         if let Some(on) = self.only_v6 {
             options = options.only_v6(on);
         }
         match &self.before_bind {
-            Some(hook) => options.before_bind(&**hook),
+            Some(Unshown(hook)) => options.before_bind(&**hook),
             None => options,
         }
     }
@@ -231,25 +232,6 @@ fn plan<P: Protocol>(
         _ if options.join => Ok(First::Joins),
         1 if options.shared || !balances => Ok(First::Alone),
         _ => Ok(First::Claims),
-    }
-}
-
-impl<P> fmt::Debug for GroupOptions<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("GroupOptions");
-        shown
-            .field("join", &self.join)
-            .field("shared", &self.shared);
-        shown
-            .field("steering", &self.steering)
-            .field("pin", &self.pin);
-        shown.field("steal", &self.steal);
-        shown
-            .field("backlog", &self.backlog)
-            .field("only_v6", &self.only_v6);
-        shown.field("before_bind", &self.before_bind.is_some());
-        shown.field("batch", &self.batch).field("room", &self.room);
-        shown.field("grace", &self.grace).finish()
     }
 }
 

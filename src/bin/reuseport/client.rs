@@ -45,13 +45,19 @@ impl Client {
     }
 
     fn connect(&self) -> io::Result<TcpStream> {
+        self.first(|address| {
+            let stream = TcpStream::connect_timeout(address, self.timeout)?;
+            stream.set_read_timeout(Some(self.timeout))?;
+            Ok(stream)
+        })
+    }
+
+    /// What `open` makes of the first address that lets it.
+    fn first<T>(&self, open: impl Fn(&SocketAddr) -> io::Result<T>) -> io::Result<T> {
         let mut failed = ErrorKind::AddrNotAvailable.into();
         for address in &self.addresses {
-            match TcpStream::connect_timeout(address, self.timeout) {
-                Ok(stream) => {
-                    stream.set_read_timeout(Some(self.timeout))?;
-                    return Ok(stream);
-                }
+            match open(address) {
+                Ok(opened) => return Ok(opened),
                 Err(error) => failed = error,
             }
         }
@@ -82,22 +88,16 @@ impl Client {
     }
 
     fn connect_datagrams(&self) -> io::Result<UdpSocket> {
-        let mut failed = ErrorKind::AddrNotAvailable.into();
-        for address in &self.addresses {
+        self.first(|address| {
             let any = match address {
                 SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
                 SocketAddr::V6(_) => SocketAddr::from(([0_u16; 8], 0)),
             };
-            match UdpSocket::bind(any).and_then(|socket| {
-                socket.connect(address)?;
-                socket.set_read_timeout(Some(self.timeout))?;
-                Ok(socket)
-            }) {
-                Ok(socket) => return Ok(socket),
-                Err(error) => failed = error,
-            }
-        }
-        Err(failed)
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(address)?;
+            socket.set_read_timeout(Some(self.timeout))?;
+            Ok(socket)
+        })
     }
 
     fn describe(&self, call: Call, error: &io::Error) -> String {

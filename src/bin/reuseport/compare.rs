@@ -22,7 +22,7 @@ use crate::slow::Slow;
 use report::{Report, Round, Row};
 use ways::{BASE, Server, WAYS, Way};
 
-const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 Compares the ways to accept: each is a server of its own, and all have the same load in turn
 
 Usage: reuseport compare [OPTIONS]
@@ -68,10 +68,6 @@ The columns, each the median of the rounds:
 ";
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
-    if args.flag("--help") || args.flag("-h") {
-        print(HELP);
-        return Ok(());
-    }
     let acceptors = args.number("--acceptors", 1, 128, 4)?;
     let slow = Slow::option(&mut args)?;
     // How this program starts its servers.
@@ -108,7 +104,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
     let mut rows: Vec<_> = here.iter().map(|way| Row::new(way.name)).collect();
     let ways = rows.len();
-    let measured = (0..rounds * ways).try_for_each(|turn| {
+    let measured: Result<(), Failure> = (0..rounds * ways).try_for_each(|turn| {
         let round = turn / ways;
         let at = (round + turn) % ways; // so that each is the first now and then
         let (server, row) = (&mut servers[at], &mut rows[at]);

@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::histogram::Histogram;
 use crate::output::{print, progress};
 
-const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 Connects, reads until the server closes, and counts; exits 1 if any connection failed
 
 Usage: reuseport connect [OPTIONS]
@@ -37,10 +37,6 @@ struct Seen {
 }
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
-    if args.flag("--help") || args.flag("-h") {
-        print(HELP);
-        return Ok(());
-    }
     let connections = args.number("--connections", 1, 1_000_000_000, 10)?;
     let concurrency = args.number("--concurrency", 1, 10_000, 1)?.min(connections);
     let udp = args.flag("--udp");
@@ -97,7 +93,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             }
         }
         progress("");
-        Ok(())
+        Ok::<_, Failure>(())
     })?;
     all.tell(what, connections, begun.elapsed(), &server)
 }

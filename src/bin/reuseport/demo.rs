@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::output::{print, ratio, tally};
 use crate::{Failure, serve};
 
-const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 Starts acceptors, connects to them, and shows which of them the kernel chose
 
 Usage: reuseport [demo] [OPTIONS]
@@ -22,10 +22,6 @@ Usage: reuseport [demo] [OPTIONS]
 ";
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
-    if args.flag("--help") || args.flag("-h") {
-        print(HELP);
-        return Ok(());
-    }
     let udp = args.flag("--udp");
     let acceptors = args.number("--acceptors", 1, 1024, 3)?;
     let connections = args.number("--connections", 1, 10_000_000, 10)?;
@@ -37,12 +33,11 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         let serving = group.spawn(|receiver, message| {
             print(&format!("receiver {receiver}\n"));
             message.answer(0);
-        });
-        let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
+        })?;
         show(serving, "receiver", connections, Client::ask)
     } else {
         let group = serve::bind(&Group::options(), &addresses, acceptors)?;
-        let serving = serve::spawn(group, |acceptor| print(&format!("acceptor {acceptor}\n")))?;
+        let serving = group.spawn(|acceptor, _| print(&format!("acceptor {acceptor}\n")))?;
         show(serving, "acceptor", connections, Client::visit)
     }
 }

@@ -7,7 +7,7 @@ use crate::args::Args;
 use crate::claims::{CLAIMS, Claim, Seen, Snag};
 use crate::output::print;
 
-const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 Tries what the guide says of SO_REUSEPORT on this kernel; exits 1 if a claim does not hold
 
 Usage: reuseport explain [OPTIONS]
@@ -30,10 +30,6 @@ struct Sum {
 }
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
-    if args.flag("--help") || args.flag("-h") {
-        print(HELP);
-        return Ok(());
-    }
     let one = args.value("--claim", "the name of a claim (see --list)", |value| {
         CLAIMS.iter().find(|claim| name(claim) == value)
     })?;

@@ -16,8 +16,10 @@ mod slow;
 
 use std::process::ExitCode;
 
+use reuseport::{GroupError, Protocol, SpawnError};
+
 use args::Args;
-use output::{print, report};
+use output::{explain, print, report};
 
 /// Why a command did not do what it was told.
 enum Failure {
@@ -25,6 +27,18 @@ enum Failure {
     Usage(String),
     /// It could not: exit 1.
     Failed(String),
+}
+
+impl From<GroupError> for Failure {
+    fn from(error: GroupError) -> Failure {
+        Failure::Failed(explain(&error))
+    }
+}
+
+impl<P: Protocol> From<SpawnError<P>> for Failure {
+    fn from(error: SpawnError<P>) -> Failure {
+        Failure::Failed(error.to_string())
+    }
 }
 
 const HELP: &str = "\
@@ -41,36 +55,52 @@ Usage: reuseport [COMMAND] [OPTIONS]
 `reuseport COMMAND --help` lists the options of each. `reuseport --version`.
 ";
 
-const COMMANDS: [&str; 5] = ["demo", "serve", "connect", "compare", "explain"];
+type Run = fn(Args) -> Result<(), Failure>;
+
+/// Each by its name, with how to use it.
+const COMMANDS: [(&str, &str, Run); 5] = [
+    ("demo", demo::HELP, demo::run),
+    ("serve", serve::HELP, serve::run),
+    ("connect", connect::HELP, connect::run),
+    ("compare", compare::HELP, compare::run),
+    ("explain", explain::HELP, explain::run),
+];
+
+fn command(name: &str) -> Option<(&'static str, Run)> {
+    let found = COMMANDS.into_iter().find(|command| command.0 == name);
+    found.map(|(_, help, run)| (help, run))
+}
+
+/// Does what the command of this name does, or tells how to use it.
+fn run(name: Option<&str>, mut args: Args) -> Result<(), Failure> {
+    let (help, run): (_, Run) = if let Some(name) = name {
+        let unknown = || {
+            let they = "they are demo, serve, connect, compare and explain";
+            Failure::Usage(format!("there is no command \"{name}\"; {they}"))
+        };
+        command(name).ok_or_else(unknown)?
+    } else {
+        let names = COMMANDS.map(|command| command.0);
+        args.unwanted(&names, "a command stands before its options");
+        (HELP, demo::run)
+    };
+    if args.flag("--help") || args.flag("-h") {
+        print(help);
+    } else if name.is_none() && (args.flag("--version") || args.flag("-V")) {
+        print(concat!("reuseport ", env!("CARGO_PKG_VERSION"), "\n"));
+    } else {
+        run(args)?;
+    }
+    Ok(())
+}
 
 fn main() -> ExitCode {
     let mut args = Args::from_env();
     let name = args.command();
-    if name.is_none() {
-        args.unwanted(&COMMANDS, "a command stands before its options");
-    }
-    let result = match name.as_deref() {
-        None if args.flag("--help") || args.flag("-h") => {
-            print(HELP);
-            Ok(())
-        }
-        None if args.flag("--version") || args.flag("-V") => {
-            print(concat!("reuseport ", env!("CARGO_PKG_VERSION"), "\n"));
-            Ok(())
-        }
-        None | Some("demo") => demo::run(args),
-        Some("serve") => serve::run(args),
-        Some("connect") => connect::run(args),
-        Some("compare") => compare::run(args),
-        Some("explain") => explain::run(args),
-        Some(other) => Err(Failure::Usage(format!(
-            "there is no command \"{other}\"; they are demo, serve, connect, compare and explain"
-        ))),
-    };
-    match result {
+    match run(name.as_deref(), args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(line)) => {
-            let known = name.filter(|name| COMMANDS.contains(&name.as_str()));
+            let known = name.filter(|name| command(name).is_some());
             let of = known.map_or(String::new(), |name| format!("{name} "));
             report(&format!("{line} (see: reuseport {of}--help)"));
             ExitCode::from(2)

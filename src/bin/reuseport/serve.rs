@@ -6,7 +6,7 @@ use core::time::Duration;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::{env, process};
-#[cfg(any(target_os = "linux", target_os = "android"))]
+#[cfg(linux_kernel)]
 use std::{path::Path, process::Command};
 
 use reuseport::{Group, GroupOptions, Protocol, Serving, Steering};
@@ -17,7 +17,7 @@ use crate::output::{explain, print, report, report_lines, tally};
 use crate::signals::{Caught, Signals};
 use crate::slow::Slow;
 
-const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 Accepts and closes, and prints `acceptor N` on stdout for every connection
 
 Usage: reuseport serve [OPTIONS]
@@ -107,10 +107,6 @@ fn steering(value: &str) -> Option<Steering> {
 }
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
-    if args.flag("--help") || args.flag("-h") {
-        print(HELP);
-        return Ok(());
-    }
     if args.flag("--udp") {
         return run_udp(args);
     }
@@ -129,7 +125,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         wanted.join || wanted.shared || wanted.steering.is_some() || backlog.is_some();
 
     // Taken at the start: the file may have been replaced since, by what is to come next.
-    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[cfg(linux_kernel)]
     let program = env::current_exe().map_err(|error| Failure::Failed(error.to_string()))?;
     // Before the first thread, which inherits it.
     let signals = Signals::hold();
@@ -140,16 +136,15 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             return Err(Failure::Usage(line.to_owned()));
         }
         Some(group) if group.listeners().len() == 1 && group.is_inherited() => {
-            let group = group.with(options).share_among(wanted.acceptors);
-            group.map_err(|error| Failure::Failed(explain(&error)))?
+            group.with(options).share_among(wanted.acceptors)?
         }
         Some(group) => group.with(options),
         None => bind(&options, &wanted.addresses, wanted.acceptors)?,
     };
     let grace = wanted.grace;
-    let serving = spawn(group, move |acceptor| wanted.handle("acceptor", acceptor))?;
+    let serving = group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))?;
     work(serving, "acceptor", &signals, grace, |serving| {
-        #[cfg(any(target_os = "linux", target_os = "android"))]
+        #[cfg(linux_kernel)]
         match serving.hand_over(successor(&program), PATIENCE) {
             Ok(child) => {
                 notify(&format!("MAINPID={}", child.id()));
@@ -164,7 +159,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             }
             Err(error) => report(&format!("not handed over: {error}")),
         }
-        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        #[cfg(not(linux_kernel))]
         report("this kernel cannot hand a port over");
         _ = serving;
         false
@@ -192,8 +187,7 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
             let len = message.bytes().len();
             message.answer(len);
         }
-    });
-    let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
+    })?;
     work(serving, "receiver", &signals, grace, |_| {
         report("datagram sockets are not handed over");
         false
@@ -241,11 +235,11 @@ fn work<P: Protocol>(
 }
 
 /// How long a successor may take to start.
-#[cfg(any(target_os = "linux", target_os = "android"))]
+#[cfg(linux_kernel)]
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// This program again, as it was called.
-#[cfg(any(target_os = "linux", target_os = "android"))]
+#[cfg(linux_kernel)]
 fn successor(program: &Path) -> Command {
     let mut command = Command::new(program);
     command
@@ -256,7 +250,7 @@ fn successor(program: &Path) -> Command {
 
 /// The group that systemd or a predecessor has passed.
 fn inherited() -> Result<Option<Group>, Failure> {
-    let mut groups = Group::from_env().map_err(|error| Failure::Failed(explain(&error)))?;
+    let mut groups = Group::from_env()?;
     match groups.len() {
         0 | 1 => Ok(groups.pop()),
         _ => Err(Failure::Failed(
@@ -293,12 +287,4 @@ pub(crate) fn bind<P: Protocol>(
         }
     }
     Err(Failure::Failed(failures.join("; ")))
-}
-
-pub(crate) fn spawn(
-    group: Group,
-    each: impl Fn(usize) + Send + Sync + 'static,
-) -> Result<Serving, Failure> {
-    let spawned = group.spawn(move |acceptor, _| each(acceptor));
-    spawned.map_err(|failure| Failure::Failed(failure.to_string()))
 }

@@ -60,8 +60,8 @@ impl Signals {
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const ending, null_mut()) };
     }
 
-    #[cfg(any(target_os = "linux", target_os = "android"))]
     /// Takes a signal that says to end and has come meanwhile, for whoever it concerns now.
+    #[cfg(linux_kernel)]
     pub(crate) fn pending_end(&self) -> Option<i32> {
         let mut pending = self.0;
         // SAFETY: `pending` is writable; sigpending initialises it.

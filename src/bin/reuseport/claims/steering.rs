@@ -56,7 +56,7 @@ pub(super) fn a_failing_load_is_index_0(counter: bool) -> Tried {
 }
 
 pub(super) fn an_index_out_of_range_is_the_hash(counter: bool) -> Tried {
-    since(5, 14)?;
+    since(5, 3)?;
     let index = if counter { 1 } else { 99 };
     let counts = chosen_by(&always(index))?;
     seen(

@@ -24,7 +24,7 @@ pub(crate) struct Way {
     start: Start,
 }
 
-const LINUX: bool = cfg!(any(target_os = "linux", target_os = "android"));
+const LINUX: bool = cfg!(linux_kernel);
 
 pub(crate) const WAYS: [Way; 13] = [
     way("single", true, single),
@@ -123,7 +123,7 @@ const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
 /// Acceptors, each of which handles what it accepts.
 fn group(options: &GroupOptions, n: usize, slow: Option<Slow>) -> Result<Running, Failure> {
     let group = serve::bind(options, &[ANY_PORT], n)?;
-    let serving = serve::spawn(group, move |_| handle(slow.as_ref()))?;
+    let serving = group.spawn(move |_, _| handle(slow.as_ref()))?;
     let accepted = |count: &Count| count.accepted;
     Ok(Running {
         address: serving.local_addr(),
@@ -142,8 +142,7 @@ fn receivers(
         handle(slow.as_ref());
         let len = message.bytes().len();
         message.answer(len);
-    });
-    let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
+    })?;
     let accepted = |count: &Count| count.accepted;
     Ok(Running {
         address: serving.local_addr(),
@@ -169,8 +168,7 @@ fn single(workers: usize, slow: Option<Slow>) -> Result<Running, Failure> {
         spawned.map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
     }
     let group = serve::bind(&Group::options(), &[ANY_PORT], 1)?;
-    let serving = group.spawn(move |_, connection| _ = hand.send(connection));
-    let serving = serving.map_err(|failure| Failure::Failed(failure.to_string()))?;
+    let serving = group.spawn(move |_, connection| _ = hand.send(connection))?;
     Ok(Running {
         address: serving.local_addr(),
         handled: Box::new(move || {
