@@ -257,7 +257,7 @@ fn members_that_steal_come_and_go_and_nothing_is_lost() {
     assert!(accepted >= report.made, "{counts:?}");
 }
 
-/// Has every acceptor serve once, and leaves acceptor 0 standing at its own gate, which is held.
+/// Three acceptors, of which one stands at its own gate.
 struct Apart {
     serving: Serving,
     address: SocketAddr,
@@ -266,6 +266,7 @@ struct Apart {
     threads: Arc<Mutex<BTreeMap<usize, i32>>>,
 }
 
+/// Has each of them serve once. `busy` is left at `gate`, which is held.
 fn apart(gate: &Arc<RwLock<()>>, busy: usize) -> Apart {
     let group = steal().bind(ANY_PORT, 3).unwrap();
     let address = group.local_addr();
