@@ -166,6 +166,10 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
         (&["connect", "--connections", "-5"], "--connections needs"),
         (&["connect", "--hold", "long"], "--hold needs"),
         (
+            &["connect", "--hold=1", "--hold=2"],
+            "unexpected argument \"--hold=2\": it was given before",
+        ),
+        (
             &["demo", "--backlog", "1"],
             "unexpected argument \"--backlog\"",
         ),

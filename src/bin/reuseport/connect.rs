@@ -40,9 +40,8 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let connections = args.number("--connections", 1, 1_000_000_000, 10)?;
     let concurrency = args.number("--concurrency", 1, 10_000, 1)?.min(connections);
     let udp = args.flag("--udp");
-    args.unwanted(&["--hold"], "of datagrams there is nothing to hold");
-    // Of datagrams there is nothing to hold.
     let hold = if udp {
+        args.unwanted(&["--hold"], "of datagrams there is nothing to hold");
         0
     } else {
         args.number("--hold", 0, 86_400_000, 0)?
