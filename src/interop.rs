@@ -5,9 +5,9 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::datagram::Datagram;
 use crate::error::Error;
 use crate::listener::{Connection, Descriptor, Listener};
+use crate::socket::udp::Datagram;
 
 /// Keeps the errno; the call's name is lost, as everywhere in [`io::Error`].
 impl From<Error> for io::Error {

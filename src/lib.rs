@@ -67,77 +67,53 @@
 #[cfg(feature = "std")]
 extern crate std;
 
-#[cfg(feature = "std")]
-mod accepting;
+// The C program.
 #[cfg(feature = "std")]
 mod acceptors;
 mod address;
-#[cfg(all(feature = "std", linux_kernel))]
-mod alone;
-#[cfg(not(accept4))]
-mod apple;
-#[cfg(feature = "std")]
-mod away;
-mod batch;
-#[cfg(feature = "std")]
-mod claim;
-#[cfg(all(feature = "std", linux_kernel))]
-mod cpus;
-#[cfg(feature = "std")]
-mod crew;
-mod datagram;
-#[cfg(all(feature = "std", linux_kernel))]
-mod diag;
-#[cfg(feature = "std")]
-mod drain;
 mod error;
+mod listener;
+pub mod sys;
+
+// Built on it: each folder imports only from those above it, and from `os`.
+mod os;
+mod socket;
+
 #[cfg(feature = "std")]
 mod group;
-pub mod guide;
-#[cfg(all(feature = "std", linux_kernel))]
-mod handover;
 #[cfg(feature = "std")]
-mod inherit;
+mod server;
+
+#[cfg(feature = "std")]
+mod restart;
+
 #[cfg(feature = "std")]
 mod interop;
-#[cfg(linux_kernel)]
-mod linux;
-mod listener;
-mod options;
-#[cfg(feature = "std")]
-mod polling;
-mod protocol;
-mod queue;
-#[cfg(feature = "std")]
-mod receiving;
-#[cfg(feature = "std")]
-mod serving;
-#[cfg(all(feature = "std", linux_kernel))]
-mod stealing;
-#[cfg(linux_kernel)]
-pub mod steering;
-pub mod sys;
+
+pub mod guide;
 
 #[cfg(feature = "std")]
 pub use acceptors::{Acceptors, Count, Stop};
 pub use address::SockAddr;
-#[cfg(linux_kernel)]
-pub use batch::Batch;
-pub use batch::Message;
-pub use datagram::{Datagram, Received};
 pub use error::{Advice, Call, Error};
 #[cfg(feature = "std")]
 pub use group::{Group, GroupError, GroupOptions, SpawnError, Steering};
-#[cfg(all(feature = "std", linux_kernel))]
-pub use handover::HandOverError;
 pub use listener::{Connection, Listener};
-pub use options::Options;
+#[cfg(linux_kernel)]
+pub use os::linux::bpf as steering;
+#[cfg(all(feature = "std", linux_kernel))]
+pub use restart::HandOverError;
 #[cfg(feature = "std")]
-pub use protocol::Protocol;
-pub use protocol::{Tcp, Udp};
-pub use queue::Queue;
+pub use server::{Member, Serving};
+#[cfg(linux_kernel)]
+pub use socket::batch::Batch;
+pub use socket::batch::Message;
+pub use socket::options::Options;
 #[cfg(feature = "std")]
-pub use serving::{Member, Serving};
+pub use socket::protocol::Protocol;
+pub use socket::protocol::{Tcp, Udp};
+pub use socket::queue::Queue;
+pub use socket::udp::{Datagram, Received};
 
 /// Whether this target's kernel spreads the connections among the sockets of one port.
 ///

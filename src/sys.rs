@@ -25,7 +25,7 @@ pub use libc::SO_REUSEPORT;
 pub use libc::SO_REUSEPORT_LB as SO_REUSEPORT;
 
 #[cfg(not(accept4))]
-use crate::apple as kernel; // makes accept4 of what there is
+use crate::os::apple as kernel; // makes accept4 of what there is
 pub use kernel::{SOCK_CLOEXEC, SOCK_NONBLOCK};
 #[cfg(accept4)]
 use libc as kernel;

@@ -7,7 +7,7 @@ use std::io;
 
 use super::Group;
 use crate::error::Error;
-use crate::protocol::{Protocol, Tcp};
+use crate::socket::protocol::{Protocol, Tcp};
 
 /// Why there is no group, or not the one asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::{Group, GroupError, Steering};
 use crate::error::Error;
-use crate::options::{Options, Unshown};
-use crate::protocol::{First, Protocol, Tcp, Udp};
+use crate::socket::options::{Options, Unshown};
+use crate::socket::protocol::{First, Protocol, Tcp, Udp};
 
 /// How to make a [`Group`].
 #[derive(Clone, Debug)]

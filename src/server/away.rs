@@ -6,8 +6,8 @@ use std::vec::Vec;
 #[cfg(linux_kernel)]
 use crate::error::Error;
 use crate::group::GroupError;
-use crate::protocol::Protocol;
-use crate::serving::{Plans, Serving};
+use crate::server::{Plans, Serving};
+use crate::socket::protocol::Protocol;
 #[cfg(linux_kernel)]
 use crate::{group::Steering, steering};
 

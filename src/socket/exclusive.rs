@@ -7,11 +7,11 @@
 
 use core::net::SocketAddr;
 
-use crate::datagram::Datagram;
 use crate::error::Error;
 use crate::listener::Listener;
-use crate::options::Options;
-use crate::protocol::Udp;
+use crate::socket::options::Options;
+use crate::socket::protocol::Udp;
+use crate::socket::udp::Datagram;
 #[cfg(linux_kernel)]
 use crate::{
     listener::Descriptor,
@@ -80,8 +80,8 @@ mod linux {
 
     use super::{Error, Listener, Options, SocketAddr, give_a_group};
     use crate::address::socklen;
-    use crate::diag::{Socket, State, sockets};
     use crate::error::{Call, check};
+    use crate::os::linux::sock_diag::{Socket, State, sockets};
     use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY};
 
     /// How often two programs that claim at the same time may make way for each other.

@@ -16,25 +16,25 @@ use std::time::Instant;
 
 use crate::acceptors::{Leave, Seat, Stop, add_one};
 use crate::address::SockAddr;
-use crate::batch::Message;
-use crate::claim::claim_datagrams;
-use crate::crew::{Exit, Post, Way, launch};
-use crate::datagram::Datagram;
-use crate::drain::BEAT;
 use crate::error::Error;
 use crate::group::{Group, GroupOptions, SpawnError};
 use crate::listener::Descriptor;
-use crate::polling;
-use crate::protocol::{First, Protocol, Udp};
-use crate::queue::Queue;
-use crate::serving::{Plans, Serving};
+use crate::server::drain::BEAT;
+use crate::server::polling;
+use crate::server::worker::{Exit, Post, Way, launch};
+use crate::server::{Plans, Serving};
+use crate::socket::batch::Message;
+use crate::socket::exclusive::claim_datagrams;
+use crate::socket::protocol::{First, Protocol, Udp};
+use crate::socket::queue::Queue;
+use crate::socket::udp::Datagram;
 #[cfg(linux_kernel)]
 use crate::{
-    alone::shut_down,
-    batch::Batch,
-    crew::eventfd,
     error::{Advice, Call, check},
-    linux,
+    os::linux,
+    server::blocking::shut_down,
+    server::worker::eventfd,
+    socket::batch::Batch,
 };
 
 /// How many datagrams a batch has at most.
@@ -212,7 +212,7 @@ impl Protocol for Udp {
         let (hung_up, exit) = (None, Exit::Replace(Arc::clone(&dead)));
         #[cfg(not(linux_kernel))]
         let (hung_up, exit) =
-            crate::crew::line().map(|(near, far)| (Some(far), Exit::HangUp(near)))?;
+            crate::server::worker::line().map(|(near, far)| (Some(far), Exit::HangUp(near)))?;
         let source = Source {
             room: plans.site.options.room,
             #[cfg(linux_kernel)]

@@ -9,15 +9,15 @@ use std::thread::Builder;
 use std::{boxed::Box, io, vec::Vec};
 
 use crate::acceptors::{Acceptor, Count, Seat};
-#[cfg(linux_kernel)]
-use crate::alone::Flags;
 use crate::error::{Call, Error};
-use crate::protocol::Protocol;
+#[cfg(linux_kernel)]
+use crate::server::blocking::Flags;
+use crate::socket::protocol::Protocol;
 #[cfg(linux_kernel)]
 use crate::{
     error::check,
     group::Row,
-    stealing::{Epoll, Ring},
+    server::stealing::{Epoll, Ring},
 };
 
 /// Every acceptor at work, in index order: where one leaves, the last takes its place, as in the

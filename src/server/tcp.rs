@@ -9,22 +9,22 @@ use std::time::Instant;
 use std::{panic::catch_unwind, thread::sleep, vec::Vec};
 
 use crate::acceptors::{Seat, Stop};
-use crate::claim::claim;
-use crate::crew::{Exit, Post, Way, launch, line};
-#[cfg(linux_kernel)]
-use crate::drain::BEAT;
 use crate::error::Error;
 use crate::group::{Group, GroupOptions, SpawnError};
 use crate::listener::{Connection, Descriptor, Listener};
-use crate::polling::Polling;
-use crate::protocol::{First, Protocol, Tcp};
-use crate::queue::Queue;
-use crate::serving::{Plans, Serving};
+#[cfg(linux_kernel)]
+use crate::server::drain::BEAT;
+use crate::server::polling::Polling;
+use crate::server::worker::{Exit, Post, Way, launch, line};
+use crate::server::{Plans, Serving};
+use crate::socket::exclusive::claim;
+use crate::socket::protocol::{First, Protocol, Tcp};
+use crate::socket::queue::Queue;
 #[cfg(linux_kernel)]
 use crate::{
-    alone::{Alone, Flags, nothing_waits},
-    diag,
-    stealing::{Epoll, Place, Stealing},
+    os::linux::sock_diag as diag,
+    server::blocking::{Alone, Flags, nothing_waits},
+    server::stealing::{Epoll, Place, Stealing},
 };
 
 impl Group {

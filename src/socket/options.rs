@@ -7,12 +7,12 @@ use core::marker::PhantomData;
 use core::net::SocketAddr;
 
 use crate::address::{SockAddr, socklen};
-use crate::datagram::Datagram;
 use crate::error::Error;
-#[cfg(linux_kernel)]
-use crate::linux;
 use crate::listener::{Descriptor, Listener};
-use crate::protocol::{Tcp, Udp};
+#[cfg(linux_kernel)]
+use crate::os::linux;
+use crate::socket::protocol::{Tcp, Udp};
+use crate::socket::udp::Datagram;
 use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET};
 
 /// How to make a [`Listener`] or a [`Datagram`]. Left alone, it makes the calls of their `bind`.

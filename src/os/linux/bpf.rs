@@ -17,10 +17,10 @@
 use core::ffi::c_int;
 
 use crate::address::socklen;
-use crate::datagram::Datagram;
 use crate::error::Error;
-use crate::linux;
 use crate::listener::{Connection, Descriptor, Listener};
+use crate::os::linux;
+use crate::socket::udp::Datagram;
 use crate::sys::{self, SOL_SOCKET};
 
 /// One instruction: C's `struct sock_filter`.

@@ -21,12 +21,12 @@ mod differences {
     use std::time::Instant;
     use std::vec::Vec;
 
-    use crate::crew::{Post, Way};
     use crate::error::Error;
     use crate::group::GroupOptions;
     use crate::listener::Descriptor;
-    use crate::queue::Queue;
-    use crate::serving::{Plans, Serving};
+    use crate::server::worker::{Post, Way};
+    use crate::server::{Plans, Serving};
+    use crate::socket::queue::Queue;
 
     /// How the first member comes to its port.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use core::fmt;
 use core::net::SocketAddr;
 
 use crate::address::SockAddr;
-use crate::datagram::Datagram;
+use crate::socket::udp::Datagram;
 
 /// A datagram that was received, and the room in which its answer may be written.
 pub struct Message<'a> {
@@ -74,8 +74,8 @@ mod linux {
     use libc::{MSG_TRUNC, MSG_WAITFORONE, iovec, mmsghdr};
 
     use super::{Datagram, Message, SockAddr};
-    use crate::datagram::{message, name_of, vector};
     use crate::error::{Call, Error, check};
+    use crate::socket::udp::{message, name_of, vector};
     use crate::sys::MSG_NOSIGNAL;
 
     /// Up to `N` datagrams, received by one system call and answered by another. It allocates

@@ -1,5 +1,16 @@
 //! [`Serving`]: a group with its acceptors at work.
 
+mod away;
+#[cfg(linux_kernel)]
+pub(crate) mod blocking;
+pub(crate) mod drain;
+pub(crate) mod polling;
+#[cfg(linux_kernel)]
+pub(crate) mod stealing;
+mod tcp;
+mod udp;
+pub(crate) mod worker;
+
 use core::net::SocketAddr;
 use core::{fmt, mem};
 #[cfg(linux_kernel)]
@@ -10,13 +21,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{boxed::Box, vec::Vec};
 
 use crate::acceptors::Count;
-use crate::crew::{Crew, Launch, Parked, Post};
 use crate::error::Error;
 use crate::group::{Group, GroupError, MOST_THAT_STEAL, Site, SpawnError, Steering};
-use crate::protocol::{Protocol, Tcp};
-use crate::queue::Queue;
 #[cfg(linux_kernel)]
-use crate::stealing::Ring;
+use crate::server::stealing::Ring;
+use crate::server::worker::{Crew, Launch, Parked, Post};
+use crate::socket::protocol::{Protocol, Tcp};
+use crate::socket::queue::Queue;
 
 impl<P: Protocol> Group<P> {
     pub(crate) fn start(self, launch: Box<Launch<P>>) -> Result<Serving<P>, SpawnError<P>> {
@@ -118,7 +129,7 @@ impl<P: Protocol> Plans<P> {
         #[cfg(linux_kernel)]
         if self.site.options.pin {
             if let Some(cpu) = self.site.cpu_of(slot)? {
-                return crate::cpus::on(cpu, || (self.launch)(id))?;
+                return crate::os::linux::affinity::on(cpu, || (self.launch)(id))?;
             }
         }
         _ = slot;

@@ -21,14 +21,14 @@ use std::os::unix::{ffi::OsStringExt, net::UnixStream, process::CommandExt};
 use std::process::{Child, Command};
 use std::{env, format, string::String, time::Instant, vec::Vec};
 
-use crate::drain::after;
 use crate::error::{Call, Error, check};
 use crate::group::{GroupError, Row};
-use crate::inherit::{FIRST, NAME, READY};
 use crate::listener::Listener;
-use crate::protocol::{Protocol, Tcp};
-use crate::serving::{Plans, Serving};
-use crate::{crew, steering};
+use crate::restart::listen_fds::{FIRST, NAME, READY};
+use crate::server::drain::after;
+use crate::server::{Plans, Serving};
+use crate::socket::protocol::{Protocol, Tcp};
+use crate::{server::worker as crew, steering};
 
 impl Serving {
     /// Starts `command` as the successor, gives it the port, and has every connection that has

@@ -3,10 +3,10 @@
 #[cfg(linux_kernel)]
 use crate::{
     address::socklen,
-    datagram::Datagram,
     error::Error,
-    linux,
     listener::{Descriptor, Listener},
+    os::linux,
+    socket::udp::Datagram,
     sys::{self, SOL_SOCKET},
 };
 

@@ -7,9 +7,9 @@ use std::{sync::Arc, vec::Vec};
 
 use super::{GroupError, GroupOptions};
 use crate::error::{Call, Error};
-use crate::protocol::{First, Protocol, Tcp};
+use crate::socket::protocol::{First, Protocol, Tcp};
 #[cfg(linux_kernel)]
-use crate::{cpus::Cpus, group::Steering, steering};
+use crate::{group::Steering, os::linux::affinity::Cpus, steering};
 
 /// Where the group is and how its members are made: all that it takes to add one.
 #[derive(Clone, Debug)]

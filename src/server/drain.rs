@@ -24,10 +24,10 @@ use std::time::Instant;
 use std::{thread, vec::Vec};
 
 use crate::acceptors::Count;
-use crate::crew::Post;
 use crate::group::GroupError;
-use crate::protocol::Protocol;
-use crate::serving::{Plans, Serving};
+use crate::server::worker::Post;
+use crate::server::{Plans, Serving};
+use crate::socket::protocol::Protocol;
 
 /// Between two looks at what is waited for.
 pub(crate) const BEAT: Duration = Duration::from_millis(1);
@@ -160,7 +160,7 @@ impl<P: Protocol> Serving<P> {
         for post in indexes.iter().filter_map(|index| crew.posts.get(*index)) {
             post.acceptor.seat.stop.0.store(true, Relaxed);
             #[cfg(seeded = "early_close")]
-            crate::alone::shut_down(P::descriptor(post.socket()));
+            crate::server::blocking::shut_down(P::descriptor(post.socket()));
         }
         drop(crew);
         if !plans.site.inherited && !cfg!(seeded = "no_drain") {

@@ -1,23 +1,23 @@
 //! [`Group`]: several sockets on one port, made together and for this program alone.
 
+mod config;
 mod error;
 mod options;
-mod site;
 
 use core::net::SocketAddr;
 use std::vec::Vec;
 
-use crate::datagram::Datagram;
-use crate::inherit::Ready;
 use crate::listener::Listener;
-use crate::protocol::{First, Protocol, Tcp, Udp};
+use crate::restart::listen_fds::Ready;
+use crate::socket::protocol::{First, Protocol, Tcp, Udp};
+use crate::socket::udp::Datagram;
 
+#[cfg(linux_kernel)]
+pub(crate) use config::Row;
+pub(crate) use config::Site;
 pub use error::{GroupError, SpawnError};
 pub use options::GroupOptions;
 pub(crate) use options::MOST_THAT_STEAL;
-#[cfg(linux_kernel)]
-pub(crate) use site::Row;
-pub(crate) use site::Site;
 
 /// Sockets on one port, listeners or datagram sockets, in the order in which they came to it: the
 /// kernel's own index order.
