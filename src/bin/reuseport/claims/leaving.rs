@@ -21,7 +21,7 @@ pub(super) fn close_resets_the_queue(counter: bool) -> Tried {
     let mut resets = Vec::new();
     for close in [true, false] {
         let (mut members, address) = group(2)?;
-        members[0].steer(&always(0))?;
+        members[0].attach_program(&always(0))?;
         let clients = clients(10, address)?;
         queued(&members[0], 10)?;
         let first = members.remove(0);
@@ -51,7 +51,7 @@ pub(super) fn close_resets_the_queue(counter: bool) -> Tried {
 pub(super) fn the_last_moves_into_the_hole(counter: bool) -> Tried {
     let (mut members, address) = group(4)?;
     drop(members.remove(if counter { 2 } else { 1 }));
-    members[0].steer(&always(1))?;
+    members[0].attach_program(&always(1))?;
     let counts = who(&members, address, 20)?;
     seen(
         counts[2] == 20,
@@ -73,7 +73,7 @@ pub(super) fn adding_loses_no_handshake(counter: bool) -> Tried {
     if counter {
         members.remove(0);
     }
-    let early = members[0].queue()?.waiting;
+    let early = members[0].queue()?.len;
     clients.iter().for_each(|mut client| _ = client.write(b"x"));
     // Were one of them another's, nobody would serve it here.
     let [served, _, reset] = fates(&members[..1], &clients)?;

@@ -20,7 +20,7 @@ pub(super) fn listen_again_keeps_the_place(counter: bool) -> Tried {
         unsafe { sys::shutdown(members[0].as_raw_fd(), sys::SHUT_RD) }?;
     }
     listen(&members[0], 30)?;
-    members[0].steer(&always(0))?;
+    members[0].attach_program(&always(0))?;
     let (counts, limit) = (who(&members, address, 20)?, members[0].queue()?.limit);
     seen(
         counts[0] == 20 && limit == 30,
@@ -54,7 +54,7 @@ pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
         .bind(any_port())?;
     let address = full.local_addr()?;
     let empty = member(address)?;
-    full.steer(&always(0))?;
+    full.attach_program(&always(0))?;
     let _first = client(address)?;
     queued(&full, 1)?;
     let begun = Instant::now();
@@ -67,7 +67,7 @@ pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
     // Also a machine that stands still makes it late; but then it has not come again.
     let late = (Duration::from_millis(900)..Duration::from_millis(2900)).contains(&took)
         && retransmits(&second)? > 0;
-    let beside = empty.queue()?.waiting;
+    let beside = empty.queue()?.len;
     seen(
         late && beside == 0,
         format!("accepted after {took:.1?}; its sibling had {beside}"),
@@ -166,7 +166,7 @@ pub(super) fn without_descriptors_it_stays_queued(counter: bool) -> Tried {
     let _client = client(listener.local_addr()?)?;
     queued(&listener, 1)?;
     let accepted = accept_without_descriptors(&listener, counter);
-    let waiting = listener.queue()?.waiting;
+    let waiting = listener.queue()?.len;
     let later = listener.accept();
     let what = format!(
         "{}; {waiting} waits; later: {}",

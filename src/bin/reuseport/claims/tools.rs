@@ -122,7 +122,7 @@ pub(super) fn who(members: &[Listener], to: SocketAddr, times: usize) -> Result<
 /// Waits until so many wait to be accepted.
 pub(super) fn queued(listener: &Listener, waiting: u32) -> Result<(), Snag> {
     until("they wait in the queue", || {
-        listener.queue().is_ok_and(|queue| queue.waiting == waiting)
+        listener.queue().is_ok_and(|queue| queue.len == waiting)
     })
 }
 
