@@ -128,7 +128,7 @@ pub(super) fn closing_a_udp_socket_drops_in_silence(counter: bool) -> Tried {
     members[0].attach_program(&always(0))?;
     flows[0].send(b"x")?;
     until("it waits", || {
-        members[0].queue().is_ok_and(|queue| queue.len > 0)
+        members[0].queue().is_ok_and(|queue| queue.bytes > 0)
     })?;
     let mut read = counter && received(&members[0]);
     drop(members.remove(0));
