@@ -5,9 +5,8 @@
 mod support;
 
 use std::fs;
-use std::process::{Child, Command};
 
-use support::{reuseport, run, scratch, text, tool, wait_until};
+use support::{Running, finish, program, reuseport, run, scratch, start, text, tool, wait_until};
 
 const WAYS: [&str; 5] = [
     "single",
@@ -150,8 +149,7 @@ fn the_picture_is_well_formed() {
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     let read = "import sys, xml.etree.ElementTree as xml\n\
                 for text in xml.parse(sys.argv[1]).getroot().itertext(): print(text)";
-    let python = Command::new("python3").args(["-c", read, path]).output();
-    let python = python.unwrap();
+    let python = finish(program("python3").args(["-c", read, path]));
     assert!(python.status.success(), "{python:?}");
     let words = text(&python.stdout);
     for (name, numbers) in rows(&out) {
@@ -237,18 +235,16 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
 
 #[test]
 fn a_reader_that_leaves_ends_it_quietly() {
-    let mut compare = reuseport(&SHORT).spawn().unwrap();
-    drop(compare.stdout.take());
-    let done = compare.wait_with_output().unwrap();
+    let mut compare = start(&mut reuseport(&SHORT));
+    drop(compare.stdout());
+    let done = compare.output();
     assert_eq!((done.status.code(), text(&done.stderr)), (Some(0), ""));
 }
 
 /// A comparison that takes hours, and its servers.
-fn long() -> (Child, Vec<i32>) {
-    let long = reuseport(&["compare", "--seconds", "3600"])
-        .spawn()
-        .unwrap();
-    let pid = long.id();
+fn long() -> (Running, Vec<i32>) {
+    let long = start(&mut reuseport(&["compare", "--seconds", "3600"]));
+    let pid = long.pid();
     let children = || -> Vec<i32> {
         let found = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
         let pids = found.split_whitespace().map(|pid| pid.parse().unwrap());
@@ -275,8 +271,8 @@ fn runs(pid: i32) -> bool {
 fn its_servers_end_with_it() {
     for how in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
         let (mut long, servers) = long();
-        signal(long.id().try_into().unwrap(), how);
-        assert!(!long.wait().unwrap().success());
+        long.signal(how);
+        assert!(!long.wait().success());
         wait_until("its servers have ended", || {
             !servers.iter().any(|pid| runs(*pid))
         });
@@ -288,7 +284,7 @@ fn a_server_that_ends_is_named() {
     let (long, servers) = long();
     // While they start, or while the first has its turn.
     servers.iter().for_each(|pid| signal(*pid, libc::SIGKILL));
-    let done = long.wait_with_output().unwrap();
+    let done = long.output();
     let err = text(&done.stderr);
     assert_eq!(
         (done.status.code(), err.lines().count()),

@@ -143,7 +143,7 @@ fn hand_overs_over_a_round_trip_lose_nobody() {
         .server
         .inside(|| support::Server::start(&["--quiet", "--addr", &any]));
     support::ten_hand_overs(server, |connect| {
-        wire.client.inside(|| connect.output().unwrap())
+        wire.client.inside(|| support::finish(connect))
     });
     assert_eq!(wire.lost(), 0, "packets");
 }

@@ -10,11 +10,9 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Stdio;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{fs, thread};
 
 use load::Load;
 use reuseport::{Call, Connection, Error, Group, GroupError, Serving, Stop, sys};
@@ -31,55 +29,20 @@ fn greet(_: usize, connection: Connection) {
     drop(connection);
 }
 
-/// Plays a role as a process of its own, as a user that no limit spares: from a copy of this
-/// program that everybody can reach.
+/// Plays a role in a process of its own, as a user whom limits bind.
 #[track_caller]
 fn play(role: &str) {
-    // A program that is being written cannot be run, and a process that another thread starts
-    // meanwhile holds it open for a moment too: one at a time.
-    static STARTING: Mutex<()> = Mutex::new(());
-    let program = env::temp_dir().join(format!("reuseport-{role}-{}", std::process::id()));
-    let mut child = std::process::Command::new(&program);
-    child.args(support::role(role).get_args());
-    child
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
     // SAFETY: takes nothing.
     if unsafe { libc::geteuid() } == 0 {
-        child.uid(NOBODY);
+        support::play_as(NOBODY, role, |_| {});
+    } else {
+        support::play(&mut support::role(role));
     }
-    let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    support::copy(env::current_exe().unwrap(), &program);
-    let child = child.spawn();
-    drop(starting);
-    fs::remove_file(program).unwrap();
-    let done = child.unwrap().wait_with_output().unwrap();
-    let (said, complained) = (support::text(&done.stdout), support::text(&done.stderr));
-    assert!(
-        done.status.success() && said.contains("1 passed"),
-        "{said}{complained}"
-    );
 }
 
-#[cfg(target_env = "gnu")]
-type Resource = libc::__rlimit_resource_t;
-#[cfg(not(target_env = "gnu"))]
-type Resource = i32;
-
 /// Sets a soft limit, at most the hard one, and returns what it was.
-fn limit(resource: Resource, to: libc::rlim_t) -> libc::rlim_t {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is writable.
-    assert_eq!(unsafe { libc::getrlimit(resource, &raw mut limit) }, 0);
-    let before = limit.rlim_cur;
-    limit.rlim_cur = to.min(limit.rlim_max);
-    // SAFETY: `limit` is readable.
-    assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
-    before
+fn limit(resource: support::Resource, to: libc::rlim_t) -> libc::rlim_t {
+    support::limit_softly(resource, to).unwrap()
 }
 
 /// Has each of the group's members serve: one of three has none of 300 with a chance of 5e-53.

@@ -13,7 +13,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::{env, mem, ptr, thread};
 
 use reuseport::{Call, Error, Group, Steering};
@@ -314,7 +314,7 @@ fn fails(call: Call) {
             scratch.join(format!("{errno}.out")),
         );
         let role = support::role("has_a_call_fail");
-        let mut strace = Command::new("strace");
+        let mut strace = support::program("strace");
         strace
             .args([
                 "-f",
@@ -335,12 +335,10 @@ fn fails(call: Call) {
             .stdin(Stdio::null())
             .stderr(out.try_clone().unwrap())
             .stdout(out);
-        let mut strace = strace.spawn().unwrap();
-        wait_until("the role is played", || {
-            strace.try_wait().unwrap().is_some()
-        });
+        let mut strace = support::start(&mut strace);
+        let ended = strace.wait_within(support::LONG);
         let said = fs::read_to_string(said).unwrap();
-        assert!(strace.wait().unwrap().success(), "{said}");
+        assert!(ended.success(), "{said}");
         let log = fs::read_to_string(log).unwrap();
         let lines = log.lines().filter(|line| line.contains("(INJECTED)"));
         let said = lines.clone().fold(said, |all, line| all + "\n" + line);

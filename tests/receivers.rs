@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Instant;
 
 use reuseport::{Call, Datagram, Group, GroupOptions, Listener, Message, Serving, Steering, Udp};
-use support::{BOUND, descriptors, text, wait_until};
+use support::{BOUND, descriptors, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -357,15 +357,8 @@ fn retires_without_descriptors() {
     let options = options().grace(Duration::ZERO);
     let (serving, gate) = with_one_stuck(&options, [0; 4], 4);
     let clients: Vec<_> = (0..60).map(|_| client(serving.local_addr())).collect();
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is writable.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    limit.rlim_cur = (descriptors("self") + 20).try_into().unwrap();
-    // SAFETY: `limit` is readable.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    let few = (descriptors("self") + 20).try_into().unwrap();
+    support::limit_softly(libc::RLIMIT_NOFILE, few).unwrap();
     let all: Vec<_> = std::iter::from_fn(|| UdpSocket::bind("127.0.0.1:0").ok()).collect();
     assert!(serving.retire(0).unwrap().running);
     serving.steer(Steering::Hash).unwrap();
@@ -383,9 +376,6 @@ fn retires_without_descriptors() {
 
 #[test]
 fn without_a_descriptor_one_can_be_retired() {
-    let played = support::role("retires_without_descriptors")
-        .output()
-        .unwrap();
-    let said = text(&played.stdout);
+    let said = support::play(&mut support::role("retires_without_descriptors"));
     assert!(said.contains("it could be retired"), "{said}");
 }

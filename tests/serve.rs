@@ -3,14 +3,13 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::net::{SocketAddr, TcpStream};
-use std::process::Child;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Instant;
 
-use support::{BOUND, Server, reuseport, run, visit, wait_until};
+use support::{BOUND, Running, Server, reuseport, run, start, visit, wait_until};
 
 #[test]
 fn a_second_copy_is_refused_unless_it_joins() {
@@ -53,17 +52,15 @@ fn a_server_that_was_killed_is_followed_at_once() {
         address = server.address.to_string();
         // The server closes first: its side of each lingers in TIME_WAIT.
         (0..1000).for_each(|_| _ = visit(server.address));
-        server.child.kill().unwrap();
-        server.child.wait().unwrap();
+        server.signal(libc::SIGKILL);
+        server.process.wait();
     }
 }
 
 /// Whether `serve` came up: it says so on stderr, or ends.
-fn came_up(child: &mut Child) -> bool {
+fn came_up(child: &mut Running) -> bool {
     let mut line = String::new();
-    BufReader::new(child.stderr.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    child.stderr().read_line(&mut line).unwrap();
     assert!(
         line.contains("listening on") || line.contains("EADDRINUSE"),
         "{line}"
@@ -76,16 +73,8 @@ fn of_two_copies_started_at_once_never_both_come_up() {
     let fresh = Server::start(&["--quiet"]).address;
     support::of_two_at_once_one(fresh, |address| {
         let serve = ["serve", "--quiet", "--addr", &address.to_string()];
-        let mut copies = [
-            reuseport(&serve).spawn().unwrap(),
-            reuseport(&serve).spawn().unwrap(),
-        ];
-        let up = copies.iter_mut().map(came_up).filter(|up| *up).count();
-        for mut copy in copies {
-            _ = copy.kill();
-            copy.wait().unwrap();
-        }
-        up
+        let mut copies = [(); 2].map(|()| start(&mut reuseport(&serve)));
+        copies.iter_mut().map(came_up).filter(|up| *up).count()
     });
 }
 
@@ -201,14 +190,11 @@ fn a_second_signal_ends_it_at_once() {
         u64::from_str_radix(set.trim(), 16).unwrap() & 1 << (libc::SIGTERM - 1) == 0
     };
     wait_until("it has seen the first", lets_through);
-    assert!(
-        server.child.try_wait().unwrap().is_none(),
-        "it waits for the handler"
-    );
+    assert!(server.process.ended().is_none(), "it waits for the handler");
     // Again and again: sent before the first was taken, a second would be one with it.
     wait_until("it ends", || {
         server.signal(libc::SIGTERM);
-        server.child.try_wait().unwrap().is_some()
+        server.process.ended().is_some()
     });
 }
 
@@ -233,7 +219,7 @@ fn a_stuck_handler_is_told_and_keeps_nobody_waiting() {
         begun.elapsed()
     );
     assert!(told.contains("a handler still runs"), "{told}");
-    wait_until("it ends", || server.child.try_wait().unwrap().is_some());
+    server.process.wait();
 }
 
 #[test]
