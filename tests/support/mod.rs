@@ -309,10 +309,21 @@ pub fn copy(from: impl AsRef<Path>, to: impl AsRef<Path>) {
     assert!(copied.status.success(), "{}", text(&copied.stderr));
 }
 
-/// A fresh directory under the target directory.
+/// A fresh directory under the target directory, of this process alone: several test runs may share
+/// that. Those of processes that have ended are removed.
 pub fn scratch(name: &str) -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    _ = fs::remove_dir_all(&directory);
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in fs::read_dir(all).into_iter().flatten().flatten() {
+        let found = entry.file_name().to_string_lossy().into_owned();
+        let Some((of, pid)) = found.rsplit_once('.') else {
+            continue;
+        };
+        let lives = Path::new("/proc").join(pid).exists() && pid != std::process::id().to_string();
+        if of == name && !lives {
+            _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let directory = all.join(format!("{name}.{}", std::process::id()));
     fs::create_dir_all(&directory).expect("a directory");
     directory
 }
