@@ -383,16 +383,22 @@ fn a_byte_finds_its_member_while_others_leave() {
     let serving = echo(&Group::datagram_options().steering(Steering::Byte(1)), 3);
     let (answered, strayed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (asked, done) = (AtomicUsize::new(2), AtomicBool::new(false));
+    // Odd while a member leaves.
+    let (phase, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
             let client = client(0, serving.local_addr());
             while !done.load(SeqCst) {
+                let before = phase.load(SeqCst);
                 let number = u8::try_from(asked.load(SeqCst)).unwrap();
                 let mut answer = [0, number, 0];
                 client.send(&answer).unwrap();
                 client.recv(&mut answer).unwrap();
+                let is_wrong = answer[0] != number;
+                let nobody_left = before % 2 == 0 && phase.load(SeqCst) == before;
+                wrong.fetch_add(usize::from(is_wrong && nobody_left), SeqCst);
+                strayed.fetch_add(usize::from(is_wrong), SeqCst);
                 answered.fetch_add(1, SeqCst);
-                strayed.fetch_add(usize::from(answer[0] != number), SeqCst);
             }
         });
         let mut oldest = 1;
@@ -400,19 +406,21 @@ fn a_byte_finds_its_member_while_others_leave() {
             // The one at index 1 leaves, and the newest, which is asked, moves there from the end.
             let newest = serving.add().unwrap();
             asked.store(newest, SeqCst);
-            let before = answered.load(SeqCst);
+            phase.fetch_add(1, SeqCst);
             serving.retire(oldest).unwrap();
+            phase.fetch_add(1, SeqCst);
+            let before = answered.load(SeqCst);
             wait_until("the flow goes on", || answered.load(SeqCst) > before + 10);
             oldest = newest;
         }
         done.store(true, SeqCst);
     });
     // Between the kernel's taking a member out and the steering to the new places there are
-    // microseconds, or a turn of another thread: with both cores busy, up to a tenth went astray.
-    // Without that steering, 2875 of 2912 did.
+    // microseconds, or a turn of another thread: what goes astray then is counted, no more. That
+    // the others are found before the member is gone is tested in receivers.rs.
     let (answered, strayed) = (answered.into_inner(), strayed.into_inner());
     println!("{strayed} of {answered} went astray");
-    assert!(strayed < answered / 4 * 3, "{strayed} of {answered}");
+    assert_eq!(wrong.into_inner(), 0, "astray while nobody left");
 }
 
 #[test]

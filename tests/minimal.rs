@@ -46,7 +46,7 @@ fn cargo(linker: &[String; 2], directory: &str, args: &[&str]) -> Output {
     let mut cargo = program(env!("CARGO"));
     cargo
         .current_dir(PACKAGE)
-        .args(["build", "--release", "--locked"]);
+        .args(["build", "--release", "--locked", "--offline"]);
     cargo.arg("--target-dir").arg(directory).args(args);
     cargo.args(["--target", "x86_64-unknown-linux-gnu", "--config"]);
     cargo.arg(format!("build.rustflags=[{}]", flags.join(",")));

@@ -355,6 +355,12 @@ pub struct Bounded<R> {
     bound: Duration,
 }
 
+impl<R: AsFd> AsFd for Bounded<R> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
+    }
+}
+
 impl<R: Read + AsFd> Read for Bounded<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if is_readable(self.pipe.as_fd(), self.bound)? {
