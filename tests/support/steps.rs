@@ -12,7 +12,7 @@ use reuseport::{
 };
 
 use super::support::{self, listeners, wait_until};
-use super::{ANY_PORT, Fault};
+use super::{ANY_PORT, Fault, Outcome};
 
 /// Answers with one byte.
 pub(crate) fn answer(_: usize, connection: Connection) {
@@ -237,7 +237,7 @@ pub(crate) fn retires<const N: usize>(fault: &Fault, acceptors: [usize; N]) {
             acceptors.iter().all(|id| !tally[*id].running)
         });
     }
-    if retired.is_some() || fault.mark == 'L' {
+    if retired.is_some() || fault.outcome == Outcome::FailsAfterLeaving {
         serving.add().unwrap();
         whole(&serving, 5 - acceptors.len());
     } else {
@@ -386,7 +386,7 @@ pub(crate) fn adds_a_receiver(fault: &Fault) {
 pub(crate) fn retires_receivers<const N: usize>(fault: &Fault, numbers: [usize; N]) {
     let serving = receivers(4, support::BOUND);
     let retired = fault.strike(|| serving.retire_all(&numbers).map_err(cause));
-    if retired.is_some() || fault.mark == 'L' {
+    if retired.is_some() || fault.outcome == Outcome::FailsAfterLeaving {
         assert!(numbers.iter().all(|id| !serving.tally()[*id].running));
         serving.add().unwrap();
         all_receive(&serving, 5 - N);
