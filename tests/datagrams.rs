@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use core::time::Duration;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 
 use reuseport::{Call, Datagram, Error, Group, GroupError, Serving, Steering, Udp};
@@ -471,11 +471,27 @@ fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
         for client in &clients {
             client.send(b"waits").unwrap();
         }
-        let serving = group.spawn(|_, message| {
+        // Handlers wait until all sockets are told to take no more: then most datagrams still wait.
+        let gate = Arc::new(RwLock::new(()));
+        let passed = Arc::clone(&gate);
+        let serving = group.spawn(move |_, message| {
+            drop(passed.read());
             let len = message.bytes().len();
             message.answer(len);
         });
-        let counts = serving.unwrap().stop(BOUND);
+        let serving = serving.unwrap();
+        let counts = thread::scope(|scope| {
+            let closed = gate.write().unwrap();
+            let stopped = scope.spawn(|| serving.stop(BOUND));
+            let port = address.port();
+            let connected = format!(":{port:04X} 0100007F:{port:04X} ");
+            wait_until("all are connected to themselves", || {
+                let sockets = std::fs::read_to_string("/proc/thread-self/net/udp").unwrap();
+                sockets.matches(&connected).count() == 3
+            });
+            drop(closed);
+            stopped.join().unwrap()
+        });
         assert_eq!(
             counts.iter().map(|count| count.accepted).sum::<usize>(),
             200

@@ -201,6 +201,28 @@ fn the_receiving_cpu_chooses_its_member() {
 }
 
 #[test]
+fn the_receiving_cpu_chooses_its_member_when_another_has_left() {
+    let cpus = cpus();
+    if cpus.len() < 2 {
+        return support::skip("one CPU");
+    }
+    let group = Group::options().steering(Steering::Cpu);
+    let group = group.bind(ANY_PORT, 3).unwrap();
+    let name = |acceptor: usize, connection: reuseport::Connection| {
+        _ = connection.send(acceptor.to_string().as_bytes());
+    };
+    let serving = group.spawn(name).unwrap();
+
+    assert_eq!(serving.retire(0).unwrap().acceptor, 0);
+
+    let visits = || {
+        run_on(cpus[1]);
+        (0..60).for_each(|_| assert_eq!(support::visit(serving.local_addr()), "1"));
+    };
+    thread::scope(|scope| scope.spawn(visits).join()).unwrap();
+}
+
+#[test]
 fn cpus_with_holes_and_cpus_without_a_member() {
     let cpus = cpus();
     let Some(last) = cpus.get(1..).and_then(<[usize]>::last) else {
