@@ -124,7 +124,7 @@ fn a_reader_that_leaves_ends_the_server_quietly() {
 fn a_full_disk_is_an_error() {
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let mut demo = reuseport(&["demo", "--addr", "127.0.0.1:0"]);
-    let done = start(demo.stdout(full)).output();
+    let done = start(demo.stdout(full)).into_output();
     assert_eq!(done.status.code(), Some(1));
     assert!(
         text(&done.stderr).starts_with("reuseport: stdout: No space left"),
@@ -351,7 +351,7 @@ fn connect_counts_failures_by_their_error() {
     let connect = start(connect.args(["--concurrency", "3", "--hold", "1"]));
     wait_until("they wait in the queue", || waiting(&address) == 3);
     drop(closing);
-    let done = connect.output();
+    let done = connect.into_output();
     assert_eq!(done.status.code(), Some(1));
     assert!(
         text(&done.stdout).contains("3 failed: recv: ECONNRESET: "),

@@ -257,7 +257,7 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
 fn a_reader_that_leaves_ends_it_quietly() {
     let mut compare = start(&mut reuseport(&SHORT));
     drop(compare.stdout());
-    let done = compare.output();
+    let done = compare.into_output();
     assert_eq!((done.status.code(), text(&done.stderr)), (Some(0), ""));
 }
 
@@ -304,7 +304,7 @@ fn a_server_that_ends_is_named() {
     let (long, servers) = long();
     // While they start, or while the first has its turn.
     servers.iter().for_each(|pid| signal(*pid, libc::SIGKILL));
-    let done = long.output();
+    let done = long.into_output();
     let err = text(&done.stderr);
     assert_eq!(
         (done.status.code(), err.lines().count()),

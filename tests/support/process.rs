@@ -84,7 +84,7 @@ pub fn finish(command: &mut Command) -> Output {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped()),
     )
-    .output()
+    .into_output()
 }
 
 fn state_environment(command: &mut Command) {
@@ -308,7 +308,7 @@ impl Running {
 
     /// Reads what it writes to the pipes that were not taken, waits for its end, within [`LONG`].
     #[track_caller]
-    pub fn output(mut self) -> Output {
+    pub fn into_output(mut self) -> Output {
         drop(self.stdin());
         let (stdout, stderr) = (self.child.stdout.take(), self.child.stderr.take());
         let (stdout, stderr) = thread::scope(|scope| {
