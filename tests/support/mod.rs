@@ -158,7 +158,13 @@ pub fn skip(why: &str) {
         env::var_os("CI").is_none(),
         "skipped, but this is CI: {why}"
     );
-    println!("skipped: {why}");
+    tell(&format!("skipped: {why}"));
+}
+
+/// Writes a line to standard error itself, which the test harness does not hold back.
+fn tell(line: &str) {
+    use std::io::Write;
+    _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The version of the kernel.
@@ -253,7 +259,7 @@ pub fn play(role: &mut Command) -> String {
         done.status
     );
     let skipped = said.lines().filter(|line| line.starts_with("skipped: "));
-    skipped.for_each(|line| println!("{line}"));
+    skipped.for_each(tell);
     said
 }
 
