@@ -313,15 +313,12 @@ fn a_handler_that_never_returns_holds_nobody_up() {
     play("has_handlers_that_never_return");
 }
 
-/// The handlers are made by the user's code, which may panic when a helper needs one too.
+/// A spare thread makes its handler by the user's code, which may panic.
 #[test]
-fn a_panic_while_a_helper_is_made_ends_nothing() {
+fn make_that_panics_on_a_spare_thread_is_counted_and_ends_nothing() {
     let stuck = Arc::new(Stuck::default());
     let (held, made) = (Arc::clone(&stuck), AtomicUsize::new(0));
-    let group = Group::options()
-        .grace(Duration::from_millis(300))
-        .bind(ANY_PORT, 1)
-        .unwrap();
+    let group = Group::bind(ANY_PORT, 1).unwrap();
     let server = group.spawn_with(move |_| {
         assert_eq!(made.fetch_add(1, SeqCst), 0, "one handler is all there is");
         let held = Arc::clone(&held);
@@ -330,20 +327,26 @@ fn a_panic_while_a_helper_is_made_ends_nothing() {
     let server = server.unwrap();
     let clients = [(); 2].map(|()| TcpStream::connect(server.local_addr()).unwrap());
     wait_until("a handler is stuck", || stuck.entered.load(SeqCst));
-    let [count] = server.stop(Duration::from_millis(300))[..] else {
-        panic!("not one")
-    };
-    assert!(count.running && count.accepted == 1, "{count:?}");
+
+    wait_until("`make` has panicked more than once", || {
+        server.stats()[0].panicked > 1
+    });
+
+    // The client that waits is served when the handler has returned.
+    assert_eq!(server.stats()[0].accepted, 1);
     stuck.let_go();
-    // Who waited is served when the handler has returned.
     for mut client in clients {
         client.set_read_timeout(Some(SOON)).unwrap();
         assert_eq!(client.read(&mut [0]).expect("the end"), 0);
     }
+    let [stats] = server.stop(SOON)[..] else {
+        panic!("not one")
+    };
+    assert_eq!((stats.accepted, stats.reset, stats.running), (2, 0, false));
 }
 
 #[test]
-fn a_panic_while_a_pinned_member_is_made_leaves_the_caller_where_it_was() {
+fn make_that_panics_for_a_pinned_member_is_called_again() {
     let usual = support::cpus();
     let made = AtomicUsize::new(0);
     let group = Group::options().pin(true).bind(ANY_PORT, 1).unwrap();
@@ -352,11 +355,15 @@ fn a_panic_while_a_pinned_member_is_made_leaves_the_caller_where_it_was() {
         move |connection: Connection, _: &StopToken| greet(id, connection)
     });
     let server = server.unwrap();
-    let add = std::panic::AssertUnwindSafe(|| server.add());
-    std::panic::catch_unwind(add).expect_err("`make` has panicked");
-    assert_eq!(support::cpus(), usual);
-    whole(&server, 1);
+    wait_until("the first handler is made", || {
+        _ = visit(server.local_addr());
+        server.stats()[0].accepted > 0
+    });
+
     assert_eq!(server.add(), Ok(1));
+
+    assert_eq!(support::cpus(), usual);
+    wait_until("`make` has panicked", || server.stats()[1].panicked == 1);
     whole(&server, 2);
 }
 

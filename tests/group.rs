@@ -291,7 +291,8 @@ fn listeners_go_out_and_come_back() {
 
 #[test]
 fn members_are_counted_and_their_queues_measured_while_they_run() {
-    let group = Group::options().backlog(77).bind(ANY_PORT, 2).unwrap();
+    let options = Group::options().backlog(77).spare_threads(0);
+    let group = options.bind(ANY_PORT, 2).unwrap();
     let address = group.local_addr();
     let gate = Arc::new(RwLock::new(()));
     let passed = Arc::clone(&gate);

@@ -283,6 +283,13 @@ fn ends(serve: &mut Command) -> (Option<i32>, String) {
     (running.wait().code(), said)
 }
 
+/// The inode of a descriptor, as the old process states it.
+fn inode(fd: RawFd) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let link = std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap();
+    link.ino().to_string()
+}
+
 #[test]
 fn what_cannot_tell_a_predecessor_is_refused() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -299,7 +306,8 @@ fn what_cannot_tell_a_predecessor_is_refused() {
         let mine = Listener::bind(([127, 0, 0, 1], 0)).unwrap();
         let mut serve = activated("");
         let given = vec![mine.as_raw_fd(), fd];
-        pass(&mut serve, given, "reuseport:reuseport-ready");
+        pass(&mut serve, given, "reuseport:reuseport-socket");
+        serve.env("REUSEPORT_SOCKET", inode(stream.as_raw_fd()));
         if well {
             let _server = ServeProcess::from(&mut serve);
             other.set_read_timeout(Some(BOUND)).unwrap();

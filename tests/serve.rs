@@ -138,7 +138,7 @@ fn every_way_of_serving_serves() {
 fn what_cannot_be_is_said() {
     let (code, _, err) = run(&["serve", "--join", "--steer", "cpu", "--addr", "127.0.0.1:0"]);
     assert_eq!((code, err.lines().count()), (1, 1));
-    assert!(err.contains("joined group cannot be steered"), "{err}");
+    assert!(err.contains("joined group can be neither steered"), "{err}");
     let (code, _, err) = run(&[
         "serve",
         "--shared",

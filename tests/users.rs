@@ -106,7 +106,9 @@ fn drops_privileges_and_adds_a_member() {
         );
         assert_eq!(refused.error(), Some(error));
         assert!(
-            refused.to_string().contains("that was 0 and now is 65534"),
+            refused
+                .to_string()
+                .contains("opened by user 0, but this is user 65534"),
             "{refused}"
         );
     }

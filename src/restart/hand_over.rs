@@ -159,7 +159,8 @@ impl HandOver<'_> {
         let mut control = server.control();
         _ = server.turn_away(&control, &self.old, true);
         server.drain(&control, &self.old, deadline);
-        while !self.child_has_ended() && server.leave(&self.old, true).is_err() {
+        let new = MemberState::HandedOver;
+        while !self.child_has_ended() && server.leave(&control, &self.old, new, true).is_err() {
             if Instant::now() >= deadline {
                 break;
             }
@@ -169,7 +170,7 @@ impl HandOver<'_> {
             self.go_on(&mut control, deadline);
             return Err(HandOverError::ChildExited);
         }
-        _ = server.steer_to(&control, MemberState::HandedOver);
+        _ = server.steer_to(&control, new);
         server.forget(&self.new);
         control.handing_over = false;
         control.handed_over = true;
@@ -220,7 +221,7 @@ impl Drop for HandOver<'_> {
         _ = server.steer(&control);
         _ = server.finish_removal(&control, &self.new, deadline);
         // One without a worker stays in the list otherwise.
-        _ = server.leave(&self.new, true);
+        _ = server.leave(&control, &self.new, MemberState::Serving, true);
     }
 }
 

@@ -140,7 +140,11 @@ impl<P: Serve> Server<P> {
         // them.
         _ = self.turn_away(control, &ids, true);
         self.drain(control, &ids, deadline);
-        while self.leave(&ids, true).is_err() && Instant::now() < deadline {
+        while self
+            .leave(control, &ids, MemberState::Serving, true)
+            .is_err()
+            && Instant::now() < deadline
+        {
             thread::sleep(POLL_INTERVAL);
         }
         self.pool.close();
@@ -216,7 +220,7 @@ impl<P: Serve> Server<P> {
         deadline: Instant,
     ) -> Result<(), GroupError> {
         self.drain(control, ids, deadline);
-        let left = self.leave(ids, false);
+        let left = self.leave(control, ids, MemberState::Serving, false);
         let steered = self.steer(control);
         self.wait_for_workers(ids, deadline);
         left.and(steered)
@@ -236,20 +240,25 @@ impl<P: Serve> Server<P> {
     }
 
     /// Takes the members out of the kernel's group and of the list, the last one first: so the
-    /// indexes of the others among them do not change. A member stays on which connections are
-    /// queued, unless `reset` has them reset and counted.
-    pub(crate) fn leave(&self, ids: &[usize], reset: bool) -> Result<(), GroupError> {
-        let mut state = self.pool.lock();
-        for entry in state
-            .departed
-            .iter()
-            .filter(|entry| ids.contains(&entry.id()))
-        {
-            _ = P::leave_group(&entry.member);
+    /// indexes of the others among them do not change. What is new goes to the members in `state`. A
+    /// member stays on which connections are queued, unless `reset` has them reset and counted.
+    pub(crate) fn leave(
+        &self,
+        control: &Control<P>,
+        ids: &[usize],
+        state: MemberState,
+        reset: bool,
+    ) -> Result<(), GroupError> {
+        for member in self.members_of(ids) {
+            if self.index_of(member.id).is_none() {
+                // It has left the group before, and is closed now.
+                _ = P::leave_group(&member);
+            }
         }
         let mut result = Ok(());
-        for index in (0..state.members.len()).rev() {
-            let member = Arc::clone(&state.members[index].member);
+        let count = self.pool.lock().members.len();
+        for index in (0..count).rev() {
+            let member = Arc::clone(&self.pool.lock().members[index].member);
             if !ids.contains(&member.id) {
                 continue;
             }
@@ -261,16 +270,43 @@ impl<P: Serve> Server<P> {
                 });
                 continue;
             }
+            self.steer_to_unmoved(control, index, state);
+            // A worker that ends finds the member where it is.
+            let mut list = self.pool.lock();
             match P::leave_group(&member) {
                 Ok(()) => {
                     member.counters.reset.fetch_add(queued as usize, Relaxed);
-                    state.depart(index);
+                    list.depart(index);
                 }
                 Err(error) => result = Err(GroupError::call(error, self.address, index)),
             }
         }
-        drop(state);
         result
+    }
+
+    /// Steers to the members whose index does not change when the one at `index` leaves and the last
+    /// one takes its place. It is not needed where all others get what is new: then the hash, which
+    /// an index without a member falls back to, is as good.
+    fn steer_to_unmoved(&self, control: &Control<P>, index: usize, state: MemberState) {
+        let mut slots = self.slots(state);
+        let is_other = |(at, slot): (usize, &crate::group::Slot)| at == index || slot.eligible;
+        if !control.config.can_steer() || slots.iter().enumerate().all(is_other) {
+            return;
+        }
+        let last = slots.len() - 1;
+        if last != index && slots.iter().filter(|slot| slot.eligible).count() > 1 {
+            slots[last].eligible = false;
+        }
+        let through = Arc::clone(&self.pool.lock().members[last].member);
+        if slots.iter().any(|slot| slot.eligible) {
+            // If this fails, the program before it is nearly as good.
+            _ = control.config.steer(&through.socket, &slots);
+        }
+    }
+
+    fn index_of(&self, id: usize) -> Option<usize> {
+        let state = self.pool.lock();
+        state.members.iter().position(|entry| entry.id() == id)
     }
 
     /// Waits for the workers of members that have left, until `deadline`, and a short time in any

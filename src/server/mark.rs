@@ -42,7 +42,7 @@ impl Mark {
     /// Takes the listener from a worker that is in the handler in which it was `seen`. Returns false
     /// if the worker has left that handler.
     pub(crate) fn take(&self, seen: usize) -> bool {
-        let taken = seen - HANDLING + TAKEN;
+        let taken = seen & !STATE | TAKEN;
         is_handling(seen)
             && self
                 .0
