@@ -1,52 +1,77 @@
 //! What waits to be accepted.
 
+use core::net::SocketAddr;
 use core::time::Duration;
 use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Instant;
-use std::{fs, thread};
 
 use reuseport::{Call, Error, Listener, sys};
 
-use super::tools::{A_WHILE, BOUND, always, any_port, client, clients, connect, group, listen};
-use super::tools::{member, open, queued, set, told, until, who};
+use super::tools::{BOUND, always, any_port, bind, check, client, clients, connect, group, listen};
+use super::tools::{member, open, queued, set, source, told, until, who};
 use super::{Snag, Tried, seen};
 
 pub(super) fn listen_again_keeps_the_place(counter: bool) -> Tried {
     let (members, address) = group(3)?;
+    let shorter = members[0].queue()?.limit / 2;
     if counter {
         // SAFETY: the descriptor is the listener's.
         unsafe { sys::shutdown(members[0].as_raw_fd(), sys::SHUT_RD) }?;
     }
-    listen(&members[0], 30)?;
+    listen(&members[0], shorter.try_into()?)?;
     members[0].steer(&always(0))?;
     let (counts, limit) = (who(&members, address, 20)?, members[0].queue()?.limit);
     seen(
-        counts[0] == 20 && limit == 30,
+        counts[0] == 20 && limit == shorter,
         format!("index 0: {counts:?}; backlog {limit}"),
     )
 }
 
 pub(super) fn a_backlog_of_n_queues_one_more(counter: bool) -> Tried {
-    let listener = Listener::options().backlog(3).bind(any_port())?;
+    let longest = Listener::bind(any_port())?.queue()?.limit;
+    let backlog = longest.saturating_sub(1).min(3); // there is a longer one, up to 0
+    let listener = Listener::options().backlog(backlog.try_into()?);
+    let listener = listener.bind(any_port())?;
     let address = listener.local_addr()?;
     if counter {
         listen(&listener, 8)?;
     }
-    let _four = clients(4, address)?;
-    queued(&listener, 4)?;
-    let wait = if counter { BOUND } else { A_WHILE };
-    let fifth = TcpStream::connect_timeout(&address, wait);
-    let silence = fifth
-        .as_ref()
-        .is_err_and(|error| error.kind() == ErrorKind::TimedOut);
-    seen(
-        silence,
-        format!("backlog 3: four wait; the fifth: {}", told(&fifth)),
-    )
+    let room = usize::try_from(backlog)? + 1;
+    let _waiting = clients(room, address)?;
+    queued(&listener, room)?;
+    let _next = begin(address)?;
+    let dropped = drops_the_next(&listener, room)?;
+    let answer = if dropped { "is dropped" } else { "waits, too" };
+    let what = format!("backlog {backlog}: {room} waiting; the next SYN {answer}");
+    seen(dropped, what)
 }
 
+/// A client whose SYN is sent. It does not wait for an answer.
+fn begin(to: SocketAddr) -> Result<Listener, Error> {
+    let client: Listener = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, to.ip())?;
+    set(&client, sys::IPPROTO_TCP, libc::TCP_SYNCNT, 6)?; // whatever net.ipv4.tcp_syn_retries is
+    bind(&client, source())?;
+    _ = connect(&client, to); // EINPROGRESS
+    Ok(client)
+}
+
+/// Waits until the kernel has dropped a SYN for `listener`, or lets it wait as well as the others.
+fn drops_the_next(listener: &Listener, others: usize) -> Result<bool, Snag> {
+    let others = u32::try_from(others)?;
+    let mut dropped = false;
+    until("the next SYN is dropped or answered", || {
+        listener.queue().is_ok_and(|queue| {
+            dropped = queue.dropped > 0;
+            dropped || queue.waiting > others
+        })
+    })?;
+    Ok(dropped)
+}
+
+/// Not by the clock alone, for a busy machine is late by itself: the client's kernel tells when it
+/// sends the SYN again, and how often it did.
 pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
     let options = Listener::options().nonblocking(true);
     let full = options
@@ -58,62 +83,78 @@ pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
     let _first = client(address)?;
     queued(&full, 1)?;
     let begun = Instant::now();
-    let second: Listener = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, address.ip())?;
-    _ = connect(&second, address); // EINPROGRESS
-    thread::sleep(Duration::from_millis(100)); // for so long there is no room
+    let second = begin(address)?;
+    let pause = client_info(&second)?.pause;
+    let dropped = drops_the_next(&full, 1)?;
     full.accept()?;
     until("the second is accepted", || full.accept().is_ok())?;
     let took = begun.elapsed();
-    // Also a machine that stands still makes it late; but then it has not come again.
-    let late = (Duration::from_millis(900)..Duration::from_millis(2900)).contains(&took)
-        && retransmits(&second)? > 0;
+    let sent_again = client_info(&second)?.sent_again;
     let beside = empty.queue()?.waiting;
-    seen(
-        late && beside == 0,
-        format!("accepted after {took:.1?}; its sibling had {beside}"),
-    )
+    let late = dropped && sent_again > 0 && pause == A_SECOND && took > A_SECOND * 9 / 10;
+    let what = format!(
+        "dropped: {dropped}; sent again {sent_again} times, after {pause:?}; accepted after \
+         {took:.1?}; its sibling had {beside}"
+    );
+    seen(late && beside == 0, what)
 }
 
-/// Two seconds and a little, in which a client gets no answer.
+const A_SECOND: Duration = Duration::from_secs(1);
+
+/// The client's kernel tells the pause before the next SYN.
 pub(super) fn dropped_syns_come_every_second(counter: bool) -> Tried {
-    let linear = fs::read_to_string("/proc/sys/net/ipv4/tcp_syn_linear_timeouts");
-    if !linear.is_ok_and(|text| text.trim() != "0") {
-        let why = "no net.ipv4.tcp_syn_linear_timeouts: it came with Linux 6.5";
-        return Err(Snag::NotHere(why.into()));
-    }
-    let full = Listener::options()
-        .nonblocking(true)
-        .backlog(0)
-        .bind(any_port())?;
-    let address = full.local_addr()?;
-    let _first = client(address)?;
-    queued(&full, 1)?;
-    let dropped: Listener = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, address.ip())?;
     let begun = Instant::now();
-    _ = connect(&dropped, address); // EINPROGRESS
-    let mut retries = Vec::new();
-    while retries.len() < 2 && begun.elapsed() < Duration::from_millis(2900) {
-        thread::sleep(Duration::from_millis(1));
-        if retransmits(&dropped)? > retries.len() {
-            retries.push(begun.elapsed());
+    loop {
+        let full = Listener::options().nonblocking(true).backlog(0);
+        let full = full.bind(any_port())?;
+        let address = full.local_addr()?;
+        let _first = client(address)?;
+        queued(&full, 1)?;
+        let dropped = begin(address)?;
+        drops_the_next(&full, 1)?;
+        if counter {
+            full.accept()?;
+            let late = client_info(&dropped)?.sent_again > 0;
+            if late && begun.elapsed() < BOUND {
+                continue; // the machine stood still for a second: once more
+            }
         }
-        if counter && begun.elapsed() > A_WHILE {
-            _ = full.accept();
-        }
+        let mut pauses = Vec::new();
+        until("the SYN is sent again twice, or answered", || {
+            let Ok(info) = client_info(&dropped) else {
+                return true;
+            };
+            if info.sent_again >= pauses.len() && !info.connected {
+                pauses.push(info.pause);
+            }
+            info.connected || info.sent_again >= 2
+        })?;
+        pauses.truncate(2);
+        let sent_again = client_info(&dropped)?.sent_again;
+        let what = format!("sent again {sent_again} times; pauses: {pauses:?}");
+        return seen(sent_again >= 2 && pauses == [A_SECOND; 2], what);
     }
-    seen(
-        retries.len() == 2,
-        format!("sent again after {retries:.1?}"),
-    )
 }
 
-/// How often the SYN was sent again: the 26th word of `struct tcp_info`, `tcpi_total_retrans`.
-fn retransmits(socket: &Listener) -> Result<usize, Snag> {
+/// What the kernel says of a client: `struct tcp_info`.
+struct Info {
+    connected: bool,
+    /// The pause before the SYN is sent again: `tcpi_rto`, the third word.
+    pause: Duration,
+    /// How often it was: `tcpi_total_retrans`, the 26th word.
+    sent_again: usize,
+}
+
+fn client_info(socket: &Listener) -> Result<Info, Snag> {
     let (mut info, mut len, fd) = ([0_u32; 26], 104, socket.as_raw_fd());
     let at = info.as_mut_ptr().cast();
     // SAFETY: `info` is writable for the 104 bytes that `len` states; the kernel writes no more.
     unsafe { sys::getsockopt(fd, sys::IPPROTO_TCP, libc::TCP_INFO, at, &raw mut len) }?;
-    Ok(info[25].try_into()?)
+    Ok(Info {
+        connected: info[0].to_ne_bytes()[0] == 1, // tcpi_state, TCP_ESTABLISHED
+        pause: Duration::from_micros(info[2].into()),
+        sent_again: info[25].try_into()?,
+    })
 }
 
 pub(super) fn a_reset_client_is_still_accepted(counter: bool) -> Tried {
@@ -138,25 +179,28 @@ pub(super) fn a_reset_client_is_still_accepted(counter: bool) -> Tried {
 }
 
 /// Accepts while no descriptor is to be had; in the counter-case there are some.
-fn accept_without_descriptors(listener: &Listener, counter: bool) -> Result<(), Error> {
+fn accept_without_descriptors(
+    listener: &Listener,
+    counter: bool,
+) -> Result<Result<(), Error>, Snag> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
     // SAFETY: `limit` is writable.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
     let none = libc::rlimit {
         rlim_cur: 0,
         ..limit
     };
     if !counter {
         // SAFETY: `none` is readable. What is open stays open.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) })?;
     }
     let accepted = listener.accept().map(drop);
     // SAFETY: `limit` is readable, and what it was before.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    accepted
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    Ok(accepted)
 }
 
 const NONE_LEFT: Error = Error::new(Call::Accept, libc::EMFILE);
@@ -165,7 +209,7 @@ pub(super) fn without_descriptors_it_stays_queued(counter: bool) -> Tried {
     let listener = member(any_port())?;
     let _client = client(listener.local_addr()?)?;
     queued(&listener, 1)?;
-    let accepted = accept_without_descriptors(&listener, counter);
+    let accepted = accept_without_descriptors(&listener, counter)?;
     let waiting = listener.queue()?.waiting;
     let later = listener.accept();
     let what = format!(
@@ -188,7 +232,7 @@ pub(super) fn without_descriptors_accept_never_waits(counter: bool) -> Tried {
     };
     set(&listener, sys::SOL_SOCKET, libc::SO_RCVTIMEO, timeout)?;
     let begun = Instant::now();
-    let accepted = accept_without_descriptors(&listener, counter);
+    let accepted = accept_without_descriptors(&listener, counter)?;
     let took = begun.elapsed();
     seen(
         accepted == Err(NONE_LEFT),
