@@ -14,13 +14,24 @@ Usage: reuseport explain [OPTIONS]
 
   --claim NAME       this claim alone
   --counter          the counter-cases instead, in which no claim may hold
+  --isolated         in a network namespace of its own, with the kernel's default set-up (Linux)
   --list             only name the claims
 
 The guide is the module `guide` of the library's documentation. The sockets are on the loopback, on
 free ports. Before it tries the claims, `explain` looks at what this machine's set-up lets it try.
 It says of a claim that needs more (root, IPv6, another sysctl or kernel) that it cannot be tried
-here, and why.
+here, and why. With --isolated, the sysctls of the network are those that the kernel starts with.
 ";
+
+/// Moves this process into a network namespace of its own.
+fn isolate() -> Result<(), Failure> {
+    #[cfg(linux_kernel)]
+    let moved = crate::claims::isolated::isolate();
+    #[cfg(not(linux_kernel))]
+    let moved = Err("network namespaces exist on Linux only".to_owned());
+    let failed = |why| Failure::Failed(format!("--isolated: no network namespace: {why}"));
+    moved.map_err(failed)
+}
 
 /// What came of them all: as many of each.
 #[derive(Default)]
@@ -36,6 +47,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         CLAIMS.iter().find(|claim| name(claim) == value)
     })?;
     let (counter, list) = (args.flag("--counter"), args.flag("--list"));
+    let isolated = args.flag("--isolated");
     args.finish()?;
     let mut claims = CLAIMS
         .iter()
@@ -43,6 +55,9 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     if list {
         claims.for_each(|claim| print(&format!("{}\n", name(claim))));
         return Ok(());
+    }
+    if isolated {
+        isolate()?;
     }
     let (mut sum, begun, mut chapter) = (Sum::default(), Instant::now(), "");
     let setup = Setup::look(claims.clone(), counter);

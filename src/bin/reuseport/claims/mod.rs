@@ -13,6 +13,8 @@ mod binding;
 #[cfg(linux_kernel)]
 mod choosing;
 #[cfg(linux_kernel)]
+pub(crate) mod isolated;
+#[cfg(linux_kernel)]
 mod joining;
 #[cfg(linux_kernel)]
 mod leaving;
