@@ -187,7 +187,7 @@ fn among(kind: c_int, first: u16) -> Result<Listener, Snag> {
     let socket: Listener = open(kind, any_port().ip())?;
     set(&socket, sys::SOL_SOCKET, sys::SO_REUSEPORT, 1)?;
     if let Err(error) = set(&socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range) {
-        let why = format!("IP_LOCAL_PORT_RANGE came with Linux 6.3: {error}");
+        let why = format!("no IP_LOCAL_PORT_RANGE, which came with Linux 6.3: {error}");
         return Err(Snag::NotHere(why));
     }
     bind(&socket, any_port())?;
