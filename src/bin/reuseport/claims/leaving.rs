@@ -9,19 +9,20 @@ use std::thread;
 use reuseport::{Call, Error, Listener, sys};
 
 use super::tools::{A_WHILE, BOUND, always, any_port, asleep, client, clients, fates, group};
-use super::tools::{queued, room, set, told, who};
+use super::tools::{member, queued, room, set, told, who};
 use super::{Snag, Tried, seen};
 
 pub(super) fn close_resets_the_queue(counter: bool) -> Tried {
     let mut waited = 0;
     let mut resets = Vec::new();
     for close in [true, false] {
-        let (mut members, address) = group(2)?;
-        members[0].steer(&always(0))?;
-        waited = room(&members[0], 10)?;
+        // Alone, the first gets every client; its sibling comes afterwards.
+        let first = member(any_port())?;
+        let address = first.local_addr()?;
+        waited = room(&first, 10)?;
         let clients = clients(waited, address)?;
-        queued(&members[0], waited)?;
-        let first = members.remove(0);
+        queued(&first, waited)?;
+        let sibling = [member(address)?];
         let mut accepted = Vec::new();
         if counter {
             accepted.extend((0..waited).map_while(|_| first.accept().ok()));
@@ -35,7 +36,7 @@ pub(super) fn close_resets_the_queue(counter: bool) -> Tried {
         accepted
             .iter()
             .for_each(|connection| _ = connection.send(b"y"));
-        let [_, _, reset] = fates(&members, &[], &clients)?;
+        let [_, _, reset] = fates(&sibling, &[], &clients)?;
         resets.push(reset);
     }
     let what = format!(

@@ -154,7 +154,7 @@ claims! {
         unless "they are UDP sockets"
 }
 "When one leaves" {
-    linux leaving::close_resets_the_queue [Steering, NoMigration]
+    linux leaving::close_resets_the_queue [NoMigration]
         "Closing a listener resets what waits in its queue, although a sibling listens; so does \
          shutting it down."
         unless "they were accepted before"
@@ -209,7 +209,7 @@ claims! {
     linux queue::a_backlog_of_n_queues_one_more
         "listen(fd, n) lets n + 1 connections wait; the next one gets no answer."
         unless [Queue] "listen is called again with a longer one"
-    linux queue::overflow_costs_a_second [Steering]
+    linux queue::overflow_costs_a_second
         "A SYN for a full queue is dropped, though a sibling's is empty; it comes again in 1 s."
         unless [Queue] "there is room"
     linux queue::dropped_syns_come_every_second [LinearSyns]
@@ -238,7 +238,7 @@ claims! {
     linux udp::a_udp_program_sees_the_payload [Steering]
         "A program sees a datagram from its first byte on, and may choose by it."
         unless "no program is attached"
-    linux udp::closing_a_udp_socket_drops_in_silence [Steering]
+    linux udp::closing_a_udp_socket_drops_in_silence
         "What waits in a UDP socket is dropped when it closes, and the sender is not told."
         unless "it was read before"
     linux udp::a_connected_udp_socket_hears_its_peer
