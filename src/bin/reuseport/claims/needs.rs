@@ -113,3 +113,73 @@ impl Claim {
 fn look(_: Need) -> State {
     State::Met
 }
+
+#[cfg(all(test, linux_kernel))]
+mod tests {
+    use super::*;
+
+    fn claim(needs: &'static [Need], try_it: fn(bool) -> Tried) -> Claim {
+        let (name, chapter, says, counter) = ("a_claim", "", "", "");
+        let counter_needs = &[Need::Queue];
+        Claim {
+            name,
+            chapter,
+            says,
+            counter,
+            needs,
+            counter_needs,
+            try_it,
+        }
+    }
+
+    fn outcome(needs: &'static [Need], state: State, holds: bool, counter: bool) -> String {
+        let try_it = if holds { always_holds } else { never_holds };
+        let setup = Setup(vec![(Need::Queue, state)]);
+        match setup.try_claim(&claim(needs, try_it), counter) {
+            Ok(Seen { holds: true, .. }) => "holds".into(),
+            Ok(Seen { holds: false, .. }) => "does not hold".into(),
+            Err(Snag::NotHere(why)) => format!("cannot be tried here: {why}"),
+            Err(Snag::Broken(why)) => format!("could not be measured: {why}"),
+        }
+    }
+
+    fn always_holds(_: bool) -> Tried {
+        super::super::seen(true, "as the claim says")
+    }
+
+    fn never_holds(_: bool) -> Tried {
+        super::super::seen(false, "otherwise")
+    }
+
+    const QUEUE: &[Need] = &[Need::Queue];
+
+    #[test]
+    fn a_claim_is_not_tried_without_what_it_needs() {
+        let missing = || State::Missing("somaxconn is 0".into());
+        let untried = "cannot be tried here: somaxconn is 0";
+
+        assert_eq!(outcome(QUEUE, missing(), true, false), untried);
+        assert_eq!(outcome(QUEUE, missing(), false, false), untried);
+        assert_eq!(outcome(&[], missing(), true, false), "holds");
+        // The counter-case has a need of its own.
+        assert_eq!(outcome(&[], missing(), false, true), untried);
+    }
+
+    #[test]
+    fn a_doubt_takes_the_place_of_an_accusation_only() {
+        let doubt = || State::Doubtful("unread".into());
+
+        assert_eq!(outcome(QUEUE, doubt(), true, false), "holds");
+        assert_eq!(outcome(QUEUE, doubt(), false, true), "does not hold");
+        let accused = "cannot be tried here: unread (otherwise)";
+        assert_eq!(outcome(QUEUE, doubt(), false, false), accused);
+        let accused = "cannot be tried here: unread (as the claim says)";
+        assert_eq!(outcome(QUEUE, doubt(), true, true), accused);
+    }
+
+    #[test]
+    fn a_met_need_leaves_the_verdict_alone() {
+        assert_eq!(outcome(QUEUE, State::Met, false, false), "does not hold");
+        assert_eq!(outcome(QUEUE, State::Met, true, true), "holds");
+    }
+}
