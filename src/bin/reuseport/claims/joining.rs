@@ -100,7 +100,7 @@ impl Drop for Other {
 pub(super) fn another_user_is_refused(counter: bool) -> Tried {
     let (_members, address) = group(1)?;
     aside(move || {
-        let ours = act_as(libc::uid_t::MAX)?; // nobody has this number
+        let ours = act_as(libc::uid_t::MAX)?; // no user has this number
         let became = act_as(if counter { ours } else { NOBODY })?;
         if !counter && (ours == NOBODY || became != NOBODY) {
             return Err(Snag::NotHere("it takes root to act as another user".into()));

@@ -61,7 +61,7 @@ pub(super) fn look(need: Need) -> State {
             yes()
         })),
         Need::OtherUser => within(aside(|| {
-            let ours = act_as(libc::uid_t::MAX)?; // nobody has this number
+            let ours = act_as(libc::uid_t::MAX)?; // no user has this number
             if ours != NOBODY && act_as(NOBODY)? == NOBODY {
                 return yes();
             }
@@ -181,7 +181,7 @@ enum Sysctl {
     Is(String),
     /// This kernel has none of this name.
     None,
-    /// Nobody knows.
+    /// The file cannot be read, and this says why.
     Unread(String),
 }
 

@@ -243,7 +243,7 @@ pub(super) fn act_as(user: libc::uid_t) -> Result<libc::uid_t, Snag> {
         libc::uid_t::try_from(unsafe { libc::setfsuid(id) })
     };
     set(user)?;
-    // It returns who the thread was; nobody has the number -1, so this only asks.
+    // It returns as whom the thread acted. No user has the number -1, so this only asks.
     Ok(set(libc::uid_t::MAX)?)
 }
 
