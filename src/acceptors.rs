@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, JoinHandle, sleep};
 use std::{io, panic::catch_unwind, vec::Vec};
 
-use crate::error::{Advice, Error};
+use crate::error::{AcceptAction, Error};
 use crate::listener::{Connection, Listener};
 use crate::sys;
 
@@ -29,7 +29,7 @@ impl Acceptors {
         let handler = Arc::new(handler);
         Acceptors::spawn_with(listeners, |acceptor| {
             let handler = Arc::clone(&handler);
-            move |connection, _: &Stop| handler(acceptor, connection)
+            move |connection, _: &StopToken| handler(acceptor, connection)
         })
     }
 
@@ -38,7 +38,7 @@ impl Acceptors {
     pub fn spawn_with<M, H>(listeners: Vec<Listener>, mut make: M) -> io::Result<Acceptors>
     where
         M: FnMut(usize) -> H,
-        H: FnMut(Connection, &Stop) + Send + 'static,
+        H: FnMut(Connection, &StopToken) + Send + 'static,
     {
         let mut acceptors = Acceptors(Vec::new());
         for (id, listener) in listeners.into_iter().enumerate() {
@@ -53,19 +53,19 @@ impl Acceptors {
     }
 
     /// What each acceptor has done so far, in the order of their numbers; to be asked at any time.
-    pub fn tally(&self) -> Vec<Count> {
+    pub fn stats(&self) -> Vec<Stats> {
         self.0.iter().map(Acceptor::count).collect()
     }
 
     /// Waits until every acceptor has left of itself: for ever, unless their listeners fail.
-    pub fn join(mut self) -> Vec<Count> {
+    pub fn join(mut self) -> Vec<Stats> {
         self.0.drain(..).map(Acceptor::join).collect()
     }
 
     /// Stops at once, and waits for the handlers that run. What waits to be accepted is reset.
     ///
     /// On Linux `shutdown(2)` wakes the acceptors; elsewhere each leaves after its next connection.
-    pub fn stop(self) -> Vec<Count> {
+    pub fn stop(self) -> Vec<Stats> {
         self.0.iter().for_each(|acceptor| acceptor.seat.leave());
         self.join()
     }
@@ -86,11 +86,11 @@ pub(crate) struct Acceptor<S = Listener> {
 }
 
 impl<S> Acceptor<S> {
-    pub(crate) fn count(&self) -> Count {
+    pub(crate) fn count(&self) -> Stats {
         self.seat.count(!self.thread.is_finished())
     }
 
-    pub(crate) fn join(self) -> Count {
+    pub(crate) fn join(self) -> Stats {
         _ = self.thread.join();
         self.seat.count(false)
     }
@@ -101,7 +101,7 @@ impl<S> Acceptor<S> {
 pub(crate) struct Seat<S = Listener> {
     pub(crate) id: usize,
     pub(crate) socket: S,
-    pub(crate) stop: Stop,
+    pub(crate) stop: StopToken,
     pub(crate) counters: Counters,
 }
 
@@ -111,15 +111,19 @@ pub(crate) struct Seat<S = Listener> {
 pub(crate) struct Counters {
     accepted: AtomicUsize,
     panicked: AtomicUsize,
-    pub(crate) went_on: AtomicUsize,
-    backed_off: AtomicUsize,
+    pub(crate) transient_errors: AtomicUsize,
+    backoffs: AtomicUsize,
     pub(crate) failed: OnceLock<Error>,
     pub(crate) stolen: AtomicUsize,
 }
 
 impl Seat {
     /// The thread.
-    pub(crate) fn work(&self, mut next: impl Next, mut handler: impl FnMut(Connection, &Stop)) {
+    pub(crate) fn work(
+        &self,
+        mut next: impl Next,
+        mut handler: impl FnMut(Connection, &StopToken),
+    ) {
         while let Ok(connection) = next.next(self) {
             self.handle(|| handler(connection, &self.stop));
         }
@@ -164,16 +168,16 @@ impl<S> Seat<S> {
     /// Does what an error asks for.
     #[cold]
     pub(crate) fn heed(&self, error: Error) -> Result<(), Leave> {
-        match error.advice() {
-            Advice::GoOn => add_one(&self.counters.went_on),
-            Advice::Wait => {}
-            Advice::BackOff => {
-                add_one(&self.counters.backed_off);
+        match error.accept_action() {
+            AcceptAction::Retry => add_one(&self.counters.transient_errors),
+            AcceptAction::WouldBlock => {}
+            AcceptAction::BackOff => {
+                add_one(&self.counters.backoffs);
                 // All acceptors run out of descriptors together; they return one by one.
-                let turn = 31 * self.id + 17 * self.counters.backed_off.load(Relaxed);
+                let turn = 31 * self.id + 17 * self.counters.backoffs.load(Relaxed);
                 sleep(Duration::from_millis(10 + turn as u64 % 91));
             }
-            Advice::Leave | Advice::Fatal => {
+            AcceptAction::Closed | AcceptAction::Fatal => {
                 if !self.stop.requested() {
                     _ = self.counters.failed.set(error);
                 }
@@ -183,15 +187,15 @@ impl<S> Seat<S> {
         Ok(())
     }
 
-    fn count(&self, running: bool) -> Count {
+    fn count(&self, running: bool) -> Stats {
         let live = &self.counters;
-        Count {
-            acceptor: self.id,
+        Stats {
+            id: self.id,
             accepted: live.accepted.load(Relaxed),
             panicked: live.panicked.load(Relaxed),
-            went_on: live.went_on.load(Relaxed),
-            backed_off: live.backed_off.load(Relaxed),
-            failed: live.failed.get().copied(),
+            transient_errors: live.transient_errors.load(Relaxed),
+            backoffs: live.backoffs.load(Relaxed),
+            error: live.failed.get().copied(),
             running,
             stolen: live.stolen.load(Relaxed),
         }
@@ -228,9 +232,9 @@ impl Next for Blocking {
 
 /// Tells a handler whether its acceptors are being stopped.
 #[derive(Debug, Default)]
-pub struct Stop(pub(crate) AtomicBool);
+pub struct StopToken(pub(crate) AtomicBool);
 
-impl Stop {
+impl StopToken {
     /// Whether to come to an end.
     pub fn requested(&self) -> bool {
         self.0.load(Relaxed)
@@ -240,19 +244,19 @@ impl Stop {
 /// What one acceptor did.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
-pub struct Count {
+pub struct Stats {
     /// Its number.
-    pub acceptor: usize,
+    pub id: usize,
     /// Connections, or datagrams, given to the handler.
     pub accepted: usize,
     /// Handlers that panicked.
     pub panicked: usize,
-    /// Errors passed over: [`Advice::GoOn`]; and answers that could not be sent.
-    pub went_on: usize,
-    /// Pauses for want of a descriptor or of memory: [`Advice::BackOff`].
-    pub backed_off: usize,
-    /// What ended it, if nobody did: [`Advice::Leave`], [`Advice::Fatal`].
-    pub failed: Option<Error>,
+    /// Errors passed over: [`AcceptAction::Retry`]; and answers that could not be sent.
+    pub transient_errors: usize,
+    /// Pauses for want of a descriptor or of memory: [`AcceptAction::BackOff`].
+    pub backoffs: usize,
+    /// What ended it, if nobody did: [`AcceptAction::Closed`], [`AcceptAction::Fatal`].
+    pub error: Option<Error>,
     /// Its thread still runs.
     pub running: bool,
     /// Of those accepted, how many were a busy sibling's.

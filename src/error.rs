@@ -88,34 +88,36 @@ impl Error {
     ///
     /// Linux also reports, as accept's own, the network error of a connection that died in the
     /// queue (accept(2), "Error handling"): that connection is lost, the listener is well.
-    pub const fn advice(self) -> Advice {
+    pub const fn accept_action(self) -> AcceptAction {
         match self.errno {
-            EAGAIN => Advice::Wait,
+            EAGAIN => AcceptAction::WouldBlock,
             EINTR | EPERM | EPROTO | ECONNABORTED | ECONNREFUSED | ECONNRESET | ENETDOWN
-            | ENETUNREACH | EHOSTDOWN | EHOSTUNREACH | ENOPROTOOPT | ETIMEDOUT => Advice::GoOn,
+            | ENETUNREACH | EHOSTDOWN | EHOSTUNREACH | ENOPROTOOPT | ETIMEDOUT => {
+                AcceptAction::Retry
+            }
             #[cfg(linux_kernel)]
-            libc::ENONET => Advice::GoOn,
-            EINVAL => Advice::Leave,
-            EBADF | ENOTSOCK | EFAULT => Advice::Fatal,
+            libc::ENONET => AcceptAction::Retry,
+            EINVAL => AcceptAction::Closed,
+            EBADF | ENOTSOCK | EFAULT => AcceptAction::Fatal,
             // EMFILE, ENFILE, ENOBUFS, ENOMEM; EOPNOTSUPP, which means the network or the wrong
             // kind of socket; and what a later kernel may add: to go on at once could spin.
-            _ => Advice::BackOff,
+            _ => AcceptAction::BackOff,
         }
     }
 }
 
-/// What [`Error::advice`] tells an accept loop to do.
+/// What [`Error::accept_action`] tells an accept loop to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Advice {
+pub enum AcceptAction {
     /// One connection is lost, or a signal came: accept the next at once.
-    GoOn,
+    Retry,
     /// Nothing waits and the listener does not block: `poll(2)` for the next.
-    Wait,
+    WouldBlock,
     /// No descriptor or no memory is left. The connection still waits in the queue: pause, then
     /// accept again. Without the pause the loop would spin.
     BackOff,
     /// The listener does not listen any more: it was shut down.
-    Leave,
+    Closed,
     /// The descriptor is no listener: every later accept will fail too.
     Fatal,
 }

@@ -2,12 +2,12 @@
 
 use core::mem::ManuallyDrop;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-use crate::datagram::Datagram;
 use crate::error::Error;
 use crate::listener::{Connection, Descriptor, Listener};
+use crate::socket::udp::UdpSocket;
 
 /// Keeps the errno; the call's name is lost, as everywhere in [`io::Error`].
 impl From<Error> for io::Error {
@@ -17,7 +17,7 @@ impl From<Error> for io::Error {
 }
 
 macro_rules! descriptor {
-    ($ours:ident, $theirs:ident) => {
+    ($ours:ident, $theirs:ty) => {
         impl AsRawFd for $ours {
             fn as_raw_fd(&self) -> RawFd {
                 self.raw()
@@ -75,7 +75,7 @@ macro_rules! descriptor {
 
 descriptor!(Listener, TcpListener);
 descriptor!(Connection, TcpStream);
-descriptor!(Datagram, UdpSocket);
+descriptor!(UdpSocket, std::net::UdpSocket);
 
 impl Read for &Connection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {

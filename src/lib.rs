@@ -29,7 +29,7 @@
 //!
 //! 1. [`sys`]: one thin function a system call, with C's names and arguments.
 //! 2. `error.rs`: [`Error`] never loses the errno nor the name of the call that failed;
-//!    [`Advice`] is what an accept loop should do about it.
+//!    [`AcceptAction`] is what an accept loop should do about it.
 //! 3. `address.rs`: [`SockAddr`], C's `struct sockaddr`.
 //! 4. `listener.rs`: [`Listener::bind`] is the C program's four calls, each below its C line.
 //! 5. `acceptors.rs` (feature `std`): `Acceptors`, the C program's threads.
@@ -37,14 +37,14 @@
 //! **Stop here and you have the C program.** The second wing goes beyond it.
 //!
 //! 6. `options.rs`: [`Listener::options`], every socket option visible and none hidden.
-//! 7. `datagram.rs`: [`Datagram`], the same story for UDP; `batch.rs`: [`Message`], and many of
+//! 7. `datagram.rs`: [`UdpSocket`], the same story for UDP; `batch.rs`: [`Datagram`], and many of
 //!    them in one system call.
 //! 8. `steering` and `queue.rs` (Linux, Android): programs that choose the socket in the
 //!    kernel's place; how much waits, and what was dropped.
 //! 9. `group.rs`, `claim.rs` (feature `std`): `Group`, sockets made together, on a port that no
 //!    other program has, or deliberately on one that it has. `protocol.rs`: where a group of
 //!    listeners and one of datagram sockets differ.
-//! 10. `serving.rs`, `crew.rs` (feature `std`): `Serving`, a group with its threads at work.
+//! 10. `serving.rs`, `crew.rs` (feature `std`): `Server`, a group with its threads at work.
 //!     `accepting.rs`, `alone.rs`, `polling.rs`: how those wait who accept, and how they are woken;
 //!     `stealing.rs`: idle ones help busy siblings; `receiving.rs`: those who receive datagrams.
 //! 11. `drain.rs`, `away.rs` (feature `std`): how members leave without losing a connection.
@@ -67,77 +67,53 @@
 #[cfg(feature = "std")]
 extern crate std;
 
-#[cfg(feature = "std")]
-mod accepting;
+// The C program.
 #[cfg(feature = "std")]
 mod acceptors;
 mod address;
-#[cfg(all(feature = "std", linux_kernel))]
-mod alone;
-#[cfg(not(accept4))]
-mod apple;
-#[cfg(feature = "std")]
-mod away;
-mod batch;
-#[cfg(feature = "std")]
-mod claim;
-#[cfg(all(feature = "std", linux_kernel))]
-mod cpus;
-#[cfg(feature = "std")]
-mod crew;
-mod datagram;
-#[cfg(all(feature = "std", linux_kernel))]
-mod diag;
-#[cfg(feature = "std")]
-mod drain;
 mod error;
-#[cfg(feature = "std")]
-mod group;
-pub mod guide;
-#[cfg(all(feature = "std", linux_kernel))]
-mod handover;
-#[cfg(feature = "std")]
-mod inherit;
-#[cfg(feature = "std")]
-mod interop;
-#[cfg(linux_kernel)]
-mod linux;
 mod listener;
-mod options;
-#[cfg(feature = "std")]
-mod polling;
-mod protocol;
-mod queue;
-#[cfg(feature = "std")]
-mod receiving;
-#[cfg(feature = "std")]
-mod serving;
-#[cfg(all(feature = "std", linux_kernel))]
-mod stealing;
-#[cfg(linux_kernel)]
-pub mod steering;
 pub mod sys;
 
+// Built on it: each folder imports only from those above it, and from `os`.
+mod os;
+mod socket;
+
 #[cfg(feature = "std")]
-pub use acceptors::{Acceptors, Count, Stop};
+mod group;
+#[cfg(feature = "std")]
+mod server;
+
+#[cfg(feature = "std")]
+mod restart;
+
+#[cfg(feature = "std")]
+mod interop;
+
+pub mod guide;
+
+#[cfg(feature = "std")]
+pub use acceptors::{Acceptors, Stats, StopToken};
 pub use address::SockAddr;
-#[cfg(linux_kernel)]
-pub use batch::Batch;
-pub use batch::Message;
-pub use datagram::{Datagram, Received};
-pub use error::{Advice, Call, Error};
+pub use error::{AcceptAction, Call, Error};
 #[cfg(feature = "std")]
 pub use group::{Group, GroupError, GroupOptions, SpawnError, Steering};
-#[cfg(all(feature = "std", linux_kernel))]
-pub use handover::HandOverError;
 pub use listener::{Connection, Listener};
-pub use options::Options;
+#[cfg(linux_kernel)]
+pub use os::linux::bpf as steering;
+#[cfg(all(feature = "std", linux_kernel))]
+pub use restart::HandOverError;
 #[cfg(feature = "std")]
-pub use protocol::Protocol;
-pub use protocol::{Tcp, Udp};
-pub use queue::Queue;
+pub use server::{Member, Server};
+#[cfg(linux_kernel)]
+pub use socket::batch::Batch;
+pub use socket::batch::Datagram;
+pub use socket::options::Options;
 #[cfg(feature = "std")]
-pub use serving::{Member, Serving};
+pub use socket::protocol::Protocol;
+pub use socket::protocol::{Tcp, Udp};
+pub use socket::queue::Queue;
+pub use socket::udp::{Received, UdpSocket};
 
 /// Whether this target's kernel spreads the connections among the sockets of one port.
 ///

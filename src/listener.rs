@@ -87,7 +87,7 @@ impl Listener {
 
     /// Waits for a connection and takes it: `accept4(2)`, with `SOCK_CLOEXEC`.
     ///
-    /// Returns every error as it comes, `EINTR` too; [`Error::advice`] says what to do about it.
+    /// Returns every error as it comes, `EINTR` too; [`Error::accept_action`] says what to do about it.
     #[inline]
     pub fn accept(&self) -> Result<Connection, Error> {
         // SAFETY: null stands for "no address wanted". The connection owns what is opened.

@@ -25,7 +25,7 @@ pub use libc::SO_REUSEPORT;
 pub use libc::SO_REUSEPORT_LB as SO_REUSEPORT;
 
 #[cfg(not(accept4))]
-use crate::apple as kernel; // makes accept4 of what there is
+use crate::os::apple as kernel; // makes accept4 of what there is
 pub use kernel::{SOCK_CLOEXEC, SOCK_NONBLOCK};
 #[cfg(accept4)]
 use libc as kernel;
@@ -117,7 +117,7 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
 /// `int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags);` — `accept(2)`,
 /// flags [`SOCK_CLOEXEC`] and [`SOCK_NONBLOCK`].
 ///
-/// [`Error::advice`] tells what each of its many errors means for a loop.
+/// [`Error::accept_action`] tells what each of its many errors means for a loop.
 ///
 /// # Safety
 /// Both pointers are null; or `len` is readable and writable, and `addr` is writable for as

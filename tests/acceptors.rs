@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::Instant;
 
-use reuseport::{Acceptors, BALANCES, Call, Connection, Error, Listener, Stop};
+use reuseport::{Acceptors, BALANCES, Call, Connection, Error, Listener, StopToken};
 use support::{listeners, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -32,7 +32,7 @@ fn every_acceptor_gets_some_and_the_counts_add_up() {
         heard[visit(address).parse::<usize>().unwrap()] += 1;
     }
     let live: Vec<_> = acceptors
-        .tally()
+        .stats()
         .iter()
         .map(|count| count.accepted)
         .collect();
@@ -82,7 +82,7 @@ fn each_acceptor_owns_its_state() {
     let (send, receive) = mpsc::channel();
     let acceptors = Acceptors::spawn_with(listeners, |acceptor| {
         let (own, send) = (Cell::new(0), send.clone());
-        move |_: Connection, _: &Stop| {
+        move |_: Connection, _: &StopToken| {
             own.set(own.get() + 1);
             send.send((acceptor, own.get())).unwrap();
         }
@@ -116,7 +116,7 @@ fn a_long_handler_learns_of_the_stop() {
     let inside = Arc::clone(&entered);
     let acceptors = Acceptors::spawn_with(listeners, |_| {
         let inside = Arc::clone(&inside);
-        move |_: Connection, stop: &Stop| {
+        move |_: Connection, stop: &StopToken| {
             assert!(!stop.requested());
             inside.wait();
             wait_until("the stop is requested", || stop.requested());
@@ -145,7 +145,7 @@ fn join_returns_when_the_listeners_fail() {
     let no_socket = Listener::from(std::os::fd::OwnedFd::from(pipe));
     let counts = Acceptors::spawn(vec![no_socket], |_, _| {}).unwrap().join();
     assert_eq!(
-        counts[0].failed,
+        counts[0].error,
         Some(Error::new(Call::Accept, libc::ENOTSOCK))
     );
 }
@@ -159,7 +159,7 @@ fn a_nonblocking_listener_is_set_to_block() {
     let address = listener.local_addr().unwrap();
     let acceptors = Acceptors::spawn(vec![listener], |_, _| {}).unwrap();
     visit(address);
-    assert_eq!(acceptors.stop()[0].backed_off, 0);
+    assert_eq!(acceptors.stop()[0].backoffs, 0);
 }
 
 /// A server whose handler keeps its connections until its process has no descriptor left.
@@ -185,14 +185,14 @@ fn hoards_connections() {
     println!("\nlistening on {address}");
     let backed_off = || {
         acceptors
-            .tally()
+            .stats()
             .iter()
-            .map(|count| count.backed_off)
+            .map(|count| count.backoffs)
             .sum::<usize>()
     };
     let accepted = || {
         acceptors
-            .tally()
+            .stats()
             .iter()
             .map(|count| count.accepted)
             .sum::<usize>()
@@ -200,7 +200,7 @@ fn hoards_connections() {
     // EMFILE is the only reason to back off here. An acceptor that waits in `accept` already holds
     // a number, so not all need report it, and each may yet take one connection.
     wait_until("no descriptor is left", || {
-        acceptors.tally().iter().any(|count| count.backed_off > 2)
+        acceptors.stats().iter().any(|count| count.backoffs > 2)
     });
     let (kept, pauses, spent) = (accepted(), backed_off(), cpu_time());
     let begun = Instant::now();

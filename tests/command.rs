@@ -8,10 +8,10 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
-use support::{Server, descriptors, reuseport, run, scratch, text, tool, visit, wait_until};
+use support::{ServeProcess, descriptors, reuseport, run, scratch, text, tool, visit, wait_until};
 
 #[test]
-fn the_demo_prints_an_acceptor_a_connection_and_a_tally() {
+fn the_demo_prints_an_acceptor_a_connection_and_a_stats() {
     let (code, out, err) = run(&["demo", "--addr", "127.0.0.1:0"]);
     assert_eq!((code, err.as_str()), (0, ""));
     let (lines, tally) = out.split_once("\n\n").unwrap();
@@ -64,7 +64,7 @@ fn a_client_in_another_language_gets_ten_lines() {
     if !tool("python3") {
         return;
     }
-    let mut server = Server::start(&["--addr", "localhost:0"]);
+    let mut server = ServeProcess::start(&["--addr", "localhost:0"]);
     let client = format!(
         "import socket\nfor _ in range(10):\n  \
          with socket.create_connection(('localhost', {})) as s: s.recv(1)\n",
@@ -86,9 +86,9 @@ fn a_client_in_another_language_gets_ten_lines() {
 }
 
 #[test]
-fn a_signal_ends_the_server_with_the_tally() {
+fn a_signal_ends_the_server_with_the_stats() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
-        let server = Server::start(&["--acceptors", "2", "--quiet"]);
+        let server = ServeProcess::start(&["--acceptors", "2", "--quiet"]);
         (0..5).for_each(|_| _ = visit(server.address));
         server.signal(signal);
         let (code, out, err) = server.end();
@@ -107,7 +107,7 @@ fn a_signal_ends_the_server_with_the_tally() {
 
 #[test]
 fn a_reader_that_leaves_ends_the_server_quietly() {
-    let mut server = Server::start(&[]);
+    let mut server = ServeProcess::start(&[]);
     let mut stdout = BufReader::new(server.child.stdout.take().unwrap());
     let mut line = String::new();
     visit(server.address);
@@ -299,7 +299,7 @@ fn a_privileged_port_is_refused_with_a_hint() {
 #[test]
 fn every_form_of_address() {
     for given in ["127.0.0.1:0", "[::1]:0", "localhost:0"] {
-        let server = Server::start(&["--addr", given]);
+        let server = ServeProcess::start(&["--addr", given]);
         assert!(
             server.address.ip().is_loopback(),
             "{given}: {}",
@@ -389,7 +389,7 @@ fn waiting(address: &str) -> usize {
 
 #[test]
 fn many_connections_leave_no_trace() {
-    let server = Server::start(&["--quiet"]);
+    let server = ServeProcess::start(&["--quiet"]);
     let address = server.address.to_string();
     let resident = || {
         let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
@@ -451,7 +451,7 @@ fn two_system_calls_a_connection() {
     strace
         .args(["serve", "--quiet", "--addr", "127.0.0.1:0"])
         .stdout(Stdio::null());
-    let mut server = Server::from(&mut strace);
+    let mut server = ServeProcess::from(&mut strace);
     (0..300).for_each(|_| _ = visit(server.address));
     let pid = server.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();

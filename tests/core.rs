@@ -48,7 +48,7 @@ fn a_claim_by_hand() {
     let address = first.local_addr().unwrap();
     let in_use = Err(Error::new(Call::Bind, libc::EADDRINUSE));
     assert_eq!(Listener::bind(address).map(drop), in_use, "it is claimed");
-    first.let_siblings_bind().unwrap();
+    first.set_reuse_port().unwrap();
     let _second = Listener::options()
         .reuse_address(true)
         .bind(address)
@@ -57,7 +57,9 @@ fn a_claim_by_hand() {
     let _clients: Vec<_> = (0..3)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
-    first.steer(&reuseport::steering::random(1)).unwrap();
+    first
+        .attach_program(&reuseport::steering::random(1))
+        .unwrap();
     let _client = TcpStream::connect(address).unwrap();
-    assert!(first.queue().unwrap().waiting > 0);
+    assert!(first.queue().unwrap().len > 0);
 }

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use reuseport::{Acceptors, Connection, Group};
-use support::{BOUND, Running, Server, scratch, skip, text, tool, visit, wait_until};
+use support::{BOUND, Running, ServeProcess, scratch, skip, text, tool, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -225,7 +225,7 @@ fn calls_of_datagrams(table: &mut Table) -> Option<[f64; 2]> {
         strace.args(["-f", "-c", "-o"]).arg(&log);
         strace.arg(server.get_program()).args(server.get_args());
         strace.args(["--acceptors", "1", "--addr", "127.0.0.1:0"]);
-        let server = Server::from(strace.args(more).stdout(Stdio::null()));
+        let server = ServeProcess::from(strace.args(more).stdout(Stdio::null()));
         let tracer = server.child.id();
         let stat = format!("/proc/{tracer}/stat");
         let stopped = || fs::read_to_string(&stat).unwrap().contains(") T ");
@@ -362,11 +362,11 @@ fn allocations(table: &mut Table) -> [usize; 3] {
     let group = |steal| {
         let group = Group::options().steal(steal).bind(ANY_PORT, 2).unwrap();
         let address = group.local_addr();
-        let serving = group
+        let server = group
             .spawn(|_, connection| _ = connection.send(b"x"))
             .unwrap();
         let counted = allocated(address, 2);
-        let counts = serving.stop(BOUND);
+        let counts = server.stop(BOUND);
         assert_eq!(
             counts.iter().map(|count| count.accepted).sum::<usize>(),
             200
@@ -408,14 +408,14 @@ fn takes_memory() {
     let before = listening(1);
     println!("listener {}", (listening(1001) - before) / 1000);
     let working = |members| {
-        let serving = Group::bind(ANY_PORT, members)
+        let server = Group::bind(ANY_PORT, members)
             .unwrap()
             .spawn(|_, _| {})
             .unwrap();
-        let address = serving.local_addr();
+        let address = server.local_addr();
         (0..30 * members).for_each(|_| _ = visit(address));
         wait_until("all are idle", || idle("self", members));
-        (anonymous(), serving).0
+        (anonymous(), server).0
     };
     let before = working(1);
     println!("member {}", (working(101) - before) / 100);

@@ -1,11 +1,11 @@
 //! One UDP socket: what comes, what is too long, what is refused, what is lost.
 
-use reuseport::{Call, Datagram, Error};
+use reuseport::{Call, Error, UdpSocket};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
-fn two() -> (Datagram, Datagram) {
-    let socket = || Datagram::bind(ANY_PORT).unwrap();
+fn two() -> (UdpSocket, UdpSocket) {
+    let socket = || UdpSocket::bind(ANY_PORT).unwrap();
     (socket(), socket())
 }
 
@@ -79,7 +79,7 @@ fn a_closed_port_is_told_to_a_connected_socket() {
 #[test]
 fn a_connected_socket_receives_from_its_peer_alone() {
     let (server, peer) = two();
-    let stranger = Datagram::bind(ANY_PORT).unwrap();
+    let stranger = UdpSocket::bind(ANY_PORT).unwrap();
     let address = server.local_addr().unwrap();
     server.connect(peer.local_addr().unwrap()).unwrap();
     stranger.send_to(b"stranger", address).unwrap();
@@ -95,10 +95,10 @@ fn a_connected_socket_receives_from_its_peer_alone() {
 
 #[test]
 fn two_share_a_port_and_a_stranger_cannot_take_it() {
-    let first = Datagram::bind(ANY_PORT).unwrap();
+    let first = UdpSocket::bind(ANY_PORT).unwrap();
     let address = first.local_addr().unwrap();
-    let _second = Datagram::bind(address).unwrap();
-    let alone = Datagram::options().reuse_port(false).bind(address);
+    let _second = UdpSocket::bind(address).unwrap();
+    let alone = UdpSocket::options().reuse_port(false).bind(address);
     assert_eq!(alone.unwrap_err(), Error::new(Call::Bind, libc::EADDRINUSE));
     // It would, if the first had set that option too.
     let reuse_address = |fd| {
@@ -107,7 +107,7 @@ fn two_share_a_port_and_a_stranger_cannot_take_it() {
         // SAFETY: `on` is readable for the four bytes stated, and the option takes an int.
         unsafe { reuseport::sys::setsockopt(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, value, 4) }
     };
-    let thief = Datagram::options()
+    let thief = UdpSocket::options()
         .reuse_port(false)
         .before_bind(&reuse_address);
     assert!(thief.bind(address).is_err());
@@ -121,7 +121,7 @@ fn to_the_standard_librarys_socket_and_back() {
     let server: std::net::UdpSocket = server.into();
     client.send_to(b"x", address).unwrap();
     assert_eq!(server.recv_from(&mut [0; 9]).unwrap().0, 1);
-    let server = Datagram::from(server);
+    let server = UdpSocket::from(server);
     assert_eq!(server.local_addr().unwrap(), address);
 }
 
@@ -155,12 +155,12 @@ mod linux {
             client.send_to(&[0; 1000], address).unwrap();
         }
         let queue = server.queue().unwrap();
-        assert!(queue.waiting > 0 && queue.dropped > 0, "{queue:?}");
+        assert!(queue.len > 0 && queue.drops > 0, "{queue:?}");
         server.set_nonblocking(true).unwrap();
         let received = std::iter::from_fn(|| server.recv_from(&mut [0; 1000]).ok()).count();
-        assert_eq!(received + queue.dropped as usize, sent);
+        assert_eq!(received + queue.drops as usize, sent);
         let queue = server.queue().unwrap();
-        assert_eq!(queue.waiting, 0);
+        assert_eq!(queue.len, 0);
     }
 
     #[test]
@@ -182,18 +182,18 @@ mod linux {
         let mut batch = Batch::<8>::new(&mut buffer);
         assert_eq!(batch.receive(&server), Ok(6));
         for (mut message, sent) in batch.messages(&server).zip(all) {
-            assert_eq!(message.from(), client.local_addr().unwrap());
-            assert_eq!(message.bytes(), &sent[..sent.len().min(10)]);
+            assert_eq!(message.peer_addr(), client.local_addr().unwrap());
+            assert_eq!(message.payload(), &sent[..sent.len().min(10)]);
             assert_eq!(message.is_truncated(), sent.len() > 10);
             if sent != b"no" {
-                let len = message.bytes().len();
-                message.room().reverse();
-                message.room().rotate_left(10 - len);
-                message.answer(len);
+                let len = message.payload().len();
+                message.buffer_mut().reverse();
+                message.buffer_mut().rotate_left(10 - len);
+                message.reply(len);
             }
         }
-        assert_eq!(batch.send_answers(&server), Ok(5));
-        assert_eq!(batch.send_answers(&server), Ok(0), "each is sent once");
+        assert_eq!(batch.send_replies(&server), Ok(5));
+        assert_eq!(batch.send_replies(&server), Ok(0), "each is sent once");
         let mut answer = [0; 99];
         for sent in &all[..5] {
             let received = client.recv_from(&mut answer).unwrap();
@@ -211,9 +211,9 @@ mod linux {
 
     #[test]
     fn one_answer_that_cannot_be_sent_holds_up_no_other() {
-        let server = Datagram::bind(([0, 0, 0, 0], 0)).unwrap();
+        let server = UdpSocket::bind(([0, 0, 0, 0], 0)).unwrap();
         let port = server.local_addr().unwrap().port();
-        let clients = [0; 3].map(|_| Datagram::bind(ANY_PORT).unwrap());
+        let clients = [0; 3].map(|_| UdpSocket::bind(ANY_PORT).unwrap());
         for client in &clients {
             client.send_to(b"x", ([127, 0, 0, 1], port)).unwrap();
         }
@@ -222,10 +222,10 @@ mod linux {
         assert_eq!(batch.receive(&server), Ok(3));
         for (n, message) in batch.messages(&server).enumerate() {
             // No datagram is as long.
-            message.answer(if n == 1 { 65_535 } else { 1 });
+            message.reply(if n == 1 { 65_535 } else { 1 });
         }
         let too_long = Error::new(Call::SendMmsg, libc::EMSGSIZE);
-        assert_eq!(batch.send_answers(&server), Err(too_long));
+        assert_eq!(batch.send_replies(&server), Err(too_long));
         for client in [&clients[0], &clients[2]] {
             assert_eq!(client.recv_from(&mut [0; 9]).unwrap().len, 1);
         }
@@ -260,7 +260,7 @@ mod linux {
         use std::os::fd::OwnedFd;
         use std::os::linux::net::SocketAddrExt;
         use std::os::unix::net::{SocketAddr, UnixDatagram};
-        // Any socket may be made a `Datagram`: here one whose peers have long names.
+        // Any socket may be made a `UdpSocket`: here one whose peers have long names.
         let named = |byte: u8| {
             let name = [[byte; 80].as_slice(), &std::process::id().to_ne_bytes()].concat();
             let address = SocketAddr::from_abstract_name(name).unwrap();
@@ -268,14 +268,12 @@ mod linux {
         };
         let ((server, address), (client, _)) = (named(b's'), named(b'c'));
         client.send_to_addr(b"x", &address).unwrap();
-        let server = Datagram::from(OwnedFd::from(server));
+        let server = UdpSocket::from(OwnedFd::from(server));
         let batch = before_a_cliff(Batch::<1>::new(Box::leak(Box::new([0; 16]))));
         assert_eq!(batch.receive(&server), Ok(1));
-        batch
-            .messages(&server)
-            .for_each(|message| message.answer(1));
+        batch.messages(&server).for_each(|message| message.reply(1));
         let nobody = Error::new(Call::SendMmsg, libc::ECONNREFUSED);
-        assert_eq!(batch.send_answers(&server), Err(nobody));
+        assert_eq!(batch.send_replies(&server), Err(nobody));
     }
 
     #[test]

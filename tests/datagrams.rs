@@ -5,12 +5,12 @@ mod support;
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use core::time::Duration;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use reuseport::{Call, Datagram, Error, Group, GroupError, Serving, Steering, Udp};
+use reuseport::{Call, Error, Group, GroupError, Server, Steering, Udp, UdpSocket};
 use support::{BOUND, cpus, run_on, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -25,15 +25,15 @@ fn in_use(member: usize, address: SocketAddr) -> GroupError {
 }
 
 /// A client with an address of its own for each number.
-fn client(number: u32, to: SocketAddr) -> UdpSocket {
-    let socket = UdpSocket::bind((Ipv4Addr::from(0x7F01_0000 + number), 0)).unwrap();
+fn client(number: u32, to: SocketAddr) -> StdUdpSocket {
+    let socket = StdUdpSocket::bind((Ipv4Addr::from(0x7F01_0000 + number), 0)).unwrap();
     socket.connect(to).unwrap();
     socket.set_read_timeout(Some(BOUND)).unwrap();
     socket
 }
 
 /// Receives whatever waits: for each socket, the first four bytes of each datagram as a number.
-fn receive(sockets: &[Datagram], total: usize) -> Vec<Vec<u32>> {
+fn receive(sockets: &[UdpSocket], total: usize) -> Vec<Vec<u32>> {
     let mut all = vec![Vec::new(); sockets.len()];
     let mut seen = 0;
     wait_until("all datagrams are received", || {
@@ -52,26 +52,23 @@ fn receive(sockets: &[Datagram], total: usize) -> Vec<Vec<u32>> {
 
 #[test]
 fn a_group_is_claimed_and_joined_only_on_purpose() {
-    let group = Group::bind_datagrams(ANY_PORT, 3).unwrap();
+    let group = Group::bind_udp(ANY_PORT, 3).unwrap();
     let address = group.local_addr();
     assert_ne!(address.port(), 0);
-    let addresses: Vec<_> = group.datagrams().iter().map(Datagram::local_addr).collect();
+    let addresses: Vec<_> = group.sockets().iter().map(UdpSocket::local_addr).collect();
     assert_eq!(addresses, [Ok(address); 3]);
-    assert_eq!(
-        Group::bind_datagrams(address, 1).unwrap_err(),
-        in_use(0, address)
-    );
-    let join = || Group::datagram_options().join(true);
+    assert_eq!(Group::bind_udp(address, 1).unwrap_err(), in_use(0, address));
+    let join = || Group::udp_options().join(true);
     let joined = join().bind(address, 2).unwrap();
     assert_eq!(
         join()
             .steering(Steering::Random)
             .bind(address, 2)
             .unwrap_err(),
-        GroupError::NotItsOwn
+        GroupError::JoinedGroup
     );
     drop((group, joined));
-    Group::bind_datagrams(address, 2).unwrap();
+    Group::bind_udp(address, 2).unwrap();
 }
 
 #[test]
@@ -84,10 +81,8 @@ fn all_members_exist_or_none_does() {
             _ => Ok(()),
         }
     };
-    let free = Group::bind_datagrams(ANY_PORT, 1).unwrap().local_addr();
-    let failed = Group::datagram_options()
-        .before_bind(third_fails)
-        .bind(free, 5);
+    let free = Group::bind_udp(ANY_PORT, 1).unwrap().local_addr();
+    let failed = Group::udp_options().before_bind(third_fails).bind(free, 5);
     let error = Error::new(Call::SetSockOpt, libc::EPERM);
     let wanted = GroupError::Call {
         error,
@@ -95,11 +90,8 @@ fn all_members_exist_or_none_does() {
         member: 2,
     };
     assert_eq!(failed.unwrap_err(), wanted);
-    Group::bind_datagrams(free, 1).unwrap();
-    assert_eq!(
-        Group::bind_datagrams(free, 0).unwrap_err(),
-        GroupError::Empty
-    );
+    Group::bind_udp(free, 1).unwrap();
+    assert_eq!(Group::bind_udp(free, 0).unwrap_err(), GroupError::NoMembers);
 }
 
 #[test]
@@ -107,7 +99,7 @@ fn flows_spread_as_a_fair_lottery_would_and_stick() {
     // Exceeded by a fair lottery with a chance of 1e-9 (the chi-square distribution with 2, 6 and
     // 15 degrees of freedom).
     for (members, limit) in [(3_u32, 41.4), (7, 53.3), (16, 73.6)] {
-        let group = Group::bind_datagrams(ANY_PORT, members as usize).unwrap();
+        let group = Group::bind_udp(ANY_PORT, members as usize).unwrap();
         let flows = 20_000;
         let mut counts = vec![0.0; members as usize];
         for begin in (0..flows).step_by(200) {
@@ -116,7 +108,7 @@ fn flows_spread_as_a_fair_lottery_would_and_stick() {
                     .send(&number.to_ne_bytes())
                     .unwrap();
             }
-            for (count, numbers) in counts.iter_mut().zip(receive(group.datagrams(), 200)) {
+            for (count, numbers) in counts.iter_mut().zip(receive(group.sockets(), 200)) {
                 *count += f64::from(u32::try_from(numbers.len()).unwrap());
             }
         }
@@ -126,7 +118,7 @@ fn flows_spread_as_a_fair_lottery_would_and_stick() {
         assert!(chi_square < limit, "{members}: {chi_square}, {counts:?}");
     }
     // Twenty more datagrams of each of 2000 flows come to the member that had the first.
-    let group = Group::bind_datagrams(ANY_PORT, 7).unwrap();
+    let group = Group::bind_udp(ANY_PORT, 7).unwrap();
     for begin in (0..2000_u32).step_by(50) {
         let numbers = begin..begin + 50;
         let clients: Vec<_> = numbers
@@ -137,7 +129,7 @@ fn flows_spread_as_a_fair_lottery_would_and_stick() {
             for (number, client) in &clients {
                 client.send(&number.to_ne_bytes()).unwrap();
             }
-            let received = receive(group.datagrams(), clients.len());
+            let received = receive(group.sockets(), clients.len());
             let mut now: Vec<(u32, usize)> = (0..)
                 .zip(received)
                 .flat_map(|(member, numbers)| numbers.into_iter().map(move |n| (n, member)))
@@ -154,7 +146,7 @@ fn flows_spread_as_a_fair_lottery_would_and_stick() {
 
 #[test]
 fn a_byte_chooses_the_member_whose_number_it_is() {
-    let group = Group::datagram_options()
+    let group = Group::udp_options()
         .steering(Steering::Byte(4))
         .bind(ANY_PORT, 4)
         .unwrap();
@@ -165,7 +157,7 @@ fn a_byte_chooses_the_member_whose_number_it_is() {
                 .send(&told(member))
                 .unwrap();
         }
-        let received = receive(group.datagrams(), 4);
+        let received = receive(group.sockets(), 4);
         assert!(
             received.iter().all(|numbers| numbers.len() == 1),
             "{received:?}"
@@ -177,7 +169,7 @@ fn a_byte_chooses_the_member_whose_number_it_is() {
         for number in 0..200 {
             client(number, group.local_addr()).send(bytes).unwrap();
         }
-        let received = receive(group.datagrams(), 200);
+        let received = receive(group.sockets(), 200);
         assert!(
             received.iter().all(|numbers| !numbers.is_empty()),
             "{bytes:?}"
@@ -186,13 +178,13 @@ fn a_byte_chooses_the_member_whose_number_it_is() {
     let of_connections = Group::options()
         .steering(Steering::Byte(0))
         .bind(ANY_PORT, 2);
-    assert_eq!(of_connections.unwrap_err(), GroupError::NoBytes);
+    assert_eq!(of_connections.unwrap_err(), GroupError::NoPayload);
 }
 
 #[test]
 fn the_receiving_cpu_chooses_and_so_does_chance() {
     let allowed = cpus();
-    let group = Group::datagram_options().steering(Steering::Cpu);
+    let group = Group::udp_options().steering(Steering::Cpu);
     let mut group = group.bind(ANY_PORT, allowed.len()).unwrap();
     thread::scope(|scope| {
         for (member, cpu) in allowed.iter().enumerate() {
@@ -203,21 +195,21 @@ fn the_receiving_cpu_chooses_and_so_does_chance() {
                     client(number, group.local_addr()).send(&[0; 4]).unwrap();
                 }
                 assert_eq!(
-                    receive(&group.datagrams()[member..=member], 100)[0].len(),
+                    receive(&group.sockets()[member..=member], 100)[0].len(),
                     100
                 );
             };
             scope.spawn(on_one_cpu).join().unwrap();
         }
     });
-    group.steer(Steering::Random).unwrap();
+    group.set_steering(Steering::Random).unwrap();
     let one = client(0, group.local_addr());
     let mut counts = vec![0; allowed.len()];
     for _ in 0..allowed.len() {
         for _ in 0..200 {
             one.send(&[0; 4]).unwrap();
         }
-        for (count, numbers) in counts.iter_mut().zip(receive(group.datagrams(), 200)) {
+        for (count, numbers) in counts.iter_mut().zip(receive(group.sockets(), 200)) {
             *count += numbers.len();
         }
     }
@@ -226,7 +218,7 @@ fn the_receiving_cpu_chooses_and_so_does_chance() {
 }
 
 /// Receivers that send back what they get, with their number in front.
-fn echo(options: &reuseport::GroupOptions<Udp>, members: usize) -> Serving<Udp> {
+fn echo(options: &reuseport::GroupOptions<Udp>, members: usize) -> Server<Udp> {
     echo_at(ANY_PORT.into(), options, members)
 }
 
@@ -234,25 +226,25 @@ fn echo_at(
     address: SocketAddr,
     options: &reuseport::GroupOptions<Udp>,
     members: usize,
-) -> Serving<Udp> {
+) -> Server<Udp> {
     let options = options.clone().grace(BOUND);
     let group = options.bind(address, members).unwrap();
-    let serving = group.spawn(|receiver, mut message| {
-        let len = message.bytes().len();
-        if let Some(first) = message.room().first_mut() {
+    let server = group.spawn(|receiver, mut message| {
+        let len = message.payload().len();
+        if let Some(first) = message.buffer_mut().first_mut() {
             *first = u8::try_from(receiver % 256).unwrap();
         }
-        message.answer(len);
+        message.reply(len);
     });
-    serving.unwrap()
+    server.unwrap()
 }
 
 #[test]
 fn receivers_answer_one_by_one_and_in_batches() {
     for batch in [false, true] {
-        let serving = echo(&Group::datagram_options().batch(batch).pin(true), 3);
+        let server = echo(&Group::udp_options().batch(batch).pin(true), 3);
         for number in 0..300_u32 {
-            let client = client(number, serving.local_addr());
+            let client = client(number, server.local_addr());
             let sent = vec![7; number as usize * 200];
             client.send(&sent).unwrap();
             let mut answer = vec![0; 65_535];
@@ -260,7 +252,7 @@ fn receivers_answer_one_by_one_and_in_batches() {
             assert_eq!(length, sent.len());
             assert!(answer[..length].iter().skip(1).all(|byte| *byte == 7));
         }
-        let counts = serving.stop(BOUND);
+        let counts = server.stop(BOUND);
         let accepted: Vec<_> = counts.iter().map(|count| count.accepted).collect();
         assert_eq!(accepted.iter().sum::<usize>(), 300);
         // One of three has none of 300 with a chance below 3 * (2/3)^300 < 1e-52.
@@ -268,7 +260,7 @@ fn receivers_answer_one_by_one_and_in_batches() {
         assert!(
             counts
                 .iter()
-                .all(|count| !count.running && count.failed.is_none())
+                .all(|count| !count.running && count.error.is_none())
         );
     }
 }
@@ -277,15 +269,15 @@ fn receivers_answer_one_by_one_and_in_batches() {
 fn what_is_longer_than_the_room_is_told_and_a_panic_is_survived() {
     for batch in [false, true] {
         let (told, heard) = channel();
-        let options = Group::datagram_options().room(8).batch(batch);
-        let serving = options.bind(ANY_PORT, 1).unwrap().spawn(move |_, message| {
+        let options = Group::udp_options().max_datagram_size(8).batch(batch);
+        let server = options.bind(ANY_PORT, 1).unwrap().spawn(move |_, message| {
             assert_eq!(thread::current().name(), Some("receiver-0"));
-            told.send((message.bytes().to_vec(), message.is_truncated()))
+            told.send((message.payload().to_vec(), message.is_truncated()))
                 .unwrap();
-            assert!(message.bytes() != b"panic");
+            assert!(message.payload() != b"panic");
         });
-        let serving = serving.unwrap();
-        let client = client(0, serving.local_addr());
+        let server = server.unwrap();
+        let client = client(0, server.local_addr());
         for (sent, seen) in [
             (&b"panic"[..], (&b"panic"[..], false)),
             (b"eight ch", (b"eight ch", false)),
@@ -296,15 +288,15 @@ fn what_is_longer_than_the_room_is_told_and_a_panic_is_survived() {
             let (bytes, truncated) = heard.recv_timeout(BOUND).unwrap();
             assert_eq!((bytes.as_slice(), truncated), seen);
         }
-        let counts = serving.stop(BOUND);
+        let counts = server.stop(BOUND);
         assert_eq!((counts[0].accepted, counts[0].panicked), (4, 1));
     }
 }
 
 /// Flows that send, wait for the answer, and send again. Returns how many were answered.
-fn flows_while(serving: &Serving<Udp>, flows: u32, act: impl FnOnce(&AtomicUsize)) -> usize {
+fn flows_while(server: &Server<Udp>, flows: u32, act: impl FnOnce(&AtomicUsize)) -> usize {
     let (done, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let mut address = serving.local_addr();
+    let mut address = server.local_addr();
     if address.ip().is_unspecified() {
         address.set_ip(Ipv4Addr::LOCALHOST.into());
     }
@@ -335,21 +327,21 @@ fn nothing_is_lost_while_members_are_replaced() {
         // With an address of its own, and with the wildcard, from which the newest member had
         // better not leave.
         for (address, newest_too) in [(ANY_PORT, true), (([0; 4], 0), false)] {
-            let options = Group::datagram_options().batch(batch).steering(steering);
-            let serving = echo_at(address.into(), &options, 4);
-            let answered = flows_while(&serving, 16, |answered| {
+            let options = Group::udp_options().batch(batch).steering(steering);
+            let server = echo_at(address.into(), &options, 4);
+            let answered = flows_while(&server, 16, |answered| {
                 for _ in 0..30 {
                     let before = answered.load(SeqCst);
-                    let newest = serving.add().unwrap();
-                    let oldest = serving.members()[1].count.acceptor;
+                    let newest = server.add().unwrap();
+                    let oldest = server.members()[1].stats.id;
                     let odd = newest % 2 == 1;
                     let leaver = if odd && newest_too { newest } else { oldest };
-                    let count = serving.retire(leaver).unwrap();
+                    let count = server.retire(leaver).unwrap();
                     assert!(!count.running);
                     wait_until("the flows go on", || answered.load(SeqCst) > before + 50);
                 }
             });
-            let counts = serving.stop(BOUND);
+            let counts = server.stop(BOUND);
             let accepted: usize = counts.iter().map(|count| count.accepted).sum();
             assert_eq!(accepted, answered, "{steering:?}, batches: {batch}");
             assert_eq!(counts.len(), 34);
@@ -359,33 +351,33 @@ fn nothing_is_lost_while_members_are_replaced() {
 
 #[test]
 fn a_byte_still_finds_its_member_when_others_have_left() {
-    let serving = echo(&Group::datagram_options().steering(Steering::Byte(1)), 5);
+    let server = echo(&Group::udp_options().steering(Steering::Byte(1)), 5);
     let ask = |byte| {
-        let client = client(0, serving.local_addr());
+        let client = client(0, server.local_addr());
         client.send(&[0, byte, 0]).unwrap();
         let mut answer = [0; 3];
         client.recv(&mut answer).unwrap();
         answer[0]
     };
     assert_eq!([0, 1, 2, 3, 4].map(ask), [0, 1, 2, 3, 4]);
-    serving.retire(1).unwrap();
-    serving.retire(0).unwrap();
-    assert_eq!(serving.add().unwrap(), 5);
+    server.retire(1).unwrap();
+    server.retire(0).unwrap();
+    assert_eq!(server.add().unwrap(), 5);
     assert_eq!([2, 3, 4, 5].map(ask), [2, 3, 4, 5]);
-    serving.retire_all(&[3, 5]).unwrap();
+    server.retire_all(&[3, 5]).unwrap();
     assert_eq!([2, 4, 2, 4].map(ask), [2, 4, 2, 4]);
-    serving.retire(4).unwrap();
-    assert_eq!(serving.retire(2).unwrap_err(), GroupError::LastMember);
+    server.retire(4).unwrap();
+    assert_eq!(server.retire(2).unwrap_err(), GroupError::LastMember);
 }
 
 #[test]
 fn a_byte_finds_its_member_while_others_leave() {
-    let serving = echo(&Group::datagram_options().steering(Steering::Byte(1)), 3);
+    let server = echo(&Group::udp_options().steering(Steering::Byte(1)), 3);
     let (answered, strayed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (asked, done) = (AtomicUsize::new(2), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
-            let client = client(0, serving.local_addr());
+            let client = client(0, server.local_addr());
             while !done.load(SeqCst) {
                 let number = u8::try_from(asked.load(SeqCst)).unwrap();
                 let mut answer = [0, number, 0];
@@ -398,10 +390,10 @@ fn a_byte_finds_its_member_while_others_leave() {
         let mut oldest = 1;
         for _ in 0..50 {
             // The one at index 1 leaves, and the newest, which is asked, moves there from the end.
-            let newest = serving.add().unwrap();
+            let newest = server.add().unwrap();
             asked.store(newest, SeqCst);
             let before = answered.load(SeqCst);
-            serving.retire(oldest).unwrap();
+            server.retire(oldest).unwrap();
             wait_until("the flow goes on", || answered.load(SeqCst) > before + 10);
             oldest = newest;
         }
@@ -420,10 +412,10 @@ fn a_handler_that_does_not_return_holds_nobody_up() {
     let (gate, key) = channel::<()>();
     let gate = Mutex::new(Some(gate));
     let key = Arc::new(Mutex::new(key));
-    let options = Group::datagram_options()
+    let options = Group::udp_options()
         .steering(Steering::Byte(0))
         .grace(Duration::ZERO);
-    let serving = options
+    let server = options
         .bind(ANY_PORT, 3)
         .unwrap()
         .spawn(move |receiver, message| {
@@ -431,24 +423,24 @@ fn a_handler_that_does_not_return_holds_nobody_up() {
                 _ = key.lock().unwrap().recv();
             }
             // By its own socket, which is gone: nothing is sent from anywhere else.
-            let sent = message.socket().send_to(b"x", message.from());
+            let sent = message.socket().send_to(b"x", message.peer_addr());
             assert_eq!(sent.is_err(), receiver == 0, "{sent:?}");
         });
-    let serving = serving.unwrap();
-    let stuck = client(0, serving.local_addr());
+    let server = server.unwrap();
+    let stuck = client(0, server.local_addr());
     stuck.send(&[0]).unwrap();
-    wait_until("its handler runs", || serving.tally()[0].accepted == 1);
-    let count = serving.retire(0).unwrap();
+    wait_until("its handler runs", || server.stats()[0].accepted == 1);
+    let count = server.retire(0).unwrap();
     assert!(count.running);
     // The kernel has two members left, in our order.
     for byte in [1, 2, 1, 2] {
-        let client = client(0, serving.local_addr());
+        let client = client(0, server.local_addr());
         client.send(&[byte]).unwrap();
         client.recv(&mut [0; 9]).unwrap();
     }
     drop(gate.lock().unwrap().take());
-    wait_until("it has left", || !serving.tally()[0].running);
-    let counts = serving.stop(BOUND);
+    wait_until("it has left", || !server.stats()[0].running);
+    let counts = server.stop(BOUND);
     assert_eq!(counts.iter().map(|count| count.panicked).sum::<usize>(), 0);
     assert_eq!([counts[1].accepted, counts[2].accepted], [2, 2]);
 }
@@ -456,18 +448,18 @@ fn a_handler_that_does_not_return_holds_nobody_up() {
 #[test]
 fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
     for join in [false, true] {
-        let options = Group::datagram_options().join(join).grace(BOUND);
+        let options = Group::udp_options().join(join).grace(BOUND);
         let group = options.bind(ANY_PORT, 3).unwrap();
         let address = group.local_addr();
         let clients: Vec<_> = (0..200).map(|number| client(number, address)).collect();
         for client in &clients {
             client.send(b"waits").unwrap();
         }
-        let serving = group.spawn(|_, message| {
-            let len = message.bytes().len();
-            message.answer(len);
+        let server = group.spawn(|_, message| {
+            let len = message.payload().len();
+            message.reply(len);
         });
-        let counts = serving.unwrap().stop(BOUND);
+        let counts = server.unwrap().stop(BOUND);
         assert_eq!(
             counts.iter().map(|count| count.accepted).sum::<usize>(),
             200
@@ -475,28 +467,28 @@ fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
         for client in &clients {
             assert_eq!(client.recv(&mut [0; 9]).unwrap(), 5);
         }
-        Group::bind_datagrams(address, 1).unwrap();
+        Group::bind_udp(address, 1).unwrap();
     }
 }
 
 #[test]
 fn all_share_one_socket_and_a_joined_member_leaves() {
-    let serving = echo(&Group::datagram_options().shared(true), 4);
-    let answered = flows_while(&serving, 8, |answered| {
+    let server = echo(&Group::udp_options().shared(true), 4);
+    let answered = flows_while(&server, 8, |answered| {
         wait_until("the flows go on", || answered.load(SeqCst) > 500);
     });
-    let counts = serving.stop(BOUND);
+    let counts = server.stop(BOUND);
     assert_eq!(
         counts.iter().map(|count| count.accepted).sum::<usize>(),
         answered
     );
 
-    let serving = echo(&Group::datagram_options().join(true), 3);
-    let others = Group::datagram_options()
+    let server = echo(&Group::udp_options().join(true), 3);
+    let others = Group::udp_options()
         .join(true)
-        .bind(serving.local_addr(), 1)
+        .bind(server.local_addr(), 1)
         .unwrap();
-    assert!(!serving.retire(1).unwrap().running);
-    assert_eq!(serving.members().len(), 2);
+    assert!(!server.retire(1).unwrap().running);
+    assert_eq!(server.members().len(), 2);
     drop(others);
 }

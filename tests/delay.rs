@@ -66,11 +66,11 @@ fn churn_over(
         // A busy machine may take long.
         let patient = Group::options().grace(support::BOUND);
         let group = patient.bind((SERVER, 0), 4).unwrap();
-        let serving = group.spawn(|_, connection| answer(&connection)).unwrap();
-        let load = start(&wire, round_trip, serving.local_addr(), clients);
-        let took = churn(&serving, 0, |retired| goes_on(retired, load.made()));
+        let server = group.spawn(|_, connection| answer(&connection)).unwrap();
+        let load = start(&wire, round_trip, server.local_addr(), clients);
+        let took = churn(&server, 0, |retired| goes_on(retired, load.made()));
         let report = load.stop();
-        let counts = serving.stop(support::BOUND);
+        let counts = server.stop(support::BOUND);
         assert_eq!(counts.len(), 4 + took.len());
         let accepted: usize = counts.iter().map(|count| count.accepted).sum();
         assert!(accepted >= report.made, "{accepted} accepted, {report:?}");
@@ -141,7 +141,7 @@ fn hand_overs_over_a_round_trip_lose_nobody() {
     let any = SocketAddr::from((SERVER, 0)).to_string();
     let server = wire
         .server
-        .inside(|| support::Server::start(&["--quiet", "--addr", &any]));
+        .inside(|| support::ServeProcess::start(&["--quiet", "--addr", &any]));
     support::ten_hand_overs(server, |connect| {
         wire.client.inside(|| connect.output().unwrap())
     });

@@ -2,7 +2,7 @@
 
 use core::mem::size_of;
 
-use reuseport::{Advice, Call, Error};
+use reuseport::{AcceptAction, Call, Error};
 
 #[test]
 fn an_error_is_eight_bytes_and_so_is_its_result() {
@@ -51,25 +51,28 @@ fn io_error_keeps_the_number() {
 
 #[test]
 fn advice_for_each_errno_of_the_accept_manual_page() {
-    use Advice::{BackOff, Fatal, GoOn, Leave, Wait};
+    use AcceptAction::{BackOff, Closed, Fatal, Retry, WouldBlock};
     #[rustfmt::skip]
     let table = [
-        (libc::EAGAIN, Wait), (libc::EWOULDBLOCK, Wait),
-        (libc::EINTR, GoOn), (libc::ECONNABORTED, GoOn), (libc::ECONNRESET, GoOn),
-        (libc::EPROTO, GoOn), (libc::EPERM, GoOn), (libc::ENETDOWN, GoOn),
-        (libc::ENOPROTOOPT, GoOn), (libc::EHOSTDOWN, GoOn), (libc::EHOSTUNREACH, GoOn),
-        (libc::ENETUNREACH, GoOn), (libc::ETIMEDOUT, GoOn),
+        (libc::EAGAIN, WouldBlock), (libc::EWOULDBLOCK, WouldBlock),
+        (libc::EINTR, Retry), (libc::ECONNABORTED, Retry), (libc::ECONNRESET, Retry),
+        (libc::EPROTO, Retry), (libc::EPERM, Retry), (libc::ENETDOWN, Retry),
+        (libc::ENOPROTOOPT, Retry), (libc::EHOSTDOWN, Retry), (libc::EHOSTUNREACH, Retry),
+        (libc::ENETUNREACH, Retry), (libc::ETIMEDOUT, Retry),
         (libc::EMFILE, BackOff), (libc::ENFILE, BackOff), (libc::ENOBUFS, BackOff),
         (libc::ENOMEM, BackOff), (libc::EOPNOTSUPP, BackOff), (99_999, BackOff),
-        (libc::EINVAL, Leave),
+        (libc::EINVAL, Closed),
         (libc::EBADF, Fatal), (libc::ENOTSOCK, Fatal), (libc::EFAULT, Fatal),
     ];
     for (errno, advice) in table {
         let error = Error::new(Call::Accept, errno);
-        assert_eq!(error.advice(), advice, "{error}");
+        assert_eq!(error.accept_action(), advice, "{error}");
     }
     #[cfg(target_os = "linux")]
-    assert_eq!(Error::new(Call::Accept, libc::ENONET).advice(), GoOn);
+    assert_eq!(
+        Error::new(Call::Accept, libc::ENONET).accept_action(),
+        Retry
+    );
 }
 
 #[test]

@@ -128,9 +128,9 @@ const ROWS: &[Row] = rows! {
     retires([0, 2]): SetSockOpt "EFFL" GetSockOpt "oo" Shutdown "oo";
     steers(Steering::Cpu): SetSockOpt "E";
     steers(Steering::Hash): SetSockOpt "E";
-    binds_a_group(Group::datagram_options()): Socket "EEE" SetSockOpt "EooEEEEE" Bind "EEE"
+    binds_a_group(Group::udp_options()): Socket "EEE" SetSockOpt "EooEEEEE" Bind "EEE"
         GetSockName "E" Fstat "o" SchedGetAffinity "o";
-    binds_a_group(Group::datagram_options().steering(Steering::Byte(0))): SetSockOpt "........E";
+    binds_a_group(Group::udp_options().steering(Steering::Byte(0))): SetSockOpt "........E";
     spawns_receivers: Ioctl "EEE" PthreadCreate "EEE" EventFd "E";
     adds_a_receiver: Socket "E" SetSockOpt "EE" Bind "E" PthreadCreate "E";
     retires_receivers([1]): SetSockOpt "ooL" Connect "o" Shutdown "o" Dup "o";

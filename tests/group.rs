@@ -21,10 +21,10 @@ fn in_use(error: &GroupError) -> bool {
 fn port_0_is_resolved_once_and_a_second_group_is_refused() {
     let group = Group::bind(ANY_PORT, 5).unwrap();
     let address = group.local_addr();
-    assert_eq!(group.listeners().len(), 5);
+    assert_eq!(group.sockets().len(), 5);
     assert!(
         group
-            .listeners()
+            .sockets()
             .iter()
             .all(|member| member.local_addr() == Ok(address))
     );
@@ -86,14 +86,14 @@ fn an_older_kernel_still_has_groups() {
         let group = where_no_program_is_detached(group).unwrap();
         let refused = Group::bind(group.local_addr(), members).unwrap_err();
         assert!(in_use(&refused), "{refused}");
-        let serving = group.spawn(|_, _| {}).unwrap();
+        let server = group.spawn(|_, _| {}).unwrap();
         for _ in 0..100 * (members - 1) {
-            visit(serving.local_addr());
+            visit(server.local_addr());
         }
         // One of three has none of 200 with a chance of 3 * (2/3)^200 < 1e-34.
-        let counts = serving.tally();
+        let counts = server.stats();
         assert!(members == 1 || counts.iter().all(|count| count.accepted > 0));
-        let datagrams = || Group::bind_datagrams(ANY_PORT, members);
+        let datagrams = || Group::bind_udp(ANY_PORT, members);
         where_no_program_is_detached(datagrams).unwrap();
     }
 }
@@ -102,14 +102,14 @@ fn an_older_kernel_still_has_groups() {
 fn every_member_gets_connections() {
     let group = Group::bind(ANY_PORT, 4).unwrap();
     group
-        .listeners()
+        .sockets()
         .iter()
         .for_each(|member| member.set_nonblocking(true).unwrap());
     let address = group.local_addr();
     let _clients: Vec<_> = (0..200)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
-    let counts = drain(group.listeners(), 200);
+    let counts = drain(group.sockets(), 200);
     // One of four has none of 200 with a chance of 4 * (3/4)^200 < 1e-24.
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
 }
@@ -120,7 +120,7 @@ fn a_group_of_one_is_claimed_too_and_the_c_program_may_follow() {
     let address = group.local_addr();
     assert!(in_use(&Group::bind(address, 1).unwrap_err()));
     let client = TcpStream::connect(address).unwrap();
-    drop(group.listeners()[0].accept().unwrap());
+    drop(group.sockets()[0].accept().unwrap());
     drop((group, client));
     Listener::bind(address).expect("what it leaves behind had the option on");
 }
@@ -190,9 +190,9 @@ fn a_joined_group_shares_and_is_not_steered() {
     let address = one.local_addr();
     let other = Group::options().join(true).bind(address, 2).unwrap();
     let all: Vec<_> = one
-        .into_listeners()
+        .into_sockets()
         .into_iter()
-        .chain(other.into_listeners())
+        .chain(other.into_sockets())
         .collect();
     all.iter()
         .for_each(|member| member.set_nonblocking(true).unwrap());
@@ -206,7 +206,7 @@ fn a_joined_group_shares_and_is_not_steered() {
             .join(true)
             .steering(steering)
             .bind(ANY_PORT, 3);
-        assert_eq!(refused.unwrap_err(), GroupError::NotItsOwn);
+        assert_eq!(refused.unwrap_err(), GroupError::JoinedGroup);
     }
 }
 
@@ -216,23 +216,23 @@ fn a_shared_group_is_one_socket() {
     let address = group.local_addr();
     assert!(in_use(&Group::bind(address, 1).unwrap_err()));
     Listener::bind(address).expect_err("the option is not set");
-    let serving = group
+    let server = group
         .spawn(|_, connection| _ = connection.send(b"x"))
         .unwrap();
     (0..20).for_each(|_| assert_eq!(visit(address), "x"));
-    let counts = serving.stop(support::BOUND);
+    let counts = server.stop(support::BOUND);
     assert_eq!(counts.len(), 3);
     assert_eq!(counts.iter().map(|count| count.accepted).sum::<usize>(), 20);
     let steered = Group::options()
         .shared(true)
         .steering(Steering::Random)
         .bind(ANY_PORT, 3);
-    assert_eq!(steered.unwrap_err(), GroupError::OneSocket);
+    assert_eq!(steered.unwrap_err(), GroupError::SharedSocket);
 }
 
 #[test]
 fn all_or_nothing() {
-    assert_eq!(Group::bind(ANY_PORT, 0).unwrap_err(), GroupError::Empty);
+    assert_eq!(Group::bind(ANY_PORT, 0).unwrap_err(), GroupError::NoMembers);
     let calls = AtomicUsize::new(0);
     let address = Group::bind(ANY_PORT, 1).unwrap().local_addr();
     let fails_at_the_third = move |_| match calls.fetch_add(1, SeqCst) {
@@ -265,30 +265,26 @@ fn listeners_go_out_and_come_back() {
     let group = Group::bind(ANY_PORT, 3).unwrap();
     let address = group.local_addr();
     let elsewhere: Vec<TcpListener> = group
-        .into_listeners()
+        .into_sockets()
         .into_iter()
         .map(TcpListener::from)
         .collect();
     let back = elsewhere.into_iter().map(Listener::from).collect();
     let mut group = Group::from_listeners(back).unwrap();
     assert_eq!(group.local_addr(), address);
-    group.steer(Steering::Random).unwrap();
+    group.set_steering(Steering::Random).unwrap();
     group.add().unwrap();
-    assert_eq!(group.listeners().len(), 4);
+    assert_eq!(group.sockets().len(), 4);
 
     assert_eq!(
         Group::from_listeners(Vec::new()).unwrap_err(),
-        GroupError::Empty
+        GroupError::NoMembers
     );
     let stranger = Listener::bind(ANY_PORT).unwrap();
-    let mixed = group
-        .into_listeners()
-        .into_iter()
-        .chain([stranger])
-        .collect();
+    let mixed = group.into_sockets().into_iter().chain([stranger]).collect();
     assert_eq!(
         Group::from_listeners(mixed).unwrap_err(),
-        GroupError::Apart { member: 4 }
+        GroupError::AddressMismatch { member: 4 }
     );
 }
 
@@ -298,39 +294,36 @@ fn members_are_counted_and_their_queues_measured_while_they_run() {
     let address = group.local_addr();
     let gate = Arc::new(RwLock::new(()));
     let passed = Arc::clone(&gate);
-    let serving = group.spawn(move |_, _| drop(passed.read())).unwrap();
-    let closed = gate.write().unwrap(); // given up before `serving` if this test fails
+    let server = group.spawn(move |_, _| drop(passed.read())).unwrap();
+    let closed = gate.write().unwrap(); // given up before `server` if this test fails
     let mut clients = Vec::new();
     // Until both are busy, and something waits for each.
     wait_until("both are busy and have a queue", || {
         clients.push(TcpStream::connect(address).unwrap());
-        let members = serving.members();
+        let members = server.members();
         members
             .iter()
-            .all(|member| member.count.accepted == 1 && member.queue.unwrap().waiting > 0)
+            .all(|member| member.stats.accepted == 1 && member.queue.unwrap().len > 0)
     });
-    let members = serving.members();
+    let members = server.members();
     assert!(
         members
             .iter()
             .all(|member| member.queue.unwrap().limit == 77)
     );
-    let held: usize = members.iter().map(|member| member.count.accepted).sum();
-    let waiting: u32 = members
-        .iter()
-        .map(|member| member.queue.unwrap().waiting)
-        .sum();
+    let held: usize = members.iter().map(|member| member.stats.accepted).sum();
+    let waiting: u32 = members.iter().map(|member| member.queue.unwrap().len).sum();
     assert_eq!((held, held + waiting as usize), (2, clients.len()));
     drop(closed);
     let accepted = || {
-        serving
+        server
             .members()
             .iter()
-            .map(|member| member.count.accepted)
+            .map(|member| member.stats.accepted)
             .sum::<usize>()
     };
     wait_until("all are served", || accepted() == clients.len());
-    drop(serving);
+    drop(server);
 }
 
 #[test]
@@ -341,7 +334,7 @@ fn connections_spread_as_a_fair_lottery_would() {
         let group = Group::bind(ANY_PORT, members).unwrap();
         let address = group.local_addr();
         group
-            .listeners()
+            .sockets()
             .iter()
             .for_each(|member| member.set_nonblocking(true).unwrap());
         let mut counts = vec![0; members];
@@ -350,7 +343,7 @@ fn connections_spread_as_a_fair_lottery_would() {
                 .map(|n| connect_from(n, address))
                 .collect();
             number += 200;
-            let drained = drain(group.listeners(), clients.len());
+            let drained = drain(group.sockets(), clients.len());
             counts
                 .iter_mut()
                 .zip(drained)

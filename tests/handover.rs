@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use reuseport::{Group, GroupError, HandOverError, Listener};
-use support::{BOUND, Running, Server, reuseport, run, text, visit, wait_until};
+use support::{BOUND, Running, ServeProcess, reuseport, run, text, visit, wait_until};
 
 /// Ends a server that is not a child of this process, but of one that has ended.
 fn end(pid: i32) {
@@ -23,14 +23,14 @@ fn end(pid: i32) {
 
 #[test]
 fn ten_hand_overs_under_load_lose_nobody() {
-    support::ten_hand_overs(Server::start(&["--quiet"]), |connect| {
+    support::ten_hand_overs(ServeProcess::start(&["--quiet"]), |connect| {
         connect.output().unwrap()
     });
 }
 
 #[test]
 fn an_end_that_comes_during_a_hand_over_is_the_successors() {
-    let mut server = Server::start(&["--quiet"]);
+    let mut server = ServeProcess::start(&["--quiet"]);
     let address = server.address;
     // Until it has stopped, it may still take the first that comes.
     server.signal(libc::SIGSTOP);
@@ -58,7 +58,7 @@ fn the_index_order_of_the_successor_is_its_own() {
     // With the CPU's steering an index that is wrong would be seen: pinned clients would reach
     // another acceptor.
     let cpus = support::cpus();
-    let mut server = Server::start(&["--steer", "cpu", "--acceptors", "2"]);
+    let mut server = ServeProcess::start(&["--steer", "cpu", "--acceptors", "2"]);
     let address = server.address;
     let pid = server.pid();
     let pid = server.hand_over(pid);
@@ -85,7 +85,7 @@ fn tries_to_hand_over() {
     for members in [1, 3] {
         let group = Group::bind(([127, 0, 0, 1], 0), members).unwrap();
         let address = group.local_addr();
-        let serving = group
+        let server = group
             .spawn(|_, connection| _ = connection.send(b"x"))
             .unwrap();
         let descriptors = || {
@@ -93,31 +93,31 @@ fn tries_to_hand_over() {
             (0..50).for_each(|_| assert_eq!(visit(address), "x"));
             support::descriptors("self")
         };
-        let ends = || serving.hand_over(Command::new("true"), BOUND).unwrap_err();
-        assert!(matches!(ends(), HandOverError::Ended));
+        let ends = || server.hand_over(Command::new("true"), BOUND).unwrap_err();
+        assert!(matches!(ends(), HandOverError::ChildExited));
         let before = descriptors();
-        assert!(matches!(ends(), HandOverError::Ended));
-        let failed = serving
+        assert!(matches!(ends(), HandOverError::ChildExited));
+        let failed = server
             .hand_over(Command::new("/no/such/program"), BOUND)
             .unwrap_err();
         assert!(matches!(failed, HandOverError::Spawn(_)), "{failed}");
         let mut sleep = Command::new("sleep");
         sleep.arg("1000");
-        let failed = serving
+        let failed = server
             .hand_over(sleep, Duration::from_millis(200))
             .unwrap_err();
-        assert!(matches!(failed, HandOverError::Late), "{failed}");
+        assert!(matches!(failed, HandOverError::TimedOut), "{failed}");
         let mut changed = Command::new("true");
         changed.env("COLOUR", "blue");
         let mut cleared = Command::new("true");
         cleared.env_clear();
         for unlike in [changed, cleared] {
-            let failed = serving.hand_over(unlike, BOUND).unwrap_err();
+            let failed = server.hand_over(unlike, BOUND).unwrap_err();
             assert!(matches!(failed, HandOverError::Environment), "{failed}");
         }
-        assert_eq!(serving.members().len(), members);
+        assert_eq!(server.members().len(), members);
         wait_until("nothing is left open", || descriptors() == before);
-        serving.stop(BOUND);
+        server.stop(BOUND);
     }
 }
 
@@ -135,11 +135,11 @@ fn a_successor_that_fails_changes_nothing() {
 fn what_cannot_be_handed_over_is_said() {
     let any = ([127, 0, 0, 1], 0);
     for (options, error) in [
-        (Group::options().join(true), GroupError::NotItsOwn),
-        (Group::options().shared(true), GroupError::OneSocket),
+        (Group::options().join(true), GroupError::JoinedGroup),
+        (Group::options().shared(true), GroupError::SharedSocket),
     ] {
-        let serving = options.bind(any, 2).unwrap().spawn(|_, _| {}).unwrap();
-        let refused = serving.hand_over(Command::new("true"), BOUND).unwrap_err();
+        let server = options.bind(any, 2).unwrap().spawn(|_, _| {}).unwrap();
+        let refused = server.hand_over(Command::new("true"), BOUND).unwrap_err();
         assert!(
             matches!(refused, HandOverError::Group(found) if found == error),
             "{refused}"
@@ -189,7 +189,7 @@ fn systemds_listeners_are_served_and_left_as_they_are() {
     let notify = UnixDatagram::bind(directory.join("socket")).unwrap();
     let mut serve = activated("--acceptors 3");
     pass(&mut serve, vec![listener.as_raw_fd()], "http");
-    let server = Server::from(serve.env("NOTIFY_SOCKET", directory.join("socket")));
+    let server = ServeProcess::from(serve.env("NOTIFY_SOCKET", directory.join("socket")));
     assert_eq!(server.address, listener.local_addr().unwrap());
     let mut state = [0; 64];
     notify.set_read_timeout(Some(BOUND)).unwrap();
@@ -204,7 +204,7 @@ fn systemds_listeners_are_served_and_left_as_they_are() {
     let waiting = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let mut serve = activated("");
     pass(&mut serve, vec![listener.as_raw_fd()], "http");
-    let server = Server::from(&mut serve);
+    let server = ServeProcess::from(&mut serve);
     waiting.set_read_timeout(Some(BOUND)).unwrap();
     assert_eq!((&waiting).read(&mut [0]).unwrap(), 0, "served to its end");
     drop(server);
@@ -221,7 +221,7 @@ fn several_reuseport_listeners_of_systemd_are_one_group() {
         vec![first.as_raw_fd(), second.as_raw_fd()],
         "http:http",
     );
-    let server = Server::from(&mut serve);
+    let server = ServeProcess::from(&mut serve);
     assert_eq!(server.address, address);
     (0..200).for_each(|_| _ = visit(address));
     server.signal(libc::SIGHUP); // not theirs to hand over
@@ -305,7 +305,7 @@ fn what_cannot_tell_a_predecessor_is_refused() {
         let given = vec![mine.as_raw_fd(), fd];
         pass(&mut serve, given, "reuseport:reuseport-ready");
         if well {
-            let _server = Server::from(&mut serve);
+            let _server = ServeProcess::from(&mut serve);
             other.set_read_timeout(Some(BOUND)).unwrap();
             assert_eq!((&other).read(&mut [0]).unwrap(), 1, "it is ready");
         } else {
@@ -331,7 +331,7 @@ fn what_is_for_those_who_open_the_listeners_is_refused() {
 #[test]
 fn variables_for_another_process_are_none_of_ours() {
     let mut serve = reuseport(&["serve", "--addr", "127.0.0.1:0"]);
-    let server = Server::from(serve.env("LISTEN_PID", "1").env("LISTEN_FDS", "1"));
+    let server = ServeProcess::from(serve.env("LISTEN_PID", "1").env("LISTEN_FDS", "1"));
     visit(server.address);
     let (code, _, _) = run(&["demo", "--addr", "127.0.0.1:0"]);
     assert_eq!(code, 0);

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use load::Load;
-use reuseport::{Call, Connection, Error, Group, GroupError, Serving, Stop, sys};
+use reuseport::{Call, Connection, Error, Group, GroupError, Server, StopToken, sys};
 use support::{descriptors, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -84,18 +84,18 @@ fn limit(resource: Resource, to: libc::rlim_t) -> libc::rlim_t {
 
 /// Has each of the group's members serve: one of three has none of 300 with a chance of 5e-53.
 #[track_caller]
-fn whole(serving: &Serving, members: usize) {
+fn whole(server: &Server, members: usize) {
     let accepted = || -> Vec<usize> {
-        let members = serving.members();
+        let members = server.members();
         assert!(
-            members.iter().all(|member| member.count.running),
+            members.iter().all(|member| member.stats.running),
             "{members:?}"
         );
-        members.iter().map(|member| member.count.accepted).collect()
+        members.iter().map(|member| member.stats.accepted).collect()
     };
     let before = accepted();
     assert_eq!(before.len(), members);
-    (0..300).for_each(|_| assert_eq!(visit(serving.local_addr()), "hello"));
+    (0..300).for_each(|_| assert_eq!(visit(server.local_addr()), "hello"));
     let after = accepted();
     assert!(
         after.iter().zip(&before).all(|(now, then)| now > then),
@@ -114,17 +114,17 @@ fn has_no_thread_left() {
     let failure = group.spawn(greet).unwrap_err();
     assert_eq!(failure.error, none);
     assert_eq!(
-        (failure.group.listeners().len(), descriptors("self")),
+        (failure.group.sockets().len(), descriptors("self")),
         (3, before)
     );
     limit(libc::RLIMIT_NPROC, usual);
-    let serving = failure.group.spawn(greet).unwrap();
-    whole(&serving, 3);
+    let server = failure.group.spawn(greet).unwrap();
+    whole(&server, 3);
 
     let before = descriptors("self");
     limit(libc::RLIMIT_NPROC, 1);
-    let failure = serving.add().unwrap_err();
-    let address = serving.local_addr();
+    let failure = server.add().unwrap_err();
+    let address = server.local_addr();
     assert_eq!(
         failure,
         GroupError::Call {
@@ -134,13 +134,13 @@ fn has_no_thread_left() {
         }
     );
     assert_eq!(descriptors("self"), before);
-    whole(&serving, 3);
+    whole(&server, 3);
     // To make way takes no thread.
-    assert!(!serving.retire(1).unwrap().running);
-    whole(&serving, 2);
+    assert!(!server.retire(1).unwrap().running);
+    whole(&server, 2);
     limit(libc::RLIMIT_NPROC, usual);
-    assert_eq!(serving.add(), Ok(3));
-    whole(&serving, 3);
+    assert_eq!(server.add(), Ok(3));
+    whole(&server, 3);
 }
 
 #[test]
@@ -169,34 +169,34 @@ fn has_no_descriptor_left() {
         .grace(Duration::from_millis(20))
         .bind(ANY_PORT, 3)
         .unwrap();
-    let serving = group.spawn(greet).unwrap();
-    whole(&serving, 3);
+    let server = group.spawn(greet).unwrap();
+    whole(&server, 3);
     room_for(3);
-    let failure = serving.add().unwrap_err();
+    let failure = server.add().unwrap_err();
     assert_eq!(
         failure,
         GroupError::Call {
             error: none,
-            address: serving.local_addr(),
+            address: server.local_addr(),
             member: 3
         }
     );
-    assert_eq!(serving.members().len(), 3);
+    assert_eq!(server.members().len(), 3);
     // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves in
     // a moment, unless the machine is too busy for that each time.
     let in_time = (0..10).any(|round| {
         room_for(3);
-        let count = serving.retire(round).unwrap();
+        let count = server.retire(round).unwrap();
         limit(libc::RLIMIT_NOFILE, usual);
-        assert_eq!(serving.add(), Ok(3 + round));
+        assert_eq!(server.add(), Ok(3 + round));
         !count.running
     });
-    assert!(in_time, "{:?}", serving.tally());
+    assert!(in_time, "{:?}", server.stats());
     wait_until("who has left is gone", || {
-        serving.tally().iter().filter(|count| count.running).count() == 3
+        server.stats().iter().filter(|count| count.running).count() == 3
     });
-    whole(&serving, 3);
-    drop(serving);
+    whole(&server, 3);
+    drop(server);
     // The grace may be over before the threads are.
     wait_until("all is closed", || descriptors("self") == before);
 }
@@ -216,16 +216,16 @@ fn panics_are_counted_and_the_group_goes_on() {
     }
     let calls = AtomicUsize::new(0);
     let group = Group::bind(ANY_PORT, 2).unwrap();
-    let serving = group.spawn(move |id, connection| match calls.fetch_add(1, SeqCst) {
+    let server = group.spawn(move |id, connection| match calls.fetch_add(1, SeqCst) {
         0 => panic!("a handler that panics"),
         1 => std::panic::panic_any(Bomb),
         _ => greet(id, connection),
     });
-    let serving = serving.unwrap();
-    assert_eq!(visit(serving.local_addr()), "");
-    assert_eq!(visit(serving.local_addr()), "");
-    whole(&serving, 2);
-    let counts = serving.stop(SOON);
+    let server = server.unwrap();
+    assert_eq!(visit(server.local_addr()), "");
+    assert_eq!(visit(server.local_addr()), "");
+    whole(&server, 2);
+    let counts = server.stop(SOON);
     assert_eq!(counts.iter().map(|count| count.panicked).sum::<usize>(), 2);
     assert_eq!(
         counts.iter().map(|count| count.accepted).sum::<usize>(),
@@ -261,7 +261,7 @@ impl Stuck {
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A group whose first handler is stuck, and the client there.
-fn with_a_stuck_handler(members: usize) -> (Arc<Stuck>, Serving, TcpStream) {
+fn with_a_stuck_handler(members: usize) -> (Arc<Stuck>, Server, TcpStream) {
     let stuck = Arc::new(Stuck::default());
     let held = Arc::clone(&stuck);
     let group = Group::options().grace(GRACE).bind(ANY_PORT, members);
@@ -272,10 +272,10 @@ fn with_a_stuck_handler(members: usize) -> (Arc<Stuck>, Serving, TcpStream) {
         }
         greet(id, connection);
     };
-    let serving = group.unwrap().spawn(handler).unwrap();
-    let client = TcpStream::connect(serving.local_addr()).unwrap();
+    let server = group.unwrap().spawn(handler).unwrap();
+    let client = TcpStream::connect(server.local_addr()).unwrap();
     wait_until("a handler is stuck", || stuck.entered.load(SeqCst));
-    (stuck, serving, client)
+    (stuck, server, client)
 }
 
 /// The greeting, which has come when the server closes.
@@ -299,10 +299,10 @@ fn has_handlers_that_never_return() {
             .collect()
     };
     // It is stopped.
-    let (stuck, serving, client) = with_a_stuck_handler(1);
-    let waiting = behind(serving.local_addr());
+    let (stuck, server, client) = with_a_stuck_handler(1);
+    let waiting = behind(server.local_addr());
     let begun = Instant::now();
-    let counts = serving.stop(GRACE);
+    let counts = server.stop(GRACE);
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     waiting.into_iter().for_each(greeting);
     let [count] = counts[..] else {
@@ -314,10 +314,10 @@ fn has_handlers_that_never_return() {
     wait_until("all is closed", || descriptors("self") == before);
 
     // It is dropped.
-    let (stuck, serving, client) = with_a_stuck_handler(1);
-    let waiting = behind(serving.local_addr());
+    let (stuck, server, client) = with_a_stuck_handler(1);
+    let waiting = behind(server.local_addr());
     let begun = Instant::now();
-    drop(serving);
+    drop(server);
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     waiting.into_iter().for_each(greeting);
     stuck.let_go();
@@ -325,27 +325,27 @@ fn has_handlers_that_never_return() {
     wait_until("all is closed", || descriptors("self") == before);
 
     // It is retired.
-    let (stuck, serving, client) = with_a_stuck_handler(2);
-    let members = serving.members();
+    let (stuck, server, client) = with_a_stuck_handler(2);
+    let members = server.members();
     let busy = members
         .iter()
-        .find(|member| member.count.accepted == 1)
+        .find(|member| member.stats.accepted == 1)
         .unwrap()
-        .count
-        .acceptor;
-    let waiting = behind(serving.local_addr());
+        .stats
+        .id;
+    let waiting = behind(server.local_addr());
     let begun = Instant::now();
-    let count = serving.retire(busy).unwrap();
+    let count = server.retire(busy).unwrap();
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert!(count.running, "{count:?}");
     waiting.into_iter().for_each(greeting);
-    whole(&serving, 1);
+    whole(&server, 1);
     stuck.let_go();
     greeting(client);
-    wait_until("it has returned", || !serving.tally()[busy].running);
-    assert_eq!(serving.add(), Ok(2));
-    whole(&serving, 2);
-    drop(serving);
+    wait_until("it has returned", || !server.stats()[busy].running);
+    assert_eq!(server.add(), Ok(2));
+    whole(&server, 2);
+    drop(server);
     wait_until("all is closed", || descriptors("self") == before);
 }
 
@@ -363,15 +363,15 @@ fn a_panic_while_a_helper_is_made_ends_nothing() {
         .grace(Duration::from_millis(300))
         .bind(ANY_PORT, 1)
         .unwrap();
-    let serving = group.spawn_with(move |_| {
+    let server = group.spawn_with(move |_| {
         assert_eq!(made.fetch_add(1, SeqCst), 0, "one handler is all there is");
         let held = Arc::clone(&held);
-        move |_: Connection, _: &Stop| held.hold()
+        move |_: Connection, _: &StopToken| held.hold()
     });
-    let serving = serving.unwrap();
-    let clients = [(); 2].map(|()| TcpStream::connect(serving.local_addr()).unwrap());
+    let server = server.unwrap();
+    let clients = [(); 2].map(|()| TcpStream::connect(server.local_addr()).unwrap());
     wait_until("a handler is stuck", || stuck.entered.load(SeqCst));
-    let [count] = serving.stop(Duration::from_millis(300))[..] else {
+    let [count] = server.stop(Duration::from_millis(300))[..] else {
         panic!("not one")
     };
     assert!(count.running && count.accepted == 1, "{count:?}");
@@ -388,17 +388,17 @@ fn a_panic_while_a_pinned_member_is_made_leaves_the_caller_where_it_was() {
     let usual = support::cpus();
     let made = AtomicUsize::new(0);
     let group = Group::options().pin(true).bind(ANY_PORT, 1).unwrap();
-    let serving = group.spawn_with(move |id| {
+    let server = group.spawn_with(move |id| {
         assert_ne!(made.fetch_add(1, SeqCst), 1, "the second cannot be made");
-        move |connection: Connection, _: &Stop| greet(id, connection)
+        move |connection: Connection, _: &StopToken| greet(id, connection)
     });
-    let serving = serving.unwrap();
-    let add = std::panic::AssertUnwindSafe(|| serving.add());
+    let server = server.unwrap();
+    let add = std::panic::AssertUnwindSafe(|| server.add());
     std::panic::catch_unwind(add).expect_err("`make` has panicked");
     assert_eq!(support::cpus(), usual);
-    whole(&serving, 1);
-    assert_eq!(serving.add(), Ok(1));
-    whole(&serving, 2);
+    whole(&server, 1);
+    assert_eq!(server.add(), Ok(1));
+    whole(&server, 2);
 }
 
 static SIGNALS: AtomicUsize = AtomicUsize::new(0);
@@ -422,15 +422,15 @@ fn is_interrupted_all_the_time() {
     let before = descriptors("self");
     // Among so many signals a slow machine does not get far in a second.
     let group = Group::options().grace(support::BOUND);
-    let serving = group.bind(ANY_PORT, 3).unwrap().spawn(|_, connection| {
+    let server = group.bind(ANY_PORT, 3).unwrap().spawn(|_, connection| {
         let mut asked = connection.recv(&mut [0]);
         while asked.is_err_and(|error| error.errno() == libc::EINTR) {
             asked = connection.recv(&mut [0]);
         }
         _ = connection.send(b"!");
     });
-    let serving = serving.unwrap();
-    let load = Load::start(serving.local_addr(), 4);
+    let server = server.unwrap();
+    let load = Load::start(server.local_addr(), 4);
     let (over, begun) = (AtomicBool::new(false), Instant::now());
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -446,9 +446,9 @@ fn is_interrupted_all_the_time() {
         });
         let mut acceptor = 0;
         wait_until("thousands of signals have come", || {
-            serving.add().unwrap();
-            let count = serving.retire(acceptor).unwrap();
-            assert!(!count.running && count.failed.is_none(), "{count:?}");
+            server.add().unwrap();
+            let count = server.retire(acceptor).unwrap();
+            assert!(!count.running && count.error.is_none(), "{count:?}");
             acceptor += 1;
             acceptor >= 20 && SIGNALS.load(SeqCst) > 5000 && load.made() > 200
         });
@@ -456,15 +456,19 @@ fn is_interrupted_all_the_time() {
     });
     let report = load.stop();
     assert_eq!(report.lost(), 0, "{report:?}");
-    let counts = serving.stop(SOON);
+    let counts = server.stop(SOON);
     assert!(
-        counts.iter().map(|count| count.went_on).sum::<usize>() > 0,
+        counts
+            .iter()
+            .map(|count| count.transient_errors)
+            .sum::<usize>()
+            > 0,
         "no accept was met"
     );
     assert!(
         counts
             .iter()
-            .all(|count| count.panicked == 0 && count.failed.is_none())
+            .all(|count| count.panicked == 0 && count.error.is_none())
     );
     assert_eq!(descriptors("self"), before);
 }
@@ -478,38 +482,38 @@ fn signals_lose_nothing() {
 fn a_listener_shut_down_under_its_acceptor_is_struck_out() {
     for retire in [false, true] {
         let group = Group::bind(ANY_PORT, 3).unwrap();
-        let others = group.listeners().iter();
+        let others = group.sockets().iter();
         let others: Vec<_> = others
             .map(|one| one.as_fd().try_clone_to_owned().unwrap())
             .collect();
         let wrong = AtomicBool::new(true);
-        let serving = group.spawn(move |id, connection| {
+        let server = group.spawn(move |id, connection| {
             if wrong.swap(false, SeqCst) {
                 // SAFETY: the descriptor is open; it is the listener's behind its back.
                 unsafe { sys::shutdown(others[id].as_raw_fd(), sys::SHUT_RD) }.unwrap();
             }
             greet(id, connection);
         });
-        let serving = serving.unwrap();
-        assert_eq!(visit(serving.local_addr()), "hello");
-        let left = || -> Option<usize> { serving.tally().iter().position(|count| !count.running) };
+        let server = server.unwrap();
+        assert_eq!(visit(server.local_addr()), "hello");
+        let left = || -> Option<usize> { server.stats().iter().position(|count| !count.running) };
         wait_until("its acceptor has left", || left().is_some());
         let gone = left().unwrap();
-        (0..100).for_each(|_| assert_eq!(visit(serving.local_addr()), "hello"));
-        assert_eq!(serving.tally()[gone].accepted, 1);
+        (0..100).for_each(|_| assert_eq!(visit(server.local_addr()), "hello"));
+        assert_eq!(server.stats()[gone].accepted, 1);
         if retire {
-            assert_eq!(serving.retire(gone).unwrap_err(), GroupError::NoSuchMember);
-            let stays = serving.members()[0].count.acceptor;
-            assert!(!serving.retire(stays).unwrap().running);
-            whole(&serving, 1);
+            assert_eq!(server.retire(gone).unwrap_err(), GroupError::NoSuchMember);
+            let stays = server.members()[0].stats.id;
+            assert!(!server.retire(stays).unwrap().running);
+            whole(&server, 1);
         } else {
-            assert_eq!(serving.add(), Ok(3));
-            whole(&serving, 3);
+            assert_eq!(server.add(), Ok(3));
+            whole(&server, 3);
         }
-        let running: Vec<_> = serving.tally().iter().map(|count| count.running).collect();
+        let running: Vec<_> = server.stats().iter().map(|count| count.running).collect();
         assert!(!running[gone], "{running:?}");
-        let counts = serving.stop(SOON);
+        let counts = server.stop(SOON);
         let why = Some(Error::new(Call::Accept, libc::EINVAL));
-        assert_eq!((counts[gone].accepted, counts[gone].failed), (1, why));
+        assert_eq!((counts[gone].accepted, counts[gone].error), (1, why));
     }
 }

@@ -6,45 +6,45 @@ mod support;
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use core::time::Duration;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket as StdUdpSocket};
 use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use reuseport::{Call, Datagram, Group, GroupOptions, Listener, Message, Serving, Steering, Udp};
+use reuseport::{Call, Datagram, Group, GroupOptions, Listener, Server, Steering, Udp, UdpSocket};
 use support::{BOUND, descriptors, text, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 fn options() -> GroupOptions<Udp> {
-    Group::datagram_options().grace(BOUND)
+    Group::udp_options().grace(BOUND)
 }
 
 /// A client of the group at `to`, which may be a wildcard.
-fn client(to: SocketAddr) -> UdpSocket {
+fn client(to: SocketAddr) -> StdUdpSocket {
     let ip = match to.ip() {
         IpAddr::V4(_) => IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(_) => "::1".parse().unwrap(),
     };
-    let socket = UdpSocket::bind((ip, 0)).unwrap();
+    let socket = StdUdpSocket::bind((ip, 0)).unwrap();
     socket.connect((ip, to.port())).unwrap();
     socket.set_read_timeout(Some(BOUND)).unwrap();
     socket
 }
 
 /// Sends back the number of the receiver in place of the first byte.
-fn echo(receiver: usize, mut message: Message<'_>) {
-    let len = message.bytes().len();
-    message.room()[0] = u8::try_from(receiver % 256).unwrap();
-    message.answer(len);
+fn echo(receiver: usize, mut message: Datagram<'_>) {
+    let len = message.payload().len();
+    message.buffer_mut()[0] = u8::try_from(receiver % 256).unwrap();
+    message.reply(len);
 }
 
 /// Which receiver, modulo 256, answers one that begins with `byte`.
-fn ask(serving: &Serving<Udp>, byte: u8) -> u8 {
-    let client = client(serving.local_addr());
+fn ask(server: &Server<Udp>, byte: u8) -> u8 {
+    let client = client(server.local_addr());
     client.send(&[byte]).unwrap();
     let mut answer = [0];
     assert_eq!(client.recv(&mut answer).unwrap(), 1);
@@ -56,37 +56,37 @@ fn with_one_stuck(
     options: &GroupOptions<Udp>,
     ip: [u8; 4],
     members: usize,
-) -> (Serving<Udp>, Sender<()>) {
+) -> (Server<Udp>, Sender<()>) {
     let (gate, key) = channel::<()>();
     let key = Mutex::new(key);
     let options = options.clone().steering(Steering::Byte(0));
     let group = options.bind((ip, 0), members).unwrap();
-    let serving = group.spawn(move |receiver, message| {
+    let server = group.spawn(move |receiver, message| {
         if receiver == 0 {
             _ = key.lock().unwrap().recv();
         }
         echo(receiver, message);
     });
-    let serving = serving.unwrap();
-    client(serving.local_addr()).send(&[0]).unwrap();
-    wait_until("its handler runs", || serving.tally()[0].accepted == 1);
-    (serving, gate)
+    let server = server.unwrap();
+    client(server.local_addr()).send(&[0]).unwrap();
+    wait_until("its handler runs", || server.stats()[0].accepted == 1);
+    (server, gate)
 }
 
 #[test]
 fn a_byte_finds_its_member_while_others_leave() {
     for leavers in [&[0][..], &[1, 0]] {
-        let (serving, gate) = with_one_stuck(&options(), ANY_PORT.0, 5);
+        let (server, gate) = with_one_stuck(&options(), ANY_PORT.0, 5);
         thread::scope(|scope| {
-            let retired = scope.spawn(|| serving.retire_all(leavers));
-            let port = serving.local_addr().port();
+            let retired = scope.spawn(|| server.retire_all(leavers));
+            let port = server.local_addr().port();
             let connected = format!(":{port:04X} 0100007F:{port:04X} ");
             wait_until("they take no more", || {
                 let sockets = std::fs::read_to_string("/proc/net/udp").unwrap();
                 sockets.matches(&connected).count() > 0
             });
             // For a moment the kernel's places have changed and its program has not.
-            let found = |byte: u8| ask(&serving, byte) == byte;
+            let found = |byte: u8| ask(&server, byte) == byte;
             wait_until("all are found", || {
                 [2, 3, 4].repeat(20).into_iter().all(found)
             });
@@ -95,7 +95,7 @@ fn a_byte_finds_its_member_while_others_leave() {
             assert!(counts.iter().all(|count| !count.running));
         });
         for byte in [2, 3, 4] {
-            assert_eq!(ask(&serving, byte), byte);
+            assert_eq!(ask(&server, byte), byte);
         }
     }
 }
@@ -109,20 +109,20 @@ fn a_receiver_that_somebody_shuts_down_gets_nothing_more() {
             seen.lock().unwrap().push(fd);
             Ok(())
         });
-        let serving = options.bind(ANY_PORT, 3).unwrap().spawn(echo).unwrap();
+        let server = options.bind(ANY_PORT, 3).unwrap().spawn(echo).unwrap();
         let second = opened.lock().unwrap()[1];
         // SAFETY: takes two integers; the receiver has that descriptor open.
         unsafe { libc::shutdown(second, libc::SHUT_RD) };
-        wait_until("it has left", || !serving.tally()[1].running);
+        wait_until("it has left", || !server.stats()[1].running);
         let call = if batch { Call::RecvMmsg } else { Call::RecvMsg };
-        let failed = serving.tally()[1].failed.unwrap();
+        let failed = server.stats()[1].error.unwrap();
         assert_eq!((failed.call(), failed.errno()), (call, libc::EINVAL));
         // It would have none of 60 with a chance of (2/3)^60 < 1e-10.
-        assert!((0..60).all(|_| ask(&serving, 0) != 1));
-        assert_eq!(serving.add(), Ok(3));
-        assert_eq!(serving.members().len(), 3);
-        serving.steer(Steering::Byte(0)).unwrap();
-        assert_eq!([0, 2, 3].map(|byte| ask(&serving, byte)), [0, 2, 3]);
+        assert!((0..60).all(|_| ask(&server, 0) != 1));
+        assert_eq!(server.add(), Ok(3));
+        assert_eq!(server.members().len(), 3);
+        server.set_steering(Steering::Byte(0)).unwrap();
+        assert_eq!([0, 2, 3].map(|byte| ask(&server, byte)), [0, 2, 3]);
     }
 }
 
@@ -132,17 +132,19 @@ fn any_room_will_do() {
         .map(|room| [(room, false), (room, true)])
         .concat()
     {
-        let options = options().room(room).batch(batch);
-        let serving = options.bind(ANY_PORT, 1).unwrap();
-        let serving = serving
-            .spawn(|_, message| message.answer(usize::MAX))
+        let options = options().max_datagram_size(room).batch(batch);
+        let server = options.bind(ANY_PORT, 1).unwrap();
+        let server = server
+            .spawn(|_, message| message.reply(usize::MAX))
             .unwrap();
-        let client = client(serving.local_addr());
+        let client = client(server.local_addr());
         client.send(b"long").unwrap();
         if room == 0 {
             assert_eq!(client.recv(&mut [0; 9]).unwrap(), 1);
         } else {
-            wait_until("no datagram is as long", || serving.tally()[0].went_on == 1);
+            wait_until("no datagram is as long", || {
+                server.stats()[0].transient_errors == 1
+            });
         }
     }
 }
@@ -157,12 +159,16 @@ fn each_answer_that_cannot_be_sent_is_counted() {
         for byte in 0..lengths.len() {
             client.send(&[u8::try_from(byte).unwrap()]).unwrap();
         }
-        let answer = move |_, message: Message<'_>| {
-            let len = lengths[usize::from(message.bytes()[0])];
-            message.answer(len);
+        let answer = move |_, message: Datagram<'_>| {
+            let len = lengths[usize::from(message.payload()[0])];
+            message.reply(len);
         };
         let counts = group.spawn(answer).unwrap().stop(BOUND);
-        assert_eq!((counts[0].accepted, counts[0].went_on), (5, 3), "{batch}");
+        assert_eq!(
+            (counts[0].accepted, counts[0].transient_errors),
+            (5, 3),
+            "{batch}"
+        );
         assert!((0..2).all(|_| client.recv(&mut [0; 9]).unwrap() == 1));
     }
 }
@@ -171,26 +177,26 @@ fn each_answer_that_cannot_be_sent_is_counted() {
 fn one_that_cannot_be_connected_to_leaves_all_the_same() {
     // A broadcast address.
     let group = options().bind(([127, 255, 255, 255], 0), 3).unwrap();
-    let serving = group.spawn(|_, _| {}).unwrap();
-    assert_eq!(serving.retire_all(&[1, 0]).unwrap().len(), 2);
-    assert_eq!(serving.stop(BOUND).len(), 3);
+    let server = group.spawn(|_, _| {}).unwrap();
+    assert_eq!(server.retire_all(&[1, 0]).unwrap().len(), 2);
+    assert_eq!(server.stop(BOUND).len(), 3);
 }
 
 #[test]
 fn stop_waits_no_longer_than_it_is_told() {
     let begun = Instant::now();
-    let (serving, gate) = with_one_stuck(&options(), ANY_PORT.0, 2);
-    assert!(serving.stop(Duration::ZERO)[0].running);
+    let (server, gate) = with_one_stuck(&options(), ANY_PORT.0, 2);
+    assert!(server.stop(Duration::ZERO)[0].running);
     drop(gate);
     let (gate, key) = channel::<()>();
     let key = Mutex::new(key);
     let group = Group::options().grace(BOUND).bind(ANY_PORT, 1).unwrap();
     let address = group.local_addr();
-    let serving = group.spawn(move |_, _| _ = key.lock().unwrap().recv());
-    let serving = serving.unwrap();
+    let server = group.spawn(move |_, _| _ = key.lock().unwrap().recv());
+    let server = server.unwrap();
     let _client = std::net::TcpStream::connect(address).unwrap();
-    wait_until("its handler runs", || serving.tally()[0].accepted == 1);
-    assert!(serving.stop(Duration::ZERO)[0].running);
+    wait_until("its handler runs", || server.stats()[0].accepted == 1);
+    assert!(server.stop(Duration::ZERO)[0].running);
     drop(gate);
     assert!(
         begun.elapsed() < BOUND,
@@ -205,14 +211,18 @@ fn who_joins_does_not_undo_how_others_steer() {
         .bind(ANY_PORT, 2)
         .unwrap();
     let mut joined = options().join(true).bind(steered.local_addr(), 1).unwrap();
-    joined.steer(Steering::Hash).unwrap();
-    steered.datagrams()[0].unsteer().expect("it was steered");
-    let serving = joined.spawn(echo).unwrap();
-    steered.datagrams()[0]
-        .steer(&reuseport::steering::random(2))
+    joined.set_steering(Steering::Hash).unwrap();
+    steered.sockets()[0]
+        .detach_program()
+        .expect("it was steered");
+    let server = joined.spawn(echo).unwrap();
+    steered.sockets()[0]
+        .attach_program(&reuseport::steering::random(2))
         .unwrap();
-    serving.steer(Steering::Hash).unwrap();
-    steered.datagrams()[0].unsteer().expect("it was steered");
+    server.set_steering(Steering::Hash).unwrap();
+    steered.sockets()[0]
+        .detach_program()
+        .expect("it was steered");
 }
 
 /// Flows that ask one after the other while `act` runs. Returns how many were answered and how
@@ -228,7 +238,7 @@ fn flows_while(to: SocketAddr, connected: bool, act: impl FnOnce(&AtomicUsize)) 
                 let client = if connected {
                     client
                 } else {
-                    let client = UdpSocket::bind((to.ip(), 0)).unwrap();
+                    let client = StdUdpSocket::bind((to.ip(), 0)).unwrap();
                     client.set_read_timeout(Some(BOUND)).unwrap();
                     client
                 };
@@ -266,27 +276,27 @@ fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
     ] {
         let address: SocketAddr = address.parse().unwrap();
         let group = options().batch(batch).bind(address, 4).unwrap();
-        let serving = group.spawn(echo).unwrap();
-        let [answered, refused] = flows_while(serving.local_addr(), connected, |answered| {
+        let server = group.spawn(echo).unwrap();
+        let [answered, refused] = flows_while(server.local_addr(), connected, |answered| {
             for round in 0..20 {
                 let before = answered.load(SeqCst);
-                let added = [0; 2].map(|_| serving.add().unwrap());
+                let added = [0; 2].map(|_| server.add().unwrap());
                 // The newest, the oldest, and several at once.
-                let members = serving.members();
-                let oldest = members[0].count.acceptor;
+                let members = server.members();
+                let oldest = members[0].stats.id;
                 let leavers = if round % 2 == 0 {
                     added
                 } else {
                     [oldest, added[1]]
                 };
-                let counts = serving.retire_all(&leavers).unwrap();
+                let counts = server.retire_all(&leavers).unwrap();
                 assert!(counts.iter().all(|count| !count.running));
                 let steering = [Steering::Random, Steering::Byte(2), Steering::Hash][round % 3];
-                serving.steer(steering).unwrap();
+                server.set_steering(steering).unwrap();
                 wait_until("the flows go on", || answered.load(SeqCst) > before + 50);
             }
         });
-        let accepted: usize = serving.stop(BOUND).iter().map(|count| count.accepted).sum();
+        let accepted: usize = server.stop(BOUND).iter().map(|count| count.accepted).sum();
         assert_eq!((accepted, refused), (answered, 0), "{address}");
     }
 }
@@ -296,13 +306,13 @@ fn a_group_that_stops_under_load_answers_or_refuses() {
     for (address, dropped) in [("127.0.0.1:0", false), ("[::1]:0", true)].repeat(3) {
         let address: SocketAddr = address.parse().unwrap();
         let group = options().batch(dropped).bind(address, 3).unwrap();
-        let (serving, mut counts) = (group.spawn(echo).unwrap(), Vec::new());
-        let [answered, refused] = flows_while(serving.local_addr(), true, |answered| {
+        let (server, mut counts) = (group.spawn(echo).unwrap(), Vec::new());
+        let [answered, refused] = flows_while(server.local_addr(), true, |answered| {
             wait_until("the flows go", || answered.load(SeqCst) > 500);
             if dropped {
-                drop(serving);
+                drop(server);
             } else {
-                counts = serving.stop(BOUND);
+                counts = server.stop(BOUND);
             }
         });
         assert!(answered > 500 && refused <= 16);
@@ -316,21 +326,21 @@ fn a_group_that_stops_under_load_answers_or_refuses() {
 #[test]
 fn three_hundred_members_and_the_bytes_of_those_that_stay() {
     let options = options().steering(Steering::Byte(0));
-    let serving = options.bind(ANY_PORT, 300).unwrap().spawn(echo).unwrap();
-    assert_eq!([0, 43, 255].map(|byte| ask(&serving, byte)), [0, 43, 255]);
+    let server = options.bind(ANY_PORT, 300).unwrap().spawn(echo).unwrap();
+    assert_eq!([0, 43, 255].map(|byte| ask(&server, byte)), [0, 43, 255]);
     let leavers: Vec<_> = (0..290).collect();
-    serving.retire_all(&leavers).unwrap();
+    server.retire_all(&leavers).unwrap();
     // Numbers 290, 299 and the next, modulo 256.
-    assert_eq!(serving.add(), Ok(300));
-    assert_eq!([34, 43, 44].map(|byte| ask(&serving, byte)), [34, 43, 44]);
-    assert_eq!(serving.stop(BOUND).len(), 301);
+    assert_eq!(server.add(), Ok(300));
+    assert_eq!([34, 43, 44].map(|byte| ask(&server, byte)), [34, 43, 44]);
+    assert_eq!(server.stop(BOUND).len(), 301);
 }
 
 #[test]
 fn sockets_go_out_and_come_back_steered_as_they_were() {
     let options = options().steering(Steering::Byte(0)).batch(true);
-    let sockets = options.bind(ANY_PORT, 3).unwrap().into_datagrams();
-    let reuse_address = |socket: &Datagram| {
+    let sockets = options.bind(ANY_PORT, 3).unwrap().into_sockets();
+    let reuse_address = |socket: &UdpSocket| {
         let (mut on, mut len) = (9, 4);
         let (at, fd) = ((&raw mut on).cast(), socket.as_raw_fd());
         let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
@@ -339,24 +349,26 @@ fn sockets_go_out_and_come_back_steered_as_they_were() {
         on
     };
     assert!(sockets.iter().all(|socket| reuse_address(socket) == 0));
-    let serving = Group::from_datagrams(sockets).unwrap().with(options);
-    let serving = serving.spawn(echo).unwrap();
-    assert_eq!([2, 1, 0].map(|byte| ask(&serving, byte)), [2, 1, 0]);
-    assert_eq!(serving.add(), Ok(3));
-    assert_eq!([3, 0].map(|byte| ask(&serving, byte)), [3, 0]);
-    let apart = [0; 2].map(|_| Datagram::bind(ANY_PORT).unwrap());
-    Group::from_datagrams(apart.into()).unwrap_err();
+    let server = Group::from_udp_sockets(sockets)
+        .unwrap()
+        .with_options(options);
+    let server = server.spawn(echo).unwrap();
+    assert_eq!([2, 1, 0].map(|byte| ask(&server, byte)), [2, 1, 0]);
+    assert_eq!(server.add(), Ok(3));
+    assert_eq!([3, 0].map(|byte| ask(&server, byte)), [3, 0]);
+    let apart = [0; 2].map(|_| UdpSocket::bind(ANY_PORT).unwrap());
+    Group::from_udp_sockets(apart.into()).unwrap_err();
     // A port that TCP has is free for UDP.
     let tcp = Listener::bind(ANY_PORT).unwrap();
-    Group::bind_datagrams(tcp.local_addr().unwrap(), 2).unwrap();
+    Group::bind_udp(tcp.local_addr().unwrap(), 2).unwrap();
 }
 
 #[test]
 #[ignore = "a role that another test plays in a process of its own"]
 fn retires_without_descriptors() {
     let options = options().grace(Duration::ZERO);
-    let (serving, gate) = with_one_stuck(&options, [0; 4], 4);
-    let clients: Vec<_> = (0..60).map(|_| client(serving.local_addr())).collect();
+    let (server, gate) = with_one_stuck(&options, [0; 4], 4);
+    let clients: Vec<_> = (0..60).map(|_| client(server.local_addr())).collect();
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -366,9 +378,9 @@ fn retires_without_descriptors() {
     limit.rlim_cur = (descriptors("self") + 20).try_into().unwrap();
     // SAFETY: `limit` is readable.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    let all: Vec<_> = std::iter::from_fn(|| UdpSocket::bind("127.0.0.1:0").ok()).collect();
-    assert!(serving.retire(0).unwrap().running);
-    serving.steer(Steering::Hash).unwrap();
+    let all: Vec<_> = std::iter::from_fn(|| StdUdpSocket::bind("127.0.0.1:0").ok()).collect();
+    assert!(server.retire(0).unwrap().running);
+    server.set_steering(Steering::Hash).unwrap();
     // It would have none of 60 with a chance of (3/4)^60 < 1e-7.
     for client in &clients {
         client.send(&[7]).unwrap();
@@ -376,7 +388,7 @@ fn retires_without_descriptors() {
         client.recv(&mut answer).unwrap();
         assert_ne!(answer, [0]);
     }
-    assert!(serving.add().is_err());
+    assert!(server.add().is_err());
     drop((gate, all));
     println!("it could be retired");
 }

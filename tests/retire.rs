@@ -9,9 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use load::{LATE, Load, Report, answer, churn};
-use reuseport::{Acceptors, Group, GroupError, Listener, Serving};
+use reuseport::{Acceptors, Group, GroupError, Listener, Server};
 
-fn serve(ip: IpAddr, members: usize) -> Serving {
+fn serve(ip: IpAddr, members: usize) -> Server {
     // A busy machine may take long.
     let group = Group::options()
         .grace(support::BOUND)
@@ -28,12 +28,12 @@ fn churn_under_load(
     clients: usize,
     goes_on: impl Fn(usize, usize) -> bool,
 ) -> (Report, usize) {
-    let serving = serve(ip, 4);
-    let load = Load::start(serving.local_addr(), clients);
+    let server = serve(ip, 4);
+    let load = Load::start(server.local_addr(), clients);
     support::wait_until("the load is on", || load.made() > 100);
-    let took = churn(&serving, kept, |retired| goes_on(retired, load.made()));
+    let took = churn(&server, kept, |retired| goes_on(retired, load.made()));
     let report = load.stop();
-    let counts = serving.stop(support::BOUND);
+    let counts = server.stop(support::BOUND);
     let accepted: usize = counts.iter().map(|count| count.accepted).sum();
     assert_eq!(counts.len(), 4 + took.len());
     assert!(
@@ -105,28 +105,28 @@ fn a_plain_close_loses_some() {
 
 #[test]
 fn the_last_member_and_strangers_cannot_be_retired() {
-    let serving = serve(Ipv4Addr::LOCALHOST.into(), 2);
-    assert_eq!(serving.retire(7).unwrap_err(), GroupError::NoSuchMember);
+    let server = serve(Ipv4Addr::LOCALHOST.into(), 2);
+    assert_eq!(server.retire(7).unwrap_err(), GroupError::NoSuchMember);
     assert_eq!(
-        serving.retire_all(&[]).unwrap_err(),
+        server.retire_all(&[]).unwrap_err(),
         GroupError::NoSuchMember
     );
     assert_eq!(
-        serving.retire_all(&[0, 1]).unwrap_err(),
+        server.retire_all(&[0, 1]).unwrap_err(),
         GroupError::LastMember
     );
-    assert_eq!(serving.retire(0).unwrap().acceptor, 0);
-    assert_eq!(serving.retire(0).unwrap_err(), GroupError::NoSuchMember);
-    assert_eq!(serving.retire(1).unwrap_err(), GroupError::LastMember);
-    assert_eq!(serving.add().unwrap(), 2, "a number of its own");
-    let address = serving.local_addr();
+    assert_eq!(server.retire(0).unwrap().id, 0);
+    assert_eq!(server.retire(0).unwrap_err(), GroupError::NoSuchMember);
+    assert_eq!(server.retire(1).unwrap_err(), GroupError::LastMember);
+    assert_eq!(server.add().unwrap(), 2, "a number of its own");
+    let address = server.local_addr();
     let shared = Group::options()
         .shared(true)
         .bind(([127, 0, 0, 1], 0), 2)
         .unwrap();
     let shared = shared.spawn(|_, _| {}).unwrap();
-    assert_eq!(shared.retire(0).unwrap_err(), GroupError::OneSocket);
-    drop(serving);
+    assert_eq!(shared.retire(0).unwrap_err(), GroupError::SharedSocket);
+    drop(server);
     Group::bind(address, 1).expect("nothing is left behind");
 }
 
@@ -144,7 +144,7 @@ fn who_leaves_a_joined_group_loses_nobody() {
         let leaves = leaves.spawn(|_, connection| answer(&connection)).unwrap();
         let accepted = || {
             leaves
-                .tally()
+                .stats()
                 .iter()
                 .map(|count| count.accepted)
                 .sum::<usize>()
@@ -165,10 +165,10 @@ fn who_leaves_a_joined_group_loses_nobody() {
 #[test]
 fn a_stop_under_load_resets_nobody() {
     for _ in 0..5 {
-        let serving = serve(Ipv4Addr::LOCALHOST.into(), 3);
-        let load = Load::start(serving.local_addr(), 16);
+        let server = serve(Ipv4Addr::LOCALHOST.into(), 3);
+        let load = Load::start(server.local_addr(), 16);
         support::wait_until("the load is on", || load.made() > 200);
-        let counts = serving.stop(support::BOUND);
+        let counts = server.stop(support::BOUND);
         let report = load.stop();
         // Once nobody listens, clients are refused; whoever was connected has been served.
         let refused = "connect: Connection refused (os error 111)";
@@ -186,24 +186,24 @@ fn a_stop_under_load_resets_nobody() {
 #[test]
 fn two_that_retire_at_once_do_so_one_after_the_other() {
     for _ in 0..50 {
-        let serving = serve(Ipv4Addr::LOCALHOST.into(), 4);
+        let server = serve(Ipv4Addr::LOCALHOST.into(), 4);
         std::thread::scope(|scope| {
             for id in [0, 3] {
-                let serving = &serving;
-                scope.spawn(move || assert_eq!(serving.retire(id).unwrap().acceptor, id));
+                let server = &server;
+                scope.spawn(move || assert_eq!(server.retire(id).unwrap().id, id));
             }
         });
-        let mut left: Vec<_> = serving
+        let mut left: Vec<_> = server
             .members()
             .iter()
-            .map(|member| member.count.acceptor)
+            .map(|member| member.stats.id)
             .collect();
         left.sort_unstable();
         assert_eq!(left, [1, 2]);
         // Of two at once that would leave none, one is refused.
         let refused = std::thread::scope(|scope| {
-            let serving = &serving;
-            let both = [1, 2].map(|id| scope.spawn(move || serving.retire(id).is_err()));
+            let server = &server;
+            let both = [1, 2].map(|id| scope.spawn(move || server.retire(id).is_err()));
             let both = both.map(|one| one.join().unwrap());
             both.into_iter().filter(|refused| *refused).count()
         });

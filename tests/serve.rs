@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Instant;
 
-use support::{BOUND, Server, reuseport, run, visit, wait_until};
+use support::{BOUND, ServeProcess, reuseport, run, visit, wait_until};
 
 #[test]
 fn a_second_copy_is_refused_unless_it_joins() {
-    let mut first = Server::start(&["--quiet"]);
+    let mut first = ServeProcess::start(&["--quiet"]);
     let address = first.address.to_string();
     let (code, out, err) = run(&["serve", "--addr", &address]);
     assert_eq!(
@@ -28,7 +28,7 @@ fn a_second_copy_is_refused_unless_it_joins() {
     );
     assert!(err.contains("--join"), "{err}");
 
-    let second = Server::start(&["--join", "--quiet", "--addr", &address]);
+    let second = ServeProcess::start(&["--join", "--quiet", "--addr", &address]);
     (0..200).for_each(|_| _ = visit(first.address));
     second.signal(libc::SIGTERM);
     let counts = second.end().2;
@@ -49,7 +49,7 @@ fn a_second_copy_is_refused_unless_it_joins() {
 fn a_server_that_was_killed_is_followed_at_once() {
     let mut address = "127.0.0.1:0".to_owned();
     for _ in 0..3 {
-        let mut server = Server::start(&["--quiet", "--addr", &address]);
+        let mut server = ServeProcess::start(&["--quiet", "--addr", &address]);
         address = server.address.to_string();
         // The server closes first: its side of each lingers in TIME_WAIT.
         (0..1000).for_each(|_| _ = visit(server.address));
@@ -73,7 +73,7 @@ fn came_up(child: &mut Child) -> bool {
 
 #[test]
 fn of_two_copies_started_at_once_never_both_come_up() {
-    let fresh = Server::start(&["--quiet"]).address;
+    let fresh = ServeProcess::start(&["--quiet"]).address;
     support::of_two_at_once_one(fresh, |address| {
         let serve = ["serve", "--quiet", "--addr", &address.to_string()];
         let mut copies = [
@@ -91,7 +91,7 @@ fn of_two_copies_started_at_once_never_both_come_up() {
 
 #[test]
 fn sigusr1_reports_each_member_and_its_queue() {
-    let mut server = Server::start(&["--quiet", "--acceptors", "2", "--backlog", "50"]);
+    let mut server = ServeProcess::start(&["--quiet", "--acceptors", "2", "--backlog", "50"]);
     (0..7).for_each(|_| _ = visit(server.address));
     for _ in 0..2 {
         server.signal(libc::SIGUSR1);
@@ -131,7 +131,7 @@ fn every_way_of_serving_serves() {
         &["--join"],
         &["--acceptors", "1"],
     ] {
-        let server = Server::start(args);
+        let server = ServeProcess::start(args);
         (0..50).for_each(|_| _ = visit(server.address));
         server.signal(libc::SIGINT);
         let (code, out, _) = server.end();
@@ -160,7 +160,7 @@ fn what_cannot_be_is_said() {
         err.contains("--steer needs hash, cpu, random or byte:K"),
         "{err}"
     );
-    let mut server = Server::start(&["--shared"]);
+    let mut server = ServeProcess::start(&["--shared"]);
     server.signal(libc::SIGHUP);
     server.read_stderr_until("not handed over: acceptors that share one listener");
 }
@@ -168,7 +168,7 @@ fn what_cannot_be_is_said() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     // Nobody reads stdout, and the pipe is full: a handler is stuck, and stop waits for it.
-    let mut server = Server::start(&["--grace", "600000"]);
+    let mut server = ServeProcess::start(&["--grace", "600000"]);
     let address: SocketAddr = server.address;
     let waiting = || -> usize {
         let table = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
@@ -214,7 +214,7 @@ fn a_second_signal_ends_it_at_once() {
 
 #[test]
 fn a_stuck_handler_is_told_and_keeps_nobody_waiting() {
-    let server = Server::start(&["--grace", "300", "--acceptors", "2"]);
+    let server = ServeProcess::start(&["--grace", "300", "--acceptors", "2"]);
     let address = server.address;
     // As above: the pipe is full.
     let mut count = 0;
@@ -239,7 +239,7 @@ fn a_stuck_handler_is_told_and_keeps_nobody_waiting() {
 #[test]
 fn what_waits_at_sigterm_is_served() {
     // One acceptor that is stopped with its process while 60 connections come.
-    let server = Server::start(&["--quiet"]);
+    let server = ServeProcess::start(&["--quiet"]);
     server.signal(libc::SIGSTOP);
     let mut clients: Vec<_> = (0..60)
         .map(|_| TcpStream::connect(server.address).unwrap())
@@ -260,9 +260,9 @@ fn what_waits_at_sigterm_is_served() {
 #[test]
 fn a_server_that_has_been_joined_leaves_and_loses_nobody() {
     const CLIENTS: usize = 8;
-    let first = Server::start(&["--quiet", "--join"]);
+    let first = ServeProcess::start(&["--quiet", "--join"]);
     let address = first.address;
-    let _second = Server::start(&["--quiet", "--join", "--addr", &address.to_string()]);
+    let _second = ServeProcess::start(&["--quiet", "--join", "--addr", &address.to_string()]);
     let (made, late) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (begun, done) = (Instant::now(), AtomicBool::new(false));
     let took = thread::scope(|scope| {

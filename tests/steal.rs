@@ -17,8 +17,8 @@ use std::thread;
 
 use load::{Load, answer, churn};
 use reuseport::steering::Instruction;
-use reuseport::{Call, Error, Group, GroupError, GroupOptions, Serving, sys};
-use support::{BOUND, Server, connect_from, run, visit, wait_until};
+use reuseport::{Call, Error, Group, GroupError, GroupOptions, Server, sys};
+use support::{BOUND, ServeProcess, connect_from, run, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -34,16 +34,16 @@ struct Gate {
 }
 
 /// A group in which the kernel chooses member 0 for every connection.
-fn all_to_the_first(gate: &Arc<Gate>) -> (Serving, SocketAddr) {
+fn all_to_the_first(gate: &Arc<Gate>) -> (Server, SocketAddr) {
     let group = steal().bind(ANY_PORT, 3).unwrap();
     let address = group.local_addr();
     let first = Instruction {
         code: 0x06,
         ..Instruction::default()
     };
-    group.listeners()[0].steer(&[first]).unwrap();
+    group.sockets()[0].attach_program(&[first]).unwrap();
     let gate = Arc::clone(gate);
-    let serving = group.spawn(move |acceptor, connection| {
+    let server = group.spawn(move |acceptor, connection| {
         if acceptor == 0 {
             gate.stands.store(true, SeqCst);
             drop(gate.closed.read());
@@ -51,13 +51,13 @@ fn all_to_the_first(gate: &Arc<Gate>) -> (Serving, SocketAddr) {
         }
         _ = connection.send(b"x");
     });
-    (serving.unwrap(), address)
+    (server.unwrap(), address)
 }
 
 #[test]
 fn while_the_owner_is_busy_its_idle_siblings_serve() {
     let gate = Arc::<Gate>::default();
-    let (serving, address) = all_to_the_first(&gate);
+    let (server, address) = all_to_the_first(&gate);
     for round in 0..200 {
         let closed = gate.closed.write().unwrap();
         let mut held = Vec::new();
@@ -85,7 +85,7 @@ fn while_the_owner_is_busy_its_idle_siblings_serve() {
         drop(closed);
         wait_until("it is free again", || !gate.stands.load(SeqCst));
     }
-    let stolen: usize = serving.stop(BOUND).iter().map(|count| count.stolen).sum();
+    let stolen: usize = server.stop(BOUND).iter().map(|count| count.stolen).sum();
     assert!(stolen >= 400, "{stolen}");
 }
 
@@ -104,7 +104,7 @@ fn ask(address: SocketAddr, byte: u8) -> TcpStream {
 fn nor_while_members_come_and_go() {
     let gate = Arc::new((RwLock::new(()), AtomicUsize::new(NOBODY)));
     let handlers = Arc::clone(&gate);
-    let serving = steal().bind(ANY_PORT, 4).unwrap().spawn(move |id, client| {
+    let server = steal().bind(ANY_PORT, 4).unwrap().spawn(move |id, client| {
         let mut asked = [0];
         if client.recv(&mut asked) == Ok(1) && asked == *b"s" {
             handlers.1.store(id, SeqCst);
@@ -113,8 +113,8 @@ fn nor_while_members_come_and_go() {
         }
         _ = client.send(b"x");
     });
-    let serving = serving.unwrap();
-    let address = serving.local_addr();
+    let server = server.unwrap();
+    let address = server.local_addr();
     let (closed, stands) = (&gate.0, || gate.1.load(SeqCst));
     // Two at once, whichever listeners they are given: of four members one stands at the gate, one
     // may be leaving, and two are there for them.
@@ -130,12 +130,9 @@ fn nor_while_members_come_and_go() {
         let busy = stands();
         thread::scope(|scope| {
             let change = scope.spawn(|| {
-                serving.add().unwrap();
-                let ids = serving
-                    .members()
-                    .into_iter()
-                    .map(|member| member.count.acceptor);
-                serving
+                server.add().unwrap();
+                let ids = server.members().into_iter().map(|member| member.stats.id);
+                server
                     .retire(ids.filter(|id| *id != busy).min().unwrap())
                     .unwrap();
             });
@@ -149,7 +146,7 @@ fn nor_while_members_come_and_go() {
         drop(closed);
         wait_until("it is free again", || stands() == NOBODY);
     }
-    let counts = serving.stop(BOUND);
+    let counts = server.stop(BOUND);
     let stolen: usize = counts.iter().map(|count| count.stolen).sum();
     // At least 400, of which the busy one was to have a quarter or a fifth: less than 20 are given
     // to it with a chance below 1e-15.
@@ -173,7 +170,7 @@ fn every_listener_keeps_its_even_share_whoever_serves_it() {
     let gate = Arc::new(RwLock::new(()));
     let (counts, passed) = (Arc::clone(&chosen), Arc::clone(&gate));
     let busy = AtomicUsize::new(NOBODY);
-    let serving = group.spawn(move |acceptor, connection| {
+    let server = group.spawn(move |acceptor, connection| {
         let mut mark = timeval(0);
         let (at, mut size) = (
             (&raw mut mark).cast(),
@@ -189,7 +186,7 @@ fn every_listener_keeps_its_even_share_whoever_serves_it() {
             drop(passed.read());
         }
     });
-    let serving = serving.unwrap();
+    let server = server.unwrap();
     let closed = gate.write().unwrap();
     let all = || -> usize { chosen.iter().map(|count| count.load(SeqCst)).sum() };
     for batch in 1..=80 {
@@ -199,17 +196,14 @@ fn every_listener_keeps_its_even_share_whoever_serves_it() {
         drop(clients);
     }
     drop(closed);
-    let counts = serving.stop(BOUND);
+    let counts = server.stop(BOUND);
     let chosen = chosen.each_ref().map(|count| count.load(SeqCst));
     support::a_fair_lottery(&chosen);
     // One served a single connection, and yet its listener had the share of any other.
     let least = counts.iter().min_by_key(|count| count.accepted).unwrap();
     assert_eq!(least.accepted, 1, "{counts:?}");
     let stolen: usize = counts.iter().map(|count| count.stolen).sum();
-    assert!(
-        stolen + 1 >= chosen[least.acceptor],
-        "{chosen:?} {counts:?}"
-    );
+    assert!(stolen + 1 >= chosen[least.id], "{chosen:?} {counts:?}");
 }
 
 fn timeval(seconds: usize) -> libc::timeval {
@@ -229,11 +223,11 @@ fn served(client: &mut TcpStream) -> bool {
 
 #[test]
 fn an_idle_owner_comes_first() {
-    let (serving, address) = all_to_the_first(&Arc::default());
+    let (server, address) = all_to_the_first(&Arc::default());
     for _ in 0..300 {
         assert_eq!(visit(address), "x");
     }
-    let counts = serving.stop(BOUND);
+    let counts = server.stop(BOUND);
     // After each the owner has to get back to sleep first, so a few are a sibling's.
     assert!(counts[0].accepted > 150, "{counts:?}");
     assert_eq!(
@@ -245,12 +239,12 @@ fn an_idle_owner_comes_first() {
 #[test]
 fn members_that_steal_come_and_go_and_nothing_is_lost() {
     let group = steal().bind(ANY_PORT, 4).unwrap();
-    let serving = group.spawn(|_, connection| answer(&connection)).unwrap();
-    let load = Load::start(serving.local_addr(), 16);
+    let server = group.spawn(|_, connection| answer(&connection)).unwrap();
+    let load = Load::start(server.local_addr(), 16);
     wait_until("the load is on", || load.made() > 100);
-    let took = churn(&serving, 0, |retired| retired < 100);
+    let took = churn(&server, 0, |retired| retired < 100);
     let report = load.stop();
-    let counts = serving.stop(BOUND);
+    let counts = server.stop(BOUND);
     assert_eq!(report.lost(), 0, "{report:?}");
     assert_eq!(counts.len(), 4 + took.len());
     let accepted: usize = counts.iter().map(|count| count.accepted).sum();
@@ -259,7 +253,7 @@ fn members_that_steal_come_and_go_and_nothing_is_lost() {
 
 /// Three acceptors, of which one stands at its own gate.
 struct Apart {
-    serving: Serving,
+    server: Server,
     address: SocketAddr,
     /// By which others may shut the listeners down.
     outside: Vec<OwnedFd>,
@@ -275,8 +269,8 @@ fn apart(gate: &Arc<RwLock<()>>, busy: usize) -> Apart {
         k: busy.try_into().unwrap(),
         ..Instruction::default()
     };
-    group.listeners()[0].steer(&[to_the_busy]).unwrap();
-    let outside = group.listeners().iter().map(|listener| {
+    group.sockets()[0].attach_program(&[to_the_busy]).unwrap();
+    let outside = group.sockets().iter().map(|listener| {
         let listener = listener.as_fd().try_clone_to_owned();
         listener.unwrap()
     });
@@ -284,7 +278,7 @@ fn apart(gate: &Arc<RwLock<()>>, busy: usize) -> Apart {
     let others = Arc::<RwLock<()>>::default();
     let threads = Arc::<Mutex<BTreeMap<_, _>>>::default();
     let (gate, passed, seen) = (Arc::clone(gate), Arc::clone(&others), Arc::clone(&threads));
-    let serving = group.spawn(move |acceptor, connection| {
+    let server = group.spawn(move |acceptor, connection| {
         // SAFETY: takes nothing, and always succeeds.
         let thread = unsafe { libc::gettid() };
         seen.lock().unwrap().insert(acceptor, thread);
@@ -300,7 +294,7 @@ fn apart(gate: &Arc<RwLock<()>>, busy: usize) -> Apart {
     }
     drop(closed);
     Apart {
-        serving: serving.unwrap(),
+        server: server.unwrap(),
         address,
         outside,
         threads,
@@ -329,13 +323,13 @@ fn a_failed_listener_is_its_owners_affair() {
         sleeps(threads[&1]) && sleeps(threads[&2])
     });
     drop(closed);
-    wait_until("it has left", || !group.serving.tally()[0].running);
+    wait_until("it has left", || !group.server.stats()[0].running);
     assert_eq!(visit(group.address), "x");
     let failed = group
-        .serving
+        .server
         .stop(BOUND)
         .into_iter()
-        .map(|count| count.failed);
+        .map(|count| count.error);
     let gone = Error::new(Call::Accept, libc::EINVAL);
     assert_eq!(failed.collect::<Vec<_>>(), [Some(gone), None, None]);
 }
@@ -346,11 +340,11 @@ fn what_is_stolen_while_the_end_is_awaited_counts() {
     let closed = gate.write().unwrap();
     let group = apart(&gate, 1);
     let (tell, told) = mpsc::channel();
-    let serving = group.serving;
+    let server = group.server;
     let joining = thread::spawn(move || {
         // SAFETY: takes nothing, and always succeeds.
         tell.send(unsafe { libc::gettid() }).unwrap();
-        serving.join()
+        server.join()
     });
     let thread = told.recv().unwrap();
     wait_until("the end is awaited", || sleeps(thread));
@@ -367,7 +361,7 @@ fn what_is_stolen_while_the_end_is_awaited_counts() {
 
 #[test]
 fn until_they_are_served_the_listeners_block_as_any_do() {
-    for listener in steal().bind(ANY_PORT, 2).unwrap().into_listeners() {
+    for listener in steal().bind(ANY_PORT, 2).unwrap().into_sockets() {
         // SAFETY: the command takes nothing; the descriptor is open.
         let flags = unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_GETFL) };
         assert_eq!(flags & libc::O_NONBLOCK, 0);
@@ -380,19 +374,20 @@ fn too_many_are_refused() {
         steal().bind(ANY_PORT, 129).unwrap_err(),
         GroupError::TooMany
     );
-    let serving = steal()
+    let server = steal()
         .bind(ANY_PORT, 128)
         .unwrap()
         .spawn(|_, _| {})
         .unwrap();
-    assert_eq!(serving.add().unwrap_err(), GroupError::TooMany);
+    assert_eq!(server.add().unwrap_err(), GroupError::TooMany);
     let shared = steal().shared(true).bind(ANY_PORT, 2);
-    assert_eq!(shared.unwrap_err(), GroupError::OneSocket);
+    assert_eq!(shared.unwrap_err(), GroupError::SharedSocket);
 }
 
 #[test]
 fn the_command_steals_and_is_slow_where_told() {
-    let server = Server::start(&["--quiet", "--steal", "--acceptors", "4", "--slow", "10:20"]);
+    let server =
+        ServeProcess::start(&["--quiet", "--steal", "--acceptors", "4", "--slow", "10:20"]);
     let address = server.address.to_string();
     let (code, out, _) = run(&[
         "connect",

@@ -59,7 +59,7 @@ fn the_programs_return_what_they_say() {
             .collect();
         assert_eq!(found, (0..members).collect());
         for index in 0..members {
-            let program = steering::except(members, index);
+            let program = steering::all_but(members, index);
             let found: BTreeSet<_> = (0..100)
                 .map(|r| interpret(&program, 0, r).unwrap())
                 .collect();
@@ -72,7 +72,7 @@ fn the_programs_return_what_they_say() {
     }
     let mut space = [Instruction::default(); 64];
     let rows = [(2, 0), (3, 1), (7, 5), (4000, 2)];
-    let program = steering::cpu(&rows, &mut space).unwrap();
+    let program = steering::by_cpu(&rows, &mut space).unwrap();
     for (cpu, index) in rows {
         assert_eq!(interpret(program, cpu, 9), Some(index));
     }
@@ -83,7 +83,7 @@ fn the_programs_return_what_they_say() {
             "not the hash"
         );
     }
-    let program = steering::byte(2, &[(7, 0), (0, 3), (255, 1)], &mut space).unwrap();
+    let program = steering::by_payload_byte(2, &[(7, 0), (0, 3), (255, 1)], &mut space).unwrap();
     for (bytes, index) in [
         (&[9, 9, 7][..], 0),
         (&[9, 9, 0, 7], 3),
@@ -98,18 +98,18 @@ fn the_programs_return_what_they_say() {
             "{bytes:?}"
         );
     }
-    let program = steering::among_flows(&[5, 1, 9], &mut space).unwrap();
+    let program = steering::any_of_by_flow(&[5, 1, 9], &mut space).unwrap();
     for flow in 0..100 {
         let index = [5, 1, 9][flow as usize % 3];
         assert_eq!(interpret(program, 0, flow), Some(index));
     }
-    let program = steering::range(7, 3);
+    let program = steering::any_in_range(7, 3);
     let found: BTreeSet<_> = (0..100)
         .map(|r| interpret(&program, 0, r).unwrap())
         .collect();
     assert_eq!(found, BTreeSet::from([7, 8, 9]));
     let indexes = [5, 1, 9];
-    let program = steering::among(&indexes, &mut space).unwrap();
+    let program = steering::any_of(&indexes, &mut space).unwrap();
     let found: BTreeSet<_> = (0..100)
         .map(|r| interpret(program, 0, r).unwrap())
         .collect();
@@ -118,16 +118,16 @@ fn the_programs_return_what_they_say() {
 
 #[test]
 fn programs_that_do_not_fit_are_none() {
-    assert!(steering::cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 5]).is_none());
-    assert!(steering::cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 6]).is_some());
-    assert!(steering::among(&[], &mut [Instruction::default(); 6]).is_none());
+    assert!(steering::by_cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 5]).is_none());
+    assert!(steering::by_cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 6]).is_some());
+    assert!(steering::any_of(&[], &mut [Instruction::default(); 6]).is_none());
     let many: Vec<_> = (0..2048).zip(0..).collect();
     let mut space = vec![Instruction::default(); 2 * MAX_INSTRUCTIONS];
-    assert!(steering::cpu(&many, &mut space).is_none());
-    let longest = steering::cpu(&many[..2047], &mut space).unwrap();
+    assert!(steering::by_cpu(&many, &mut space).is_none());
+    let longest = steering::by_cpu(&many[..2047], &mut space).unwrap();
     assert_eq!(longest.len(), MAX_INSTRUCTIONS);
     let group = Group::bind(ANY_PORT, 2).unwrap();
-    let steered = group.listeners()[0].steer(longest);
+    let steered = group.sockets()[0].attach_program(longest);
     let room = fs::read_to_string("/proc/sys/net/core/optmem_max").unwrap();
     match room.trim().parse::<usize>().unwrap() {
         ..65_536 => assert_eq!(steered.unwrap_err().errno(), libc::ENOMEM),
@@ -146,11 +146,11 @@ fn members_leave_although_the_kernel_has_no_room_to_list_all_others() {
         if fs::write("/proc/sys/net/core/optmem_max", "20480").is_err() {
             return support::skip("no optmem_max for each network namespace");
         }
-        let serving = Group::bind(ANY_PORT, 1000).unwrap();
-        let serving = serving.spawn(|_, _| {}).unwrap();
-        serving.retire(1).unwrap();
-        serving.retire_all(&[2, 3]).unwrap();
-        assert_eq!(serving.members().len(), 997);
+        let server = Group::bind(ANY_PORT, 1000).unwrap();
+        let server = server.spawn(|_, _| {}).unwrap();
+        server.retire(1).unwrap();
+        server.retire_all(&[2, 3]).unwrap();
+        assert_eq!(server.members().len(), 997);
     };
     std::thread::scope(|scope| scope.spawn(there).join()).unwrap();
 }
@@ -159,7 +159,7 @@ fn members_leave_although_the_kernel_has_no_room_to_list_all_others() {
 fn members(options: &reuseport::GroupOptions, n: usize) -> (Group, SocketAddr) {
     let group = options.bind(ANY_PORT, n).unwrap();
     group
-        .listeners()
+        .sockets()
         .iter()
         .for_each(|member| member.set_nonblocking(true).unwrap());
     let address = group.local_addr();
@@ -188,7 +188,7 @@ fn the_receiving_cpu_chooses_its_member() {
         thread::scope(|scope| {
             scope.spawn(|| {
                 run_on(cpu);
-                let counts = who(group.listeners(), address, 1000);
+                let counts = who(group.sockets(), address, 1000);
                 assert_eq!(counts[index], 1000, "on CPU {cpu}: {counts:?}");
             });
         });
@@ -206,9 +206,9 @@ fn cpus_with_holes_and_cpus_without_a_member() {
             // As in a cpuset that leaves out the first: the last CPU is member 0's.
             run_on(*last);
             let (group, address) = members(&Group::options().steering(Steering::Cpu), 3);
-            assert_eq!(who(group.listeners(), address, 200), [200, 0, 0]);
+            assert_eq!(who(group.sockets(), address, 200), [200, 0, 0]);
             run_on(cpus[0]);
-            let counts = who(group.listeners(), address, 200);
+            let counts = who(group.sockets(), address, 200);
             // By the hash one of three has none of 200 with a chance of 3 * (2/3)^200 < 1e-34.
             assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
         });
@@ -219,7 +219,7 @@ fn cpus_with_holes_and_cpus_without_a_member() {
 fn the_excepted_member_gets_nothing() {
     for index in 0..3 {
         let (group, address) = members(&Group::options().steering(Steering::Except(index)), 3);
-        let counts = who(group.listeners(), address, 1000);
+        let counts = who(group.sockets(), address, 1000);
         assert_eq!(counts[index], 0, "{counts:?}");
         // Of the two others one has none of 1000 with a chance of 2 * (1/2)^1000.
         assert_eq!(
@@ -233,26 +233,26 @@ fn the_excepted_member_gets_nothing() {
 #[test]
 fn steering_changes_while_connections_come() {
     let (mut group, address) = members(&Group::options(), 3);
-    group.steer(Steering::Except(2)).unwrap();
-    assert_eq!(who(group.listeners(), address, 200)[2], 0);
-    group.steer(Steering::Random).unwrap();
+    group.set_steering(Steering::Except(2)).unwrap();
+    assert_eq!(who(group.sockets(), address, 200)[2], 0);
+    group.set_steering(Steering::Random).unwrap();
     // One of three has none of 200 with a chance of 3 * (2/3)^200 < 1e-34; so below.
     assert!(
-        who(group.listeners(), address, 200)
+        who(group.sockets(), address, 200)
             .iter()
             .all(|count| *count > 0)
     );
-    group.steer(Steering::Hash).unwrap();
+    group.set_steering(Steering::Hash).unwrap();
     group
-        .steer(Steering::Hash)
+        .set_steering(Steering::Hash)
         .expect("to detach what is detached");
     assert!(
-        who(group.listeners(), address, 200)
+        who(group.sockets(), address, 200)
             .iter()
             .all(|count| *count > 0)
     );
     assert_eq!(
-        group.steer(Steering::Except(3)).unwrap_err(),
+        group.set_steering(Steering::Except(3)).unwrap_err(),
         GroupError::NoSuchMember
     );
 }
@@ -269,21 +269,21 @@ fn always(index: u32) -> [Instruction; 1] {
 #[test]
 fn index_order_is_listening_order_and_the_last_moves_into_the_hole() {
     let (group, address) = members(&Group::options(), 4);
-    let mut listeners = group.into_listeners();
+    let mut listeners = group.into_sockets();
     for index in 0..4 {
-        listeners[0].steer(&always(index)).unwrap();
+        listeners[0].attach_program(&always(index)).unwrap();
         assert_eq!(who(&listeners, address, 50)[index as usize], 50);
     }
     drop(listeners.swap_remove(1)); // as the kernel does: the last takes its place
     for index in 0..3 {
-        listeners[0].steer(&always(index)).unwrap();
+        listeners[0].attach_program(&always(index)).unwrap();
         assert_eq!(
             who(&listeners, address, 50)[index as usize],
             50,
             "index {index}"
         );
     }
-    listeners[0].steer(&always(3)).unwrap();
+    listeners[0].attach_program(&always(3)).unwrap();
     let counts = who(&listeners, address, 200);
     assert!(
         counts.iter().all(|count| *count > 0),
@@ -298,15 +298,15 @@ fn what_the_kernel_refuses_is_told() {
         .bind(ANY_PORT)
         .unwrap();
     let refused = Err(Error::new(Call::SetSockOpt, libc::EINVAL));
-    assert_eq!(alone.steer(&steering::random(2)), refused);
+    assert_eq!(alone.attach_program(&steering::random(2)), refused);
     let listener = Listener::bind(ANY_PORT).unwrap();
-    assert_eq!(listener.steer(&[]), refused);
+    assert_eq!(listener.attach_program(&[]), refused);
     assert_eq!(
-        listener.steer(&vec![Instruction::default(); 70_000]),
+        listener.attach_program(&vec![Instruction::default(); 70_000]),
         refused
     );
     assert_eq!(
-        listener.unsteer(),
+        listener.detach_program(),
         Err(Error::new(Call::SetSockOpt, libc::ENOENT))
     );
 }
@@ -340,15 +340,15 @@ fn pinned_acceptors_run_on_their_cpus() {
     let (cpus, (send, receive)) = (cpus(), std::sync::mpsc::channel());
     let group = Group::options().pin(true).bind(ANY_PORT, 3).unwrap();
     let address = group.local_addr();
-    let serving = group
+    let server = group
         .spawn_with(move |acceptor| {
             let send = send.clone();
-            move |_, _: &reuseport::Stop| send.send((acceptor, support::cpus())).unwrap()
+            move |_, _: &reuseport::StopToken| send.send((acceptor, support::cpus())).unwrap()
         })
         .unwrap();
     assert_eq!(support::cpus(), cpus, "the caller runs where it did");
     (0..100).for_each(|_| _ = support::visit(address));
-    drop(serving);
+    drop(server);
     for (acceptor, on) in receive {
         assert_eq!(on, [cpus[acceptor % cpus.len()]]);
     }

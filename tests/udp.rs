@@ -5,7 +5,7 @@ mod support;
 
 use std::net::UdpSocket;
 
-use support::{Server, run, wait_until};
+use support::{ServeProcess, run, wait_until};
 
 #[test]
 fn serve_prints_and_sends_back_and_connect_counts() {
@@ -17,7 +17,7 @@ fn serve_prints_and_sends_back_and_connect_counts() {
     ] {
         let mut args = vec!["--udp", "--echo"];
         args.extend(more);
-        let server = Server::start(&args);
+        let server = ServeProcess::start(&args);
         let address = server.address.to_string();
         let connect = ["connect", "--udp", "--addr", &address];
         let many = [
@@ -46,7 +46,7 @@ fn serve_prints_and_sends_back_and_connect_counts() {
 
 #[test]
 fn without_an_answer_connect_says_so() {
-    let mut server = Server::start(&["--udp", "--quiet", "--acceptors", "1"]);
+    let mut server = ServeProcess::start(&["--udp", "--quiet", "--acceptors", "1"]);
     let address = server.address.to_string();
     let (code, out, err) = run(&["connect", "--udp", "--addr", &address, "--timeout", "50"]);
     assert_eq!(code, 1);
@@ -71,7 +71,8 @@ fn without_an_answer_connect_says_so() {
 
 #[test]
 fn what_the_queue_drops_is_told() {
-    let mut server = Server::start(&["--udp", "--quiet", "--acceptors", "1", "--slow", "100:200"]);
+    let mut server =
+        ServeProcess::start(&["--udp", "--quiet", "--acceptors", "1", "--slow", "100:200"]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     for _ in 0..2000 {
         client.send_to(&[0; 1000], server.address).unwrap();
@@ -83,19 +84,19 @@ fn what_the_queue_drops_is_told() {
 
 #[test]
 fn a_port_is_claimed_and_can_be_shared_on_purpose() {
-    let first = Server::start(&["--udp"]);
+    let first = ServeProcess::start(&["--udp"]);
     let address = first.address.to_string();
     let (code, _, err) = run(&["serve", "--udp", "--addr", &address]);
     assert_eq!(code, 1);
     assert!(err.contains("bind") && err.contains("EADDRINUSE"), "{err}");
-    let joined = Server::start(&["--udp", "--join"]);
+    let joined = ServeProcess::start(&["--udp", "--join"]);
     let address = joined.address.to_string();
-    Server::start(&["--udp", "--join", "--addr", &address]);
+    ServeProcess::start(&["--udp", "--join", "--addr", &address]);
 }
 
 #[test]
 fn a_byte_steers_to_the_receiver_of_that_number() {
-    let server = Server::start(&["--udp", "--steer", "byte:1", "--acceptors", "4"]);
+    let server = ServeProcess::start(&["--udp", "--steer", "byte:1", "--acceptors", "4"]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     for receiver in [3, 1, 1, 2] {
         client.send_to(&[9, receiver], server.address).unwrap();
@@ -142,7 +143,7 @@ fn what_only_connections_have_is_refused() {
         err.contains("only datagrams have bytes to be steered by: byte:K goes with --udp"),
         "{err}"
     );
-    let mut server = Server::start(&["--udp"]);
+    let mut server = ServeProcess::start(&["--udp"]);
     server.signal(libc::SIGHUP);
     server.read_stderr_until("datagram sockets are not handed over");
 }

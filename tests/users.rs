@@ -72,13 +72,13 @@ fn steers_without_privilege() {
         Steering::Except(1),
         Steering::Hash,
     ] {
-        group.steer(steering).unwrap();
+        group.set_steering(steering).unwrap();
     }
     // Nor does a retirement, although the kernel may refuse the packet filter.
-    let serving = group.spawn(|_, _| {}).unwrap();
-    assert_eq!(serving.add(), Ok(3));
-    assert_eq!(serving.retire(0).unwrap().acceptor, 0);
-    assert_eq!(serving.stop(support::BOUND).len(), 4);
+    let server = group.spawn(|_, _| {}).unwrap();
+    assert_eq!(server.add(), Ok(3));
+    assert_eq!(server.retire(0).unwrap().id, 0);
+    assert_eq!(server.stop(support::BOUND).len(), 4);
 }
 
 #[test]
@@ -109,7 +109,7 @@ fn drops_privileges_and_adds_a_member() {
         let refused = group.add().unwrap_err();
         assert_eq!(
             refused,
-            GroupError::OtherUser {
+            GroupError::UserMismatch {
                 error,
                 address: group.local_addr(),
                 member: 2,
@@ -124,7 +124,7 @@ fn drops_privileges_and_adds_a_member() {
         );
     }
     group
-        .steer(Steering::Random)
+        .set_steering(Steering::Random)
         .expect("steering is not a matter of users");
 }
 

@@ -7,7 +7,7 @@ use std::io;
 
 use super::Group;
 use crate::error::Error;
-use crate::protocol::{Protocol, Tcp};
+use crate::socket::protocol::{Protocol, Tcp};
 
 /// Why there is no group, or not the one asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum GroupError {
     },
     /// `bind` failed, with `EADDRINUSE` or `EACCES`, and the group's first member was opened by
     /// another user: bind all members before privileges are dropped.
-    OtherUser {
+    UserMismatch {
         /// What `bind` said.
         error: Error,
         /// Where the member was to listen.
@@ -37,28 +37,28 @@ pub enum GroupError {
         now: u32,
     },
     /// No member was asked for.
-    Empty,
+    NoMembers,
     /// A member listens elsewhere than the first.
-    Apart {
+    AddressMismatch {
         /// Its index.
         member: usize,
     },
     /// This kernel gives all connections to one of the listeners.
     NotBalanced,
     /// Steering by index, in a group whose indexes are not this program's alone.
-    NotItsOwn,
+    JoinedGroup,
     /// Steering among, or retiring one of, acceptors that share one socket.
-    OneSocket,
+    SharedSocket,
     /// More members than may steal from one another.
     TooMany,
     /// Steering around, or retiring, a member that is not there.
     NoSuchMember,
-    /// Retiring the last member: [`Serving::stop`](crate::Serving::stop) does that.
+    /// Retiring the last member: [`Server::stop`](crate::Server::stop) does that.
     LastMember,
     /// Adding to, retiring from, or steering listeners that other processes hold, too or alone.
     Inherited,
     /// `LISTEN_FDS` is no number.
-    Environment,
+    InvalidListenFds,
     /// A descriptor from `LISTEN_FDS` is no TCP socket that listens.
     NotAListener {
         /// Which.
@@ -67,9 +67,9 @@ pub enum GroupError {
         error: Error,
     },
     /// Steering by a byte of what has none: the first packet of a connection.
-    NoBytes,
+    NoPayload,
     /// Steering, pinning, stealing or batches on a kernel that has not what it takes.
-    NotHere,
+    Unsupported,
 }
 
 impl GroupError {
@@ -84,7 +84,7 @@ impl GroupError {
     /// The failed call, where it was one.
     pub const fn error(&self) -> Option<Error> {
         match self {
-            GroupError::Call { error, .. } | GroupError::OtherUser { error, .. } => Some(*error),
+            GroupError::Call { error, .. } | GroupError::UserMismatch { error, .. } => Some(*error),
             _ => None,
         }
     }
@@ -104,7 +104,7 @@ impl fmt::Display for GroupError {
                     _ => write!(f, ", for member {member} of the group"),
                 };
             }
-            GroupError::OtherUser {
+            GroupError::UserMismatch {
                 error,
                 address,
                 member,
@@ -117,19 +117,19 @@ impl fmt::Display for GroupError {
                      be opened by one user, but that was {then} and now is {now}"
                 );
             }
-            GroupError::Apart { member } => {
+            GroupError::AddressMismatch { member } => {
                 return write!(f, "member {member} listens elsewhere than the first");
             }
-            GroupError::Empty => "a group needs a member",
+            GroupError::NoMembers => "a group needs a member",
             GroupError::NotBalanced => {
                 "this kernel gives all connections to one of the listeners on a port; \
                  one listener can be shared by all acceptors instead"
             }
-            GroupError::NotItsOwn => {
+            GroupError::JoinedGroup => {
                 "a joined group cannot be steered: its members are not all this program's, \
                  and their indexes shift when a stranger leaves"
             }
-            GroupError::OneSocket => {
+            GroupError::SharedSocket => {
                 "acceptors that share one listener can be neither steered nor retired one by one, \
                  and have nothing to steal"
             }
@@ -139,12 +139,12 @@ impl fmt::Display for GroupError {
             GroupError::Inherited => {
                 "other processes hold the listeners: who is to listen is theirs to say"
             }
-            GroupError::Environment => "LISTEN_FDS is not a number",
+            GroupError::InvalidListenFds => "LISTEN_FDS is not a number",
             GroupError::NotAListener { descriptor, error } => {
                 return write!(f, "descriptor {descriptor} is no TCP listener: {error}");
             }
-            GroupError::NoBytes => "only datagrams have bytes to be steered by",
-            GroupError::NotHere => {
+            GroupError::NoPayload => "only datagrams have bytes to be steered by",
+            GroupError::Unsupported => {
                 "this kernel has not what steering, pinning, stealing or batches take"
             }
         })

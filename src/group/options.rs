@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use super::{Group, GroupError, Steering};
 use crate::error::Error;
-use crate::options::{Options, Unshown};
-use crate::protocol::{First, Protocol, Tcp, Udp};
+use crate::socket::options::{Options, Unshown};
+use crate::socket::protocol::{First, Protocol, Tcp, Udp};
 
 /// How to make a [`Group`].
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl GroupOptions<Udp> {
     /// How many bytes of a datagram a receiver has room for; of a longer one the rest is lost, and
     /// that is told. At least 1. Unset, and at most: 65 535, which is more than any has. Memory
     /// that no datagram has reached is not taken up.
-    pub fn room(mut self, bytes: usize) -> GroupOptions<Udp> {
+    pub fn max_datagram_size(mut self, bytes: usize) -> GroupOptions<Udp> {
         self.room = bytes.clamp(1, LARGEST);
         self
     }
@@ -172,12 +172,12 @@ impl<P: Protocol> GroupOptions<P> {
         let steered = self.steering != Steering::Hash;
         match () {
             () if (steered || self.pin || self.steal || self.batch) && !cfg!(linux_kernel) => {
-                Err(GroupError::NotHere)
+                Err(GroupError::Unsupported)
             }
-            () if steered && self.join => Err(GroupError::NotItsOwn),
-            () if (steered || self.steal) && self.shared => Err(GroupError::OneSocket),
+            () if steered && self.join => Err(GroupError::JoinedGroup),
+            () if (steered || self.steal) && self.shared => Err(GroupError::SharedSocket),
             () if matches!(self.steering, Steering::Byte(_)) && !P::HAS_BYTES => {
-                Err(GroupError::NoBytes)
+                Err(GroupError::NoPayload)
             }
             () => Ok(()),
         }
@@ -226,7 +226,7 @@ fn plan<P: Protocol>(
     };
     options.check_steering()?;
     match sockets {
-        0 => Err(GroupError::Empty),
+        0 => Err(GroupError::NoMembers),
         _ if options.steal && sockets > MOST_THAT_STEAL => Err(GroupError::TooMany),
         _ if !balances && (sockets > 1 || options.join) => Err(GroupError::NotBalanced),
         _ if options.join => Ok(First::Joins),
@@ -244,7 +244,7 @@ mod tests {
         let plain = Group::options();
         let (joined, shared) = (plain.clone().join(true), plain.clone().shared(true));
         for (balances, members, options, expected) in [
-            (true, 0, &plain, Err(GroupError::Empty)),
+            (true, 0, &plain, Err(GroupError::NoMembers)),
             (true, 1, &plain, Ok(First::Claims)),
             (true, 3, &plain, Ok(First::Claims)),
             (true, 3, &joined, Ok(First::Joins)),
@@ -267,14 +267,14 @@ mod tests {
     fn what_is_not_steered() {
         let random = Group::options().steering(Steering::Random);
         for (options, expected) in [
-            (random.clone().join(true), Err(GroupError::NotItsOwn)),
-            (random.clone().shared(true), Err(GroupError::OneSocket)),
+            (random.clone().join(true), Err(GroupError::JoinedGroup)),
+            (random.clone().shared(true), Err(GroupError::SharedSocket)),
             (random, Ok(First::Claims)),
         ] {
             let expected = if cfg!(linux_kernel) {
                 expected
             } else {
-                Err(GroupError::NotHere)
+                Err(GroupError::Unsupported)
             };
             assert_eq!(plan(true, 3, &options), expected);
         }

@@ -32,7 +32,7 @@
 //! let group = Group::bind(any, 2)?; //         nor does this, which asks for you
 //! # assert_eq!(a.local_addr()?, b.local_addr()?);
 //! # let same = |member: &Listener| member.local_addr() == Ok(group.local_addr());
-//! # assert!(group.listeners().iter().all(same));
+//! # assert!(group.sockets().iter().all(same));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -72,7 +72,7 @@
 #![cfg_attr(all(feature = "std", linux_kernel), doc = "```")]
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
 //! # use reuseport::{Group, Listener};
-//! let mut members = Group::bind(([127, 0, 0, 1], 0), 3)?.into_listeners();
+//! let mut members = Group::bind(([127, 0, 0, 1], 0), 3)?.into_sockets();
 //! drop(members.pop()); // falls: whoever waits there is reset
 //!
 //! let serving = Group::bind(([127, 0, 0, 1], 0), 3)?.spawn(|_, connection| drop(connection))?;
@@ -84,7 +84,7 @@
 //! is a matter of time.
 //!
 //! ```
-//! use reuseport::{Advice, Error, Listener};
+//! use reuseport::{AcceptAction, Error, Listener};
 //!
 //! fn falls(listener: &Listener) -> Result<(), Error> {
 //!     loop {
@@ -94,10 +94,10 @@
 //!
 //! fn does_not(listener: &Listener) -> Result<(), Error> {
 //!     loop {
-//!         match listener.accept().map_err(|error| (error, error.advice())) {
+//!         match listener.accept().map_err(|error| (error, error.accept_action())) {
 //!             Ok(connection) => drop(connection),
-//!             Err((_, Advice::GoOn)) => {}
-//!             Err((_, Advice::BackOff | Advice::Wait)) => pause(),
+//!             Err((_, AcceptAction::Retry)) => {}
+//!             Err((_, AcceptAction::BackOff | AcceptAction::WouldBlock)) => pause(),
 //!             Err((error, _)) => return Err(error),
 //!         }
 //!     }
@@ -142,7 +142,7 @@
 //! # fn drop_privileges() {}
 //! let mut group = Group::bind(([0, 0, 0, 0], 80), 1)?;
 //! drop_privileges();
-//! assert!(group.add().is_err()); // falls: EADDRINUSE, told as GroupError::OtherUser
+//! assert!(group.add().is_err()); // falls: EADDRINUSE, told as GroupError::UserMismatch
 //!
 //! let group = Group::bind(([0, 0, 0, 0], 81), 4)?; // does not: all are there
 //! drop_privileges();

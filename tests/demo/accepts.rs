@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let address = group.local_addr();
     let (_serving, _acceptors);
     if how == "acceptors" {
-        _acceptors = Acceptors::spawn(group.into_listeners(), |_, _| {})?;
+        _acceptors = Acceptors::spawn(group.into_sockets(), |_, _| {})?;
     } else {
         _serving = group.spawn(|_, _| {})?;
     }

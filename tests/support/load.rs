@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use reuseport::{Connection, Serving};
+use reuseport::{Connection, Server};
 
 use super::support::sent_again;
 
@@ -155,24 +155,24 @@ pub fn answer(connection: &Connection) {
 /// Replaces members, add first, the oldest but `kept` first, while `goes_on`, which is told how
 /// many have left. How long each retirement took.
 pub fn churn(
-    serving: &Serving,
+    server: &Server,
     kept: usize,
     mut goes_on: impl FnMut(usize) -> bool,
 ) -> Vec<Duration> {
     let mut took = Vec::new();
     while goes_on(took.len()) {
-        serving.add().unwrap();
-        let mut ids: Vec<_> = serving
+        server.add().unwrap();
+        let mut ids: Vec<_> = server
             .members()
             .iter()
-            .map(|member| member.count.acceptor)
+            .map(|member| member.stats.id)
             .collect();
         ids.sort_unstable();
         let begun = Instant::now();
-        let count = serving.retire(ids[kept]).unwrap();
+        let count = server.retire(ids[kept]).unwrap();
         took.push(begun.elapsed());
         assert!(
-            !count.running && count.failed.is_none() && count.panicked == 0,
+            !count.running && count.error.is_none() && count.panicked == 0,
             "{count:?}"
         );
     }

@@ -115,26 +115,26 @@ pub fn run(args: &[&str]) -> (i32, String, String) {
 }
 
 /// A running `reuseport serve`. It dies with this value.
-pub struct Server {
+pub struct ServeProcess {
     pub child: Child,
     pub address: SocketAddr,
     stderr: Option<BufReader<std::process::ChildStderr>>,
 }
 
-impl Server {
+impl ServeProcess {
     #[track_caller]
-    pub fn start(args: &[&str]) -> Server {
+    pub fn start(args: &[&str]) -> ServeProcess {
         let mut all = vec!["serve"];
         all.extend(args);
         if !args.contains(&"--addr") {
             all.extend(["--addr", "127.0.0.1:0"]);
         }
-        Server::from(&mut reuseport(&all))
+        ServeProcess::from(&mut reuseport(&all))
     }
 
     /// Starts `command`, which is or becomes `reuseport serve`.
     #[track_caller]
-    pub fn from(command: &mut Command) -> Server {
+    pub fn from(command: &mut Command) -> ServeProcess {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the server");
         let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         let mut said = String::new();
@@ -152,7 +152,7 @@ impl Server {
             }
             said += &line;
         };
-        Server {
+        ServeProcess {
             child,
             address,
             stderr: Some(stderr),
@@ -212,7 +212,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ServeProcess {
     fn drop(&mut self) {
         _ = self.child.kill();
         _ = self.child.wait();
@@ -434,7 +434,7 @@ pub fn listeners(n: usize) -> (Vec<reuseport::Listener>, SocketAddr) {
 /// Ten hand-overs while clients come, all through `connect`, which is run by `client`. Nobody may
 /// be lost, or a second late.
 #[track_caller]
-pub fn ten_hand_overs(mut server: Server, client: impl Fn(&mut Command) -> Output + Sync) {
+pub fn ten_hand_overs(mut server: ServeProcess, client: impl Fn(&mut Command) -> Output + Sync) {
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     let (done, begun) = (AtomicBool::new(false), Instant::now());
     let goes_on = || !done.load(SeqCst) && begun.elapsed() < 2 * BOUND;

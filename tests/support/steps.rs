@@ -2,13 +2,13 @@
 #![allow(clippy::needless_pass_by_value)] // they are called from a table
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket as StdUdpSocket};
 use std::thread;
 use std::time::Duration;
 
 use reuseport::{
-    Acceptors, Advice, Batch, Call, Connection, Count, Datagram, Error, Group, GroupError,
-    GroupOptions, Listener, Message, Protocol, Serving, Steering, Udp,
+    AcceptAction, Acceptors, Batch, Call, Connection, Datagram, Error, Group, GroupError,
+    GroupOptions, Listener, Protocol, Server, Stats, Steering, Udp, UdpSocket,
 };
 
 use super::support::{self, listeners, wait_until};
@@ -42,20 +42,20 @@ pub(crate) fn ten_served(address: SocketAddr) {
 /// Has a group of `members` serve, each of them: one of five has none of 300 with a chance of
 /// (4/5)^300 < 1e-28.
 #[track_caller]
-pub(crate) fn whole(serving: &Serving, members: usize) {
+pub(crate) fn whole(server: &Server, members: usize) {
     let accepted = || -> Vec<usize> {
-        let counts = serving.tally().into_iter().filter(|count| count.running);
+        let counts = server.stats().into_iter().filter(|count| count.running);
         counts.map(|count| count.accepted).collect()
     };
     let before = accepted();
-    assert_eq!((before.len(), serving.members().len()), (members, members));
+    assert_eq!((before.len(), server.members().len()), (members, members));
     // Who shares one socket is served by whoever is there first.
-    let shared = serving.retire_all(&[]).unwrap_err() == GroupError::OneSocket;
+    let shared = server.retire_all(&[]).unwrap_err() == GroupError::SharedSocket;
     let served_all = (0..30).any(|_| {
-        ten_served(serving.local_addr());
+        ten_served(server.local_addr());
         shared || accepted().iter().zip(&before).all(|(now, then)| now > then)
     });
-    assert!(served_all, "{serving:?}");
+    assert!(served_all, "{server:?}");
 }
 
 pub(crate) fn cause(error: GroupError) -> Error {
@@ -84,7 +84,7 @@ pub(crate) fn asks_where(fault: &Fault) {
 pub(crate) fn asks_how_many_wait(fault: &Fault) {
     let listener = Listener::bind(ANY_PORT).unwrap();
     _ = fault.strike(|| listener.queue());
-    assert_eq!(listener.queue().unwrap().waiting, 0);
+    assert_eq!(listener.queue().unwrap().len, 0);
 }
 
 pub(crate) fn sets_nonblocking(fault: &Fault) {
@@ -156,16 +156,16 @@ pub(crate) fn claims_over_leftovers(fault: &Fault, ip: impl Into<IpAddr>) {
 pub(crate) fn adds_to_a_group(fault: &Fault, options: GroupOptions) {
     let mut group = options.bind(ANY_PORT, 2).unwrap();
     _ = fault.strike(|| group.add().map_err(cause));
-    assert_eq!(group.listeners().len(), 2);
+    assert_eq!(group.sockets().len(), 2);
     group.add().unwrap();
     whole(&group.spawn(answer).unwrap(), 3);
 }
 
 /// Sees that 60 connections all pass by member 0, as they are steered.
 #[track_caller]
-pub(crate) fn all_pass_by(serving: &Serving) {
-    (0..6).for_each(|_| ten_served(serving.local_addr()));
-    assert_eq!(serving.members()[0].count.accepted, 0, "{serving:?}");
+pub(crate) fn all_pass_by(server: &Server) {
+    (0..6).for_each(|_| ten_served(server.local_addr()));
+    assert_eq!(server.members()[0].stats.accepted, 0, "{server:?}");
 }
 
 pub(crate) fn steers_a_group(fault: &Fault, to: Steering) {
@@ -173,7 +173,7 @@ pub(crate) fn steers_a_group(fault: &Fault, to: Steering) {
         .steering(Steering::Except(0))
         .bind(ANY_PORT, 3)
         .unwrap();
-    _ = fault.strike(|| group.steer(to).map_err(cause));
+    _ = fault.strike(|| group.set_steering(to).map_err(cause));
     all_pass_by(&group.spawn(answer).unwrap());
 }
 
@@ -182,13 +182,13 @@ pub(crate) fn steers(fault: &Fault, to: Steering) {
         .steering(Steering::Except(0))
         .bind(ANY_PORT, 3)
         .unwrap();
-    let serving = group.spawn(answer).unwrap();
-    _ = fault.strike(|| serving.steer(to).map_err(cause));
-    all_pass_by(&serving);
-    serving.add().unwrap();
-    all_pass_by(&serving);
-    serving.steer(Steering::Random).unwrap();
-    whole(&serving, 4);
+    let server = group.spawn(answer).unwrap();
+    _ = fault.strike(|| server.set_steering(to).map_err(cause));
+    all_pass_by(&server);
+    server.add().unwrap();
+    all_pass_by(&server);
+    server.set_steering(Steering::Random).unwrap();
+    whole(&server, 4);
 }
 
 pub(crate) fn spawns(fault: &Fault, options: GroupOptions) {
@@ -205,11 +205,11 @@ pub(crate) fn spawns(fault: &Fault, options: GroupOptions) {
 
 pub(crate) fn adds(fault: &Fault, options: GroupOptions) {
     let group = options.grace(grace(fault)).bind(ANY_PORT, 2).unwrap();
-    let serving = group.spawn(answer).unwrap();
-    _ = fault.strike(|| serving.add().map_err(cause));
-    whole(&serving, 2);
-    serving.add().unwrap();
-    whole(&serving, 3);
+    let server = group.spawn(answer).unwrap();
+    _ = fault.strike(|| server.add().map_err(cause));
+    whole(&server, 2);
+    server.add().unwrap();
+    whole(&server, 3);
 }
 
 /// Without the kernel's list of handshakes the whole grace is waited; otherwise it must not end
@@ -226,32 +226,32 @@ pub(crate) fn retires<const N: usize>(fault: &Fault, acceptors: [usize; N]) {
         .grace(grace(fault))
         .bind(ANY_PORT, 4)
         .unwrap();
-    let serving = group.spawn(answer).unwrap();
-    let retired = fault.strike(|| serving.retire_all(&acceptors).map_err(cause));
+    let server = group.spawn(answer).unwrap();
+    let retired = fault.strike(|| server.retire_all(&acceptors).map_err(cause));
     if let Some(counts) = &retired {
-        let ids: Vec<_> = counts.iter().map(|count| count.acceptor).collect();
+        let ids: Vec<_> = counts.iter().map(|count| count.id).collect();
         assert_eq!(ids, acceptors);
         // The grace may be over before its thread is.
         wait_until("they have left", || {
-            let tally = serving.tally();
+            let tally = server.stats();
             acceptors.iter().all(|id| !tally[*id].running)
         });
     }
     if retired.is_some() || fault.mark == 'L' {
-        serving.add().unwrap();
-        whole(&serving, 5 - acceptors.len());
+        server.add().unwrap();
+        whole(&server, 5 - acceptors.len());
     } else {
-        whole(&serving, 4);
-        serving.retire_all(&acceptors).unwrap();
-        whole(&serving, 4 - acceptors.len());
+        whole(&server, 4);
+        server.retire_all(&acceptors).unwrap();
+        whole(&server, 4 - acceptors.len());
     }
 }
 
 pub(crate) fn stops(fault: &Fault) {
-    let serving = Group::bind(ANY_PORT, 3).unwrap().spawn(answer).unwrap();
-    let address = serving.local_addr();
+    let server = Group::bind(ANY_PORT, 3).unwrap().spawn(answer).unwrap();
+    let address = server.local_addr();
     ten_served(address);
-    let counts = fault.strike(|| Ok(serving.stop(grace(fault)))).unwrap();
+    let counts = fault.strike(|| Ok(server.stop(grace(fault)))).unwrap();
     assert_eq!(counts.len(), 3);
     assert_eq!(counts.iter().map(|count| count.accepted).sum::<usize>(), 10);
     wait_until("nobody listens any more", || {
@@ -262,39 +262,44 @@ pub(crate) fn stops(fault: &Fault) {
 /// Each acceptor's second `accept` fails. What it has done about it is counted; and the group goes
 /// on serving, or its next member does.
 pub(crate) fn accepts(error: Error) {
-    let serving = Group::bind(ANY_PORT, 2).unwrap().spawn(answer).unwrap();
-    let address = serving.local_addr();
-    let leaves = matches!(error.advice(), Advice::Leave | Advice::Fatal);
+    let server = Group::bind(ANY_PORT, 2).unwrap().spawn(answer).unwrap();
+    let address = server.local_addr();
+    let leaves = matches!(
+        error.accept_action(),
+        AcceptAction::Closed | AcceptAction::Fatal
+    );
     for round in 0..3 {
         served(address);
-        let met = |count: &Count| {
+        let met = |count: &Stats| {
             assert_eq!(count.panicked, 0);
-            match error.advice() {
-                Advice::GoOn => count.went_on == 1,
-                Advice::BackOff => count.backed_off == 1,
-                Advice::Wait => count.accepted > 0,
-                Advice::Leave | Advice::Fatal => !count.running && count.failed == Some(error),
+            match error.accept_action() {
+                AcceptAction::Retry => count.transient_errors == 1,
+                AcceptAction::BackOff => count.backoffs == 1,
+                AcceptAction::WouldBlock => count.accepted > 0,
+                AcceptAction::Closed | AcceptAction::Fatal => {
+                    !count.running && count.error == Some(error)
+                }
             }
         };
         wait_until("the error has been met", || {
-            serving.tally().iter().filter(|count| met(count)).count()
+            server.stats().iter().filter(|count| met(count)).count()
                 > if leaves { round } else { 0 }
         });
         if leaves {
             // The place of whoever has left is free.
-            assert_eq!(serving.add(), Ok(2 + round));
-            assert_eq!(serving.members().len(), 2);
+            assert_eq!(server.add(), Ok(2 + round));
+            assert_eq!(server.members().len(), 2);
         }
     }
     if !leaves {
-        whole(&serving, 2);
-        serving.add().unwrap();
-        whole(&serving, 3);
+        whole(&server, 2);
+        server.add().unwrap();
+        whole(&server, 3);
     }
     // Two and three were there, each met it at most once.
-    for count in serving.stop(support::BOUND) {
+    for count in server.stop(support::BOUND) {
         assert!(
-            count.went_on + count.backed_off <= 1 && !count.running,
+            count.transient_errors + count.backoffs <= 1 && !count.running,
             "{count:?}"
         );
     }
@@ -310,60 +315,60 @@ pub(crate) fn accepts(error: Error) {
     let [count] = counts[..] else {
         panic!("{counts:?}")
     };
-    let expected = match error.advice() {
-        Advice::GoOn => (2, 1, 0, None),
-        Advice::BackOff => (2, 0, 1, None),
-        Advice::Wait => (2, 0, 0, None),
-        Advice::Leave | Advice::Fatal => (1, 0, 0, Some(error)),
+    let expected = match error.accept_action() {
+        AcceptAction::Retry => (2, 1, 0, None),
+        AcceptAction::BackOff => (2, 0, 1, None),
+        AcceptAction::WouldBlock => (2, 0, 0, None),
+        AcceptAction::Closed | AcceptAction::Fatal => (1, 0, 0, Some(error)),
     };
     assert_eq!(
         (
             count.accepted,
-            count.went_on,
-            count.backed_off,
-            count.failed
+            count.transient_errors,
+            count.backoffs,
+            count.error
         ),
         expected
     );
 }
 
 /// Sends a datagram back.
-fn send_back(_: usize, message: Message<'_>) {
-    let len = message.bytes().len();
-    message.answer(len);
+fn send_back(_: usize, message: Datagram<'_>) {
+    let len = message.payload().len();
+    message.reply(len);
 }
 
-fn receivers(members: usize, grace: Duration) -> Serving<Udp> {
-    let options = Group::datagram_options().grace(grace);
+fn receivers(members: usize, grace: Duration) -> Server<Udp> {
+    let options = Group::udp_options().grace(grace);
     let group = options.bind(ANY_PORT, members).unwrap();
     group.spawn(send_back).unwrap()
 }
 
 /// Has 300 clients ask a group of `members`, and sees that each of them answers: see [`whole`].
 #[track_caller]
-fn all_receive(serving: &Serving<Udp>, members: usize) {
+fn all_receive(server: &Server<Udp>, members: usize) {
     let accepted = || -> Vec<usize> {
-        let members = serving.members().into_iter();
-        members.map(|member| member.count.accepted).collect()
+        let members = server.members().into_iter();
+        members.map(|member| member.stats.accepted).collect()
     };
     let before = accepted();
     assert_eq!(before.len(), members);
     let ask = || {
         for _ in 0..30 {
-            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let client = StdUdpSocket::bind("127.0.0.1:0").unwrap();
             client.set_read_timeout(Some(support::BOUND)).unwrap();
-            client.send_to(b"?", serving.local_addr()).unwrap();
+            client.send_to(b"?", server.local_addr()).unwrap();
             assert_eq!(client.recv(&mut [0]).expect("an answer"), 1);
         }
     };
     // In threads of their own: their calls count for themselves. Few, for these are counted too.
     (0..10).for_each(|_| thread::scope(|scope| scope.spawn(ask).join()).unwrap());
     let all = accepted().iter().zip(&before).all(|(now, then)| now > then);
-    assert!(all, "{serving:?}");
+    assert!(all, "{server:?}");
 }
 
 pub(crate) fn spawns_receivers(fault: &Fault) {
-    let group = Group::bind_datagrams(ANY_PORT, 3).unwrap();
+    let group = Group::bind_udp(ANY_PORT, 3).unwrap();
     let mut back = None;
     _ = fault.strike(|| {
         group.spawn(send_back).map(drop).map_err(|failure| {
@@ -376,42 +381,42 @@ pub(crate) fn spawns_receivers(fault: &Fault) {
 }
 
 pub(crate) fn adds_a_receiver(fault: &Fault) {
-    let serving = receivers(2, support::BOUND);
-    _ = fault.strike(|| serving.add().map_err(cause));
-    all_receive(&serving, 2);
-    serving.add().unwrap();
-    all_receive(&serving, 3);
+    let server = receivers(2, support::BOUND);
+    _ = fault.strike(|| server.add().map_err(cause));
+    all_receive(&server, 2);
+    server.add().unwrap();
+    all_receive(&server, 3);
 }
 
 pub(crate) fn retires_receivers<const N: usize>(fault: &Fault, numbers: [usize; N]) {
-    let serving = receivers(4, support::BOUND);
-    let retired = fault.strike(|| serving.retire_all(&numbers).map_err(cause));
+    let server = receivers(4, support::BOUND);
+    let retired = fault.strike(|| server.retire_all(&numbers).map_err(cause));
     if retired.is_some() || fault.mark == 'L' {
-        assert!(numbers.iter().all(|id| !serving.tally()[*id].running));
-        serving.add().unwrap();
-        all_receive(&serving, 5 - N);
+        assert!(numbers.iter().all(|id| !server.stats()[*id].running));
+        server.add().unwrap();
+        all_receive(&server, 5 - N);
     } else {
-        all_receive(&serving, 4);
-        serving.retire_all(&numbers).unwrap();
-        all_receive(&serving, 4 - N);
+        all_receive(&server, 4);
+        server.retire_all(&numbers).unwrap();
+        all_receive(&server, 4 - N);
     }
 }
 
 pub(crate) fn stops_receivers(fault: &Fault) {
-    let serving = receivers(3, support::BOUND);
-    let address = serving.local_addr();
-    all_receive(&serving, 3);
-    let counts = fault.strike(|| Ok(serving.stop(support::BOUND))).unwrap();
+    let server = receivers(3, support::BOUND);
+    let address = server.local_addr();
+    all_receive(&server, 3);
+    let counts = fault.strike(|| Ok(server.stop(support::BOUND))).unwrap();
     assert!(counts.iter().all(|count| !count.running));
     let accepted = counts.iter().map(|count| count.accepted);
     assert_eq!(accepted.sum::<usize>(), 300);
-    Group::bind_datagrams(address, 1).unwrap();
+    Group::bind_udp(address, 1).unwrap();
 }
 
 /// Has a client of its own, in a thread of its own, send a datagram.
-fn ask(address: SocketAddr) -> UdpSocket {
+fn ask(address: SocketAddr) -> StdUdpSocket {
     let ask = || {
-        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let client = StdUdpSocket::bind("127.0.0.1:0").unwrap();
         client.set_read_timeout(Some(support::BOUND)).unwrap();
         client.send_to(b"?", address).unwrap();
         client
@@ -419,33 +424,38 @@ fn ask(address: SocketAddr) -> UdpSocket {
     thread::scope(|scope| scope.spawn(ask).join()).unwrap()
 }
 
-fn one_receiver(call: Call) -> Serving<Udp> {
+fn one_receiver(call: Call) -> Server<Udp> {
     let batched = matches!(call, Call::RecvMmsg | Call::SendMmsg);
-    let options = Group::datagram_options().batch(batched);
+    let options = Group::udp_options().batch(batched);
     options.bind(ANY_PORT, 1).unwrap().spawn(send_back).unwrap()
 }
 
 /// The second time that a receiver waits fails. What it has done about it is counted; and it goes
 /// on, or the next takes its place.
 pub(crate) fn receives(error: Error) {
-    let serving = one_receiver(error.call());
-    let asked = || ask(serving.local_addr()).recv(&mut [0]).expect("an answer");
+    let server = one_receiver(error.call());
+    let asked = || ask(server.local_addr()).recv(&mut [0]).expect("an answer");
     asked();
-    let leaves = matches!(error.advice(), Advice::Leave | Advice::Fatal);
+    let leaves = matches!(
+        error.accept_action(),
+        AcceptAction::Closed | AcceptAction::Fatal
+    );
     wait_until("the error has been met", || {
-        let count = serving.tally()[0];
-        match error.advice() {
-            Advice::GoOn => count.went_on == 1,
-            Advice::BackOff => count.backed_off == 1,
-            Advice::Wait => true,
-            Advice::Leave | Advice::Fatal => !count.running && count.failed == Some(error),
+        let count = server.stats()[0];
+        match error.accept_action() {
+            AcceptAction::Retry => count.transient_errors == 1,
+            AcceptAction::BackOff => count.backoffs == 1,
+            AcceptAction::WouldBlock => true,
+            AcceptAction::Closed | AcceptAction::Fatal => {
+                !count.running && count.error == Some(error)
+            }
         }
     });
     if leaves {
-        assert_eq!(serving.add(), Ok(1));
+        assert_eq!(server.add(), Ok(1));
     }
     asked();
-    let counts = serving.stop(support::BOUND);
+    let counts = server.stop(support::BOUND);
     let accepted = counts.iter().map(|count| count.accepted);
     assert_eq!(accepted.sum::<usize>(), 2, "{counts:?}");
 
@@ -461,7 +471,7 @@ pub(crate) fn receives(error: Error) {
         }
         let mut batch = Batch::<1>::new(&mut room);
         let received = batch.receive(&socket);
-        received.map(|_| batch.messages(&socket).next().unwrap().bytes()[0])
+        received.map(|_| batch.messages(&socket).next().unwrap().payload()[0])
     };
     let three = || [(); 3].map(|()| receive());
     let received = thread::scope(|scope| scope.spawn(three).join()).unwrap();
@@ -471,16 +481,16 @@ pub(crate) fn receives(error: Error) {
 /// The second answer cannot be sent. That is counted, and the third is sent; but who was merely
 /// interrupted sends it again.
 pub(crate) fn answers(error: Error) {
-    let serving = one_receiver(error.call());
+    let server = one_receiver(error.call());
     let sent_again = error.errno() == libc::EINTR;
-    ask(serving.local_addr()).recv(&mut [0]).expect("the first");
-    let second = ask(serving.local_addr());
+    ask(server.local_addr()).recv(&mut [0]).expect("the first");
+    let second = ask(server.local_addr());
     if sent_again {
         second.recv(&mut [0]).expect("the second");
     }
-    ask(serving.local_addr()).recv(&mut [0]).expect("the third");
-    let counts = serving.stop(support::BOUND);
-    let told = [counts[0].accepted, counts[0].went_on];
+    ask(server.local_addr()).recv(&mut [0]).expect("the third");
+    let counts = server.stop(support::BOUND);
+    let told = [counts[0].accepted, counts[0].transient_errors];
     assert_eq!(told, [3, usize::from(!sent_again)]);
     second.set_nonblocking(true).unwrap();
     assert!(second.recv(&mut [0]).is_err());
@@ -499,10 +509,8 @@ pub(crate) fn answers(error: Error) {
                 client.send_to(text, to).unwrap();
             }
             batch.receive(&server).unwrap();
-            batch
-                .messages(&server)
-                .for_each(|message| message.answer(1));
-            batch.send_answers(&server)
+            batch.messages(&server).for_each(|message| message.reply(1));
+            batch.send_replies(&server)
         };
         let both = || [answer(b"1"), answer(b"23")];
         let sent = thread::scope(|scope| scope.spawn(both).join()).unwrap();
@@ -520,6 +528,6 @@ pub(crate) fn answers(error: Error) {
     }
 }
 
-fn bound() -> Datagram {
-    Datagram::bind(ANY_PORT).unwrap()
+fn bound() -> UdpSocket {
+    UdpSocket::bind(ANY_PORT).unwrap()
 }

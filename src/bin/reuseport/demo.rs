@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use reuseport::{Count, Group, Protocol, Serving};
+use reuseport::{Group, Protocol, Server, Stats};
 
 use crate::args::Args;
 use crate::client::Client;
@@ -29,27 +29,27 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     args.finish()?;
 
     if udp {
-        let group = serve::bind(&Group::datagram_options(), &addresses, acceptors)?;
-        let serving = group.spawn(|receiver, message| {
+        let group = serve::bind(&Group::udp_options(), &addresses, acceptors)?;
+        let server = group.spawn(|receiver, message| {
             print(&format!("receiver {receiver}\n"));
-            message.answer(0);
+            message.reply(0);
         })?;
-        show(serving, "receiver", connections, Client::ask)
+        show(server, "receiver", connections, Client::ask)
     } else {
         let group = serve::bind(&Group::options(), &addresses, acceptors)?;
-        let serving = group.spawn(|acceptor, _| print(&format!("acceptor {acceptor}\n")))?;
-        show(serving, "acceptor", connections, Client::visit)
+        let server = group.spawn(|acceptor, _| print(&format!("acceptor {acceptor}\n")))?;
+        show(server, "acceptor", connections, Client::visit)
     }
 }
 
 /// Has clients come, one after the other, and shows who served them.
 fn show<P: Protocol>(
-    serving: Serving<P>,
+    server: Server<P>,
     who: &str,
     connections: usize,
     visit: fn(&Client) -> Result<Duration, String>,
 ) -> Result<(), Failure> {
-    let address = serving.local_addr();
+    let address = server.local_addr();
     let timeout = Duration::from_secs(10);
     let client = Client {
         addresses: vec![address],
@@ -59,7 +59,7 @@ fn show<P: Protocol>(
     for _ in 0..connections {
         visit(&client).map_err(|error| Failure::Failed(format!("{address}: {error}")))?;
     }
-    let counts = serving.stop(timeout);
+    let counts = server.stop(timeout);
     let rows: Vec<_> = counts.iter().map(|count| (*count, None)).collect();
     print(&format!("\n{}", tally(who, &rows, true)));
     if let Some(note) = note(&counts, connections) {
@@ -69,7 +69,7 @@ fn show<P: Protocol>(
 }
 
 /// Says so if an acceptor had no connection: it is no fault.
-fn note(counts: &[Count], connections: usize) -> Option<String> {
+fn note(counts: &[Stats], connections: usize) -> Option<String> {
     let idle = counts.iter().filter(|count| count.accepted == 0).count();
     if idle == 0 {
         return None;

@@ -4,7 +4,7 @@ use core::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process;
 
-use reuseport::{Call, Count, GroupError, Queue};
+use reuseport::{Call, GroupError, Queue, Stats};
 
 /// Prints to stdout. Where its reader is gone (`serve | head -3`), the command ends quietly.
 pub(crate) fn print(text: &str) {
@@ -43,7 +43,7 @@ pub(crate) fn progress(line: &str) {
 pub(crate) fn explain(failure: &GroupError) -> String {
     let Some(error) = failure.error() else {
         let hint = match failure {
-            GroupError::NoBytes => ": byte:K goes with --udp",
+            GroupError::NoPayload => ": byte:K goes with --udp",
             _ => "",
         };
         return format!("{failure}{hint}");
@@ -66,7 +66,7 @@ pub(crate) fn explain(failure: &GroupError) -> String {
 
 /// One line an acceptor, or whatever `who` says: count, share, bar, queue; and what else happened
 /// to it. `ended`: none is to run any more.
-pub(crate) fn tally(who: &str, members: &[(Count, Option<Queue>)], ended: bool) -> String {
+pub(crate) fn tally(who: &str, members: &[(Stats, Option<Queue>)], ended: bool) -> String {
     const BAR: usize = 40;
     let total: usize = members.iter().map(|(count, _)| count.accepted).sum();
     let most = members
@@ -78,7 +78,7 @@ pub(crate) fn tally(who: &str, members: &[(Count, Option<Queue>)], ended: bool) 
     let width = most.to_string().len();
     let mut text = String::new();
     for (count, queue) in members {
-        let (id, accepted) = (count.acceptor, count.accepted);
+        let (id, accepted) = (count.id, count.accepted);
         let share = 100.0 * ratio(accepted, total.max(1));
         let bar = "#".repeat((accepted * BAR).div_ceil(most));
         _ = write!(
@@ -87,15 +87,15 @@ pub(crate) fn tally(who: &str, members: &[(Count, Option<Queue>)], ended: bool) 
         );
         if let Some(queue) = queue {
             let bytes = if who == "receiver" { " bytes" } else { "" };
-            _ = write!(text, "  {} of {}{bytes} wait", queue.waiting, queue.limit);
+            _ = write!(text, "  {} of {}{bytes} wait", queue.len, queue.limit);
         }
-        let dropped = queue.map_or(0, |queue| queue.dropped as usize);
+        let dropped = queue.map_or(0, |queue| queue.drops as usize);
         for (what, times) in [
             ("dropped", dropped),
             ("stolen", count.stolen),
             ("handlers panicked", count.panicked),
-            ("calls went wrong", count.went_on),
-            ("pauses for want of descriptors", count.backed_off),
+            ("calls went wrong", count.transient_errors),
+            ("pauses for want of descriptors", count.backoffs),
         ] {
             if times > 0 {
                 _ = write!(text, ", {times} {what}");
@@ -104,7 +104,7 @@ pub(crate) fn tally(who: &str, members: &[(Count, Option<Queue>)], ended: bool) 
         if count.running && ended {
             text.push_str(", a handler still runs");
         }
-        if let Some(error) = count.failed {
+        if let Some(error) = count.error {
             _ = write!(text, ", {error}");
         }
         text.truncate(text.trim_end().len());

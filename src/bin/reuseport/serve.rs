@@ -9,7 +9,7 @@ use std::{env, process};
 #[cfg(linux_kernel)]
 use std::{path::Path, process::Command};
 
-use reuseport::{Group, GroupOptions, Protocol, Serving, Steering};
+use reuseport::{Group, GroupOptions, Protocol, Server, Steering};
 
 use crate::Failure;
 use crate::args::Args;
@@ -135,17 +135,17 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
                         for those who open them";
             return Err(Failure::Usage(line.to_owned()));
         }
-        Some(group) if group.listeners().len() == 1 && group.is_inherited() => {
-            group.with(options).share_among(wanted.acceptors)?
+        Some(group) if group.sockets().len() == 1 && group.is_inherited() => {
+            group.with_options(options).share_among(wanted.acceptors)?
         }
-        Some(group) => group.with(options),
+        Some(group) => group.with_options(options),
         None => bind(&options, &wanted.addresses, wanted.acceptors)?,
     };
     let grace = wanted.grace;
-    let serving = group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))?;
-    work(serving, "acceptor", &signals, grace, |serving| {
+    let server = group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))?;
+    work(server, "acceptor", &signals, grace, |server| {
         #[cfg(linux_kernel)]
-        match serving.hand_over(successor(&program), PATIENCE) {
+        match server.hand_over(successor(&program), PATIENCE) {
             Ok(child) => {
                 notify(&format!("MAINPID={}", child.id()));
                 report(&format!("handed over to pid {}", child.id()));
@@ -161,7 +161,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         }
         #[cfg(not(linux_kernel))]
         report("this kernel cannot hand a port over");
-        _ = serving;
+        _ = server;
         false
     });
     Ok(())
@@ -170,7 +170,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
 fn run_udp(mut args: Args) -> Result<(), Failure> {
     args.unwanted(&["--steal", "--backlog"], "it does not go with --udp");
     let echo = args.flag("--echo");
-    let options = Group::datagram_options().batch(args.flag("--batch"));
+    let options = Group::udp_options().batch(args.flag("--batch"));
     let wanted = Wanted::parse(&mut args)?;
     args.finish()?;
     let options = wanted.options(options);
@@ -181,14 +181,14 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
     }
     let group = bind(&options, &wanted.addresses, wanted.acceptors)?;
     let grace = wanted.grace;
-    let serving = group.spawn(move |receiver, message| {
+    let server = group.spawn(move |receiver, message| {
         wanted.handle("receiver", receiver);
         if echo {
-            let len = message.bytes().len();
-            message.answer(len);
+            let len = message.payload().len();
+            message.reply(len);
         }
     })?;
-    work(serving, "receiver", &signals, grace, |_| {
+    work(server, "receiver", &signals, grace, |_| {
         report("datagram sockets are not handed over");
         false
     });
@@ -197,38 +197,36 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
 
 /// Serves until a signal ends it, or `hand_over` has: then it is true.
 fn work<P: Protocol>(
-    serving: Serving<P>,
+    server: Server<P>,
     who: &str,
     signals: &Signals,
     grace: Duration,
-    hand_over: impl Fn(&Serving<P>) -> bool,
+    hand_over: impl Fn(&Server<P>) -> bool,
 ) {
     notify("READY=1");
-    let members = serving.members().len();
+    let members = server.members().len();
     report(&format!(
         "listening on {} with {members} {who}{}, pid {}",
-        serving.local_addr(),
+        server.local_addr(),
         if members == 1 { "" } else { "s" },
         process::id()
     ));
     loop {
         match signals.wait() {
             Caught::Report => {
-                let members = serving.members().into_iter();
-                let rows = members.map(|member| (member.count, member.queue));
+                let members = server.members().into_iter();
+                let rows = members.map(|member| (member.stats, member.queue));
                 report_lines(&tally(who, &rows.collect::<Vec<_>>(), false));
             }
-            Caught::HandOver if hand_over(&serving) => break,
+            Caught::HandOver if hand_over(&server) => break,
             Caught::HandOver => {}
             Caught::End => break,
         }
     }
     // What waited at the end; it is served before the counts are told.
-    let queues = serving.members();
-    let rows = serving.stop(grace).into_iter().map(|count| {
-        let member = queues
-            .iter()
-            .find(|member| member.count.acceptor == count.acceptor);
+    let queues = server.members();
+    let rows = server.stop(grace).into_iter().map(|count| {
+        let member = queues.iter().find(|member| member.stats.id == count.id);
         (count, member.and_then(|member| member.queue))
     });
     report_lines(&tally(who, &rows.collect::<Vec<_>>(), true));

@@ -29,7 +29,7 @@ pub(super) fn the_hash_spreads_evenly(counter: bool) -> Tried {
 pub(super) fn same_four_tuple_same_listener(counter: bool) -> Tried {
     let (members, address) = group(8)?;
     if counter {
-        members[0].steer(&steering::random(8))?;
+        members[0].attach_program(&steering::random(8))?;
     }
     let mut from = any_port(); // the kernel picks a port, and that is kept
     let mut chosen = Vec::new();
@@ -60,7 +60,7 @@ fn wildcard(ip: IpAddr) -> Result<Listener, Snag> {
     }
     let none = |error| Snag::NotHere(format!("no port on {ip}: {error}"));
     let first = bound.map_err(none)?;
-    first.let_siblings_bind()?;
+    first.set_reuse_port()?;
     Ok(first)
 }
 

@@ -145,7 +145,7 @@ pub(super) fn the_claim_keeps_others_out(counter: bool) -> Tried {
     let first = claims.bind(any_port())?;
     let address = first.local_addr()?;
     let early = member(address).map(drop);
-    first.let_siblings_bind()?;
+    first.set_reuse_port()?;
     let counts = who(&[first, member(address)?], address, 60)?;
     let what = format!(
         "before: {}; after: {} and {} of 60",

@@ -49,7 +49,7 @@ pub(super) fn close_resets_the_queue(counter: bool) -> Tried {
 pub(super) fn the_last_moves_into_the_hole(counter: bool) -> Tried {
     let (mut members, address) = group(4)?;
     drop(members.remove(if counter { 2 } else { 1 }));
-    members[0].steer(&always(1))?;
+    members[0].attach_program(&always(1))?;
     let counts = who(&members, address, 20)?;
     seen(
         counts[2] == 20,
@@ -69,7 +69,7 @@ pub(super) fn adding_loses_no_handshake(counter: bool) -> Tried {
     for _ in 0..7 {
         others.push(options.bind(address)?);
     }
-    let early = first[0].queue()?.waiting;
+    let early = first[0].queue()?.len;
     if counter {
         first.clear();
     }

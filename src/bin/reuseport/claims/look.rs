@@ -36,7 +36,7 @@ pub(super) fn look(need: Need) -> State {
         Need::Steering => group(2).map_or_else(doubtful, |(members, _)| {
             let refused = |error| Missing(format!("steering is refused: {error}"));
             members[0]
-                .steer(&steering::random(2))
+                .attach_program(&steering::random(2))
                 .map_or_else(refused, |()| Met)
         }),
         Need::Program => {

@@ -21,7 +21,7 @@ pub(super) fn listen_again_keeps_the_place(counter: bool) -> Tried {
         unsafe { sys::shutdown(members[0].as_raw_fd(), sys::SHUT_RD) }?;
     }
     listen(&members[0], shorter.try_into()?)?;
-    members[0].steer(&always(0))?;
+    members[0].attach_program(&always(0))?;
     let (counts, limit) = (who(&members, address, 20)?, members[0].queue()?.limit);
     seen(
         counts[0] == 20 && limit == shorter,
@@ -63,8 +63,8 @@ fn drops_the_next(listener: &Listener, others: usize) -> Result<bool, Snag> {
     let mut dropped = false;
     until("the next SYN is dropped or answered", || {
         listener.queue().is_ok_and(|queue| {
-            dropped = queue.dropped > 0;
-            dropped || queue.waiting > others
+            dropped = queue.drops > 0;
+            dropped || queue.len > others
         })
     })?;
     Ok(dropped)
@@ -86,7 +86,7 @@ pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
     until("the second is accepted", || full.accept().is_ok())?;
     let took = begun.elapsed();
     let sent_again = client_info(&second)?.sent_again;
-    let beside = empty.queue()?.waiting;
+    let beside = empty.queue()?.len;
     let late = dropped && sent_again > 0 && pause == A_SECOND && took > A_SECOND * 9 / 10;
     let what = format!(
         "dropped: {dropped}; retransmissions: {sent_again}, the first due after {pause:?}; accepted \
@@ -100,7 +100,7 @@ pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
 fn comes_to(full: &Listener, sibling: &Listener) -> Result<(Listener, Duration, bool), Snag> {
     let address = full.local_addr()?;
     for _ in 0..100 {
-        let dropped_before = full.queue()?.dropped;
+        let dropped_before = full.queue()?.drops;
         let client = begin(address)?;
         let info = client_info(&client)?;
         let (mut beside, mut dropped) = (false, false);
@@ -108,8 +108,8 @@ fn comes_to(full: &Listener, sibling: &Listener) -> Result<(Listener, Duration, 
             beside = sibling.accept().is_ok();
             beside
                 || full.queue().is_ok_and(|queue| {
-                    dropped = queue.dropped > dropped_before;
-                    dropped || queue.waiting > 1
+                    dropped = queue.drops > dropped_before;
+                    dropped || queue.len > 1
                 })
         })?;
         // A machine that stands still may have seen only the next pause.
@@ -247,7 +247,7 @@ pub(super) fn without_descriptors_it_stays_queued(counter: bool) -> Tried {
     let _client = client(listener.local_addr()?)?;
     queued(&listener, 1)?;
     let accepted = accept_without_descriptors(&listener, counter)?;
-    let waiting = listener.queue()?.waiting;
+    let waiting = listener.queue()?.len;
     let later = listener.accept();
     let what = format!(
         "{}; {waiting} waits; later: {}",

@@ -28,7 +28,7 @@ pub(super) fn the_program_returns_an_index(counter: bool) -> Tried {
     let mut hits = [0; 4];
     for (index, hits) in (0..).zip(&mut hits) {
         if !counter {
-            members[0].steer(&always(index))?;
+            members[0].attach_program(&always(index))?;
         }
         *hits = who(&members, address, 20)?[index as usize];
     }
@@ -41,7 +41,7 @@ pub(super) fn the_program_returns_an_index(counter: bool) -> Tried {
 /// Who of three gets 60 connections by this program.
 fn chosen_by(program: &[Instruction]) -> Result<Vec<usize>, super::Snag> {
     let (members, address) = group(3)?;
-    members[0].steer(program)?;
+    members[0].attach_program(program)?;
     who(&members, address, 60)
 }
 
@@ -88,7 +88,7 @@ pub(super) fn steering_needs_no_privilege(counter: bool) -> Tried {
         let done = if counter {
             set(&members[0], sys::SOL_SOCKET, libc::SO_RCVBUFFORCE, 1 << 20)
         } else {
-            members[0].steer(&steering::random(2))
+            members[0].attach_program(&steering::random(2))
         };
         seen(done.is_ok(), format!("without privilege: {}", told(&done)))
     })
@@ -101,12 +101,12 @@ pub(super) fn leaving_needs_no_privilege(counter: bool) -> Tried {
             .before_bind(lock)
             .grace(Duration::from_millis(100));
         let group = group.bind(any_port(), 2)?;
-        let probe = Listener::from(group.listeners()[0].as_fd().try_clone_to_owned()?);
-        let filter = probe.take_no_more();
-        _ = probe.take_again();
-        let serving = group.spawn(|_, connection| drop(connection))?;
+        let probe = Listener::from(group.sockets()[0].as_fd().try_clone_to_owned()?);
+        let filter = probe.attach_syn_filter();
+        _ = probe.detach_filter();
+        let server = group.spawn(|_, connection| drop(connection))?;
         drop(probe);
-        let left = serving.retire(1);
+        let left = server.retire(1);
         let what = format!(
             "packet filter: {}; retirement: {}",
             told(&filter),

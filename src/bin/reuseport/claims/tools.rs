@@ -154,7 +154,7 @@ pub(super) fn room(listener: &Listener, most: usize) -> Result<usize, Snag> {
 pub(super) fn queued(listener: &Listener, waiting: usize) -> Result<(), Snag> {
     let waiting = u32::try_from(waiting)?;
     until("they wait in the queue", || {
-        listener.queue().is_ok_and(|queue| queue.waiting == waiting)
+        listener.queue().is_ok_and(|queue| queue.len == waiting)
     })
 }
 

@@ -1,19 +1,19 @@
 //! UDP.
 
 use core::net::SocketAddr;
-use std::net::UdpSocket;
+use std::net::UdpSocket as StdUdpSocket;
 
-use reuseport::{Datagram, steering, sys};
+use reuseport::{UdpSocket, steering, sys};
 
 use super::tools::{always, any_port, comes, instruction, open, set, source, until};
 use super::{Snag, Tried, seen};
 
-fn member(address: SocketAddr) -> Result<Datagram, Snag> {
-    Ok(Datagram::options().nonblocking(true).bind(address)?)
+fn member(address: SocketAddr) -> Result<UdpSocket, Snag> {
+    Ok(UdpSocket::options().nonblocking(true).bind(address)?)
 }
 
 /// Members of one port, and clients of it, each a flow.
-fn group(members: usize, flows: usize) -> Result<(Vec<Datagram>, Vec<UdpSocket>), Snag> {
+fn group(members: usize, flows: usize) -> Result<(Vec<UdpSocket>, Vec<StdUdpSocket>), Snag> {
     let first = member(any_port())?;
     let address = first.local_addr()?;
     let mut all = vec![first];
@@ -21,7 +21,7 @@ fn group(members: usize, flows: usize) -> Result<(Vec<Datagram>, Vec<UdpSocket>)
         all.push(member(address)?);
     }
     let flow = |_| {
-        let client = UdpSocket::bind(source())?;
+        let client = StdUdpSocket::bind(source())?;
         client.connect(address)?;
         Ok::<_, Snag>(client)
     };
@@ -30,7 +30,7 @@ fn group(members: usize, flows: usize) -> Result<(Vec<Datagram>, Vec<UdpSocket>)
 
 /// Sends a datagram on each flow, which carries a 0, a 1, a 2 and so on in turn: which member
 /// received it.
-fn homes(members: &[Datagram], flows: &[UdpSocket]) -> Result<Vec<usize>, Snag> {
+fn homes(members: &[UdpSocket], flows: &[StdUdpSocket]) -> Result<Vec<usize>, Snag> {
     let mut homes = Vec::new();
     for (flow, payload) in flows.iter().zip([0, 1, 2].into_iter().cycle()) {
         flow.send(&[payload])?;
@@ -44,7 +44,7 @@ fn homes(members: &[Datagram], flows: &[UdpSocket]) -> Result<Vec<usize>, Snag> 
     Ok(homes)
 }
 
-fn received(member: &Datagram) -> bool {
+fn received(member: &UdpSocket) -> bool {
     member.recv_from(&mut [0]).is_ok()
 }
 
@@ -68,7 +68,7 @@ pub(super) fn a_udp_program_sees_the_payload(counter: bool) -> Tried {
     let (members, flows) = group(3, 30)?;
     if !counter {
         // BPF_LD | BPF_B | BPF_ABS, BPF_RET | BPF_A: return the first byte.
-        members[0].steer(&[instruction(0x30, 0), instruction(0x16, 0)])?;
+        members[0].attach_program(&[instruction(0x30, 0), instruction(0x16, 0)])?;
     }
     let homes = homes(&members, &flows)?;
     let named = homes
@@ -86,7 +86,7 @@ pub(super) fn a_udp_program_sees_the_payload(counter: bool) -> Tried {
 pub(super) fn a_udp_flow_stays(counter: bool) -> Tried {
     let (members, flows) = group(4, 20)?;
     if counter {
-        members[0].steer(&steering::random(4))?;
+        members[0].attach_program(&steering::random(4))?;
     }
     let first = homes(&members, &flows)?;
     let mut moved = 0;
@@ -127,7 +127,7 @@ pub(super) fn closing_a_udp_socket_drops_in_silence(counter: bool) -> Tried {
     let (mut members, flows) = group(1, 1)?;
     flows[0].send(b"x")?;
     until("it waits", || {
-        members[0].queue().is_ok_and(|queue| queue.waiting > 0)
+        members[0].queue().is_ok_and(|queue| queue.len > 0)
     })?;
     // Alone, the first gets every datagram; its sibling comes afterwards.
     members.push(member(members[0].local_addr()?)?);
@@ -154,9 +154,9 @@ pub(super) fn a_connected_udp_socket_hears_its_peer(counter: bool) -> Tried {
 
 pub(super) fn a_connected_udp_socket_leaves_the_group(counter: bool) -> Tried {
     let (members, flows) = group(3, 20)?;
-    members[0].steer(&always(1))?;
+    members[0].attach_program(&always(1))?;
     if !counter {
-        members[1].connect(UdpSocket::bind(any_port())?.local_addr()?)?;
+        members[1].connect(StdUdpSocket::bind(any_port())?.local_addr()?)?;
     }
     let last = homes(&members, &flows)?
         .iter()
@@ -182,7 +182,7 @@ pub(super) fn connected_to_itself_it_keeps_what_waits(counter: bool) -> Tried {
     let (mut got, mut refused) = (0, 0);
     comes(|| {
         got += std::iter::from_fn(|| received(&members[0]).then_some(())).count();
-        let told = |flow: &&UdpSocket| flow.take_error().is_ok_and(|error| error.is_some());
+        let told = |flow: &&StdUdpSocket| flow.take_error().is_ok_and(|error| error.is_some());
         refused += late.iter().filter(told).count();
         got + refused >= 20
     });

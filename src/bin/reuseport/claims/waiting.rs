@@ -21,15 +21,15 @@ fn served_meanwhile(options: &GroupOptions, should: bool) -> Result<(bool, Strin
     let group = options.clone().grace(BOUND).bind(any_port(), 2)?;
     let address = group.local_addr();
     // A shared listener has no group, and cannot be steered.
-    _ = group.listeners()[0].steer(&always(0));
-    let serving = group.spawn(|_, connection| {
+    _ = group.sockets()[0].attach_program(&always(0));
+    let server = group.spawn(|_, connection| {
         _ = connection.recv(&mut [0]);
         _ = connection.send(b"y");
     })?;
     let silent = client(address)?;
     let busy = || {
-        serving
-            .tally()
+        server
+            .stats()
             .iter()
             .map(|count| count.accepted)
             .sum::<usize>()
@@ -41,7 +41,7 @@ fn served_meanwhile(options: &GroupOptions, should: bool) -> Result<(bool, Strin
     second.set_read_timeout(Some(wait))?;
     let served = second.read(&mut [0]).is_ok();
     drop((silent, second));
-    serving.stop(BOUND);
+    server.stop(BOUND);
     let word = if served { "served" } else { "not served" };
     Ok((
         served,

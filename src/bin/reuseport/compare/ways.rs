@@ -8,7 +8,7 @@ use std::process::{self, Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::{env, thread};
 
-use reuseport::{BALANCES, Connection, Count, Group, GroupOptions, Steering, Udp};
+use reuseport::{BALANCES, Connection, Group, GroupOptions, Stats, Steering, Udp};
 
 use crate::output::print;
 use crate::slow::Slow;
@@ -42,29 +42,29 @@ pub(crate) const WAYS: [Way; 13] = [
         group(&Group::options().steal(true), n, slow)
     }),
     udp("udp one", true, |_, slow| {
-        receivers(&Group::datagram_options(), 1, slow)
+        receivers(&Group::udp_options(), 1, slow)
     }),
     udp("udp shared", true, |n, slow| {
-        receivers(&Group::datagram_options().shared(true), n, slow)
+        receivers(&Group::udp_options().shared(true), n, slow)
     }),
     udp("udp reuseport", BALANCES, |n, slow| {
-        receivers(&Group::datagram_options(), n, slow)
+        receivers(&Group::udp_options(), n, slow)
     }),
     udp("udp + cpu", LINUX, |n, slow| {
-        let options = Group::datagram_options().steering(Steering::Cpu);
+        let options = Group::udp_options().steering(Steering::Cpu);
         receivers(&options.pin(true), n, slow)
     }),
     udp("batched one", LINUX, |_, slow| {
-        receivers(&Group::datagram_options().batch(true), 1, slow)
+        receivers(&Group::udp_options().batch(true), 1, slow)
     }),
     udp("batched shared", LINUX, |n, slow| {
-        receivers(&Group::datagram_options().batch(true).shared(true), n, slow)
+        receivers(&Group::udp_options().batch(true).shared(true), n, slow)
     }),
     udp("batched reuseport", LINUX, |n, slow| {
-        receivers(&Group::datagram_options().batch(true), n, slow)
+        receivers(&Group::udp_options().batch(true), n, slow)
     }),
     udp("batched + cpu", LINUX, |n, slow| {
-        let options = Group::datagram_options().batch(true);
+        let options = Group::udp_options().batch(true);
         receivers(&options.steering(Steering::Cpu).pin(true), n, slow)
     }),
 ];
@@ -123,11 +123,11 @@ const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0)
 /// Acceptors, each of which handles what it accepts.
 fn group(options: &GroupOptions, n: usize, slow: Option<Slow>) -> Result<Running, Failure> {
     let group = serve::bind(options, &[ANY_PORT], n)?;
-    let serving = group.spawn(move |_, _| handle(slow.as_ref()))?;
-    let accepted = |count: &Count| count.accepted;
+    let server = group.spawn(move |_, _| handle(slow.as_ref()))?;
+    let accepted = |count: &Stats| count.accepted;
     Ok(Running {
-        address: serving.local_addr(),
-        handled: Box::new(move || serving.tally().iter().map(accepted).collect()),
+        address: server.local_addr(),
+        handled: Box::new(move || server.stats().iter().map(accepted).collect()),
     })
 }
 
@@ -138,15 +138,15 @@ fn receivers(
     slow: Option<Slow>,
 ) -> Result<Running, Failure> {
     let group = serve::bind(options, &[ANY_PORT], n)?;
-    let serving = group.spawn(move |_, message| {
+    let server = group.spawn(move |_, message| {
         handle(slow.as_ref());
-        let len = message.bytes().len();
-        message.answer(len);
+        let len = message.payload().len();
+        message.reply(len);
     })?;
-    let accepted = |count: &Count| count.accepted;
+    let accepted = |count: &Stats| count.accepted;
     Ok(Running {
-        address: serving.local_addr(),
-        handled: Box::new(move || serving.tally().iter().map(accepted).collect()),
+        address: server.local_addr(),
+        handled: Box::new(move || server.stats().iter().map(accepted).collect()),
     })
 }
 
@@ -168,11 +168,11 @@ fn single(workers: usize, slow: Option<Slow>) -> Result<Running, Failure> {
         spawned.map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
     }
     let group = serve::bind(&Group::options(), &[ANY_PORT], 1)?;
-    let serving = group.spawn(move |_, connection| _ = hand.send(connection))?;
+    let server = group.spawn(move |_, connection| _ = hand.send(connection))?;
     Ok(Running {
-        address: serving.local_addr(),
+        address: server.local_addr(),
         handled: Box::new(move || {
-            _ = &serving; // which ends when it is dropped
+            _ = &server; // which ends when it is dropped
             handled.iter().map(|count| count.load(Relaxed)).collect()
         }),
     })

@@ -214,7 +214,7 @@ fn activation_with_a_group() {
     // As systemd does with `ReusePort=`: the shell stands in for it.
     let group = reuseport::Group::bind(([127, 0, 0, 1], 0), 2).expect("a group");
     let address = group.local_addr();
-    let kept: Vec<TcpListener> = group.into_listeners().into_iter().map(Into::into).collect();
+    let kept: Vec<TcpListener> = group.into_sockets().into_iter().map(Into::into).collect();
     let copy = |at: usize| OwnedFd::from(kept[at].try_clone().expect("a copy"));
     let mut shell = Command::new("sh");
     shell

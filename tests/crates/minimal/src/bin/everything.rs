@@ -40,9 +40,9 @@ fn owners(given: u16, bytes: &mut [u8]) -> Result<usize, Error> {
     let options = options.reuse_address(on).only_v6(on).nonblocking(on);
     let options = options.incoming_cpu(number).before_bind(&hook);
     let listener = options.bind(plain.local_addr()?)?;
-    listener.let_siblings_bind()?;
+    listener.set_reuse_port()?;
     listener.set_nonblocking(on)?;
-    listener.accept()?.unfilter();
+    listener.accept()?.detach_filter();
     let (connection, peer) = listener.accept_from()?;
     let queue = listener.queue()?;
     _ = write!(Out, "{listener:?} {connection:?} {options:?} {queue:?}");
@@ -56,15 +56,15 @@ fn programs(given: u16, listener: &Listener) -> Result<(), Error> {
     let (rows, mut space) = ([(number, 1); 64], [steering::Instruction::default(); 64]);
     let rows = rows.get(..count).unwrap_or(&rows);
     let space = space.get_mut(..count).unwrap_or_default();
-    listener.steer(steering::cpu(rows, space).unwrap_or_default())?;
-    listener.steer(steering::among(&[number; 9], space).unwrap_or_default())?;
-    listener.steer(&steering::random(number))?;
-    listener.steer(&steering::except(number, number))?;
-    listener.steer(&steering::range(number, number))?;
+    listener.attach_program(steering::by_cpu(rows, space).unwrap_or_default())?;
+    listener.attach_program(steering::any_of(&[number; 9], space).unwrap_or_default())?;
+    listener.attach_program(&steering::random(number))?;
+    listener.attach_program(&steering::all_but(number, number))?;
+    listener.attach_program(&steering::any_in_range(number, number))?;
     _ = write!(Out, "{space:?}");
-    listener.unsteer()?;
-    listener.take_no_more()?;
-    listener.take_again()
+    listener.detach_program()?;
+    listener.attach_syn_filter()?;
+    listener.detach_filter()
 }
 
 /// The calls that the owners above do not make.
@@ -83,7 +83,7 @@ fn calls(fd: c_int, number: c_int) -> Result<(), Error> {
 
 fn words(error: Error) {
     let (name, symbol) = (error.call().name(), error.symbol().unwrap_or("?"));
-    let advice = error.advice();
+    let advice = error.accept_action();
     _ = write!(
         Out,
         "{error} {error:#} {error:?} {name} {symbol} {advice:?}"

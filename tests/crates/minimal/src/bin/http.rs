@@ -7,7 +7,7 @@ use core::ffi::c_int;
 use core::net::Ipv4Addr;
 
 use minimal::check;
-use reuseport::{Advice, Connection, Error, Listener, sys};
+use reuseport::{AcceptAction, Connection, Error, Listener, sys};
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\
     Connection: close\r\n\r\nhello\n";
@@ -71,11 +71,11 @@ extern "C" fn main(argc: c_int, argv: *const *const u8) -> c_int {
                     _ = answer(&client);
                 }
             }
-            Err(error) => match error.advice() {
-                Advice::GoOn | Advice::Wait => {}
+            Err(error) => match error.accept_action() {
+                AcceptAction::Retry | AcceptAction::WouldBlock => {}
                 // SAFETY: takes an integer.
-                Advice::BackOff => _ = unsafe { libc::usleep(10_000) },
-                Advice::Leave | Advice::Fatal => check(Err(error)),
+                AcceptAction::BackOff => _ = unsafe { libc::usleep(10_000) },
+                AcceptAction::Closed | AcceptAction::Fatal => check(Err(error)),
             },
         }
     }

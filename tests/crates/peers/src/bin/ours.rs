@@ -20,25 +20,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let group = options.bind(args.address, args.acceptors)?;
     listening(group.local_addr());
-    let serving = match args.mode {
+    let server = match args.mode {
         Mode::Close => group.spawn(|_, connection| drop(connection))?,
         _ => group.spawn(|_, connection| _ = answer(connection))?,
     };
-    serving.join();
+    server.join();
     Ok(())
 }
 
 fn echo(args: &Args) -> Result<(), Box<dyn Error>> {
     let options = match args.way.as_str() {
-        "cpu" => Group::datagram_options().steering(Steering::Cpu).pin(true),
-        way => Group::datagram_options().batch(way == "batch"),
+        "cpu" => Group::udp_options().steering(Steering::Cpu).pin(true),
+        way => Group::udp_options().batch(way == "batch"),
     };
     let group = options.bind(args.address, args.acceptors)?;
     listening(group.local_addr());
-    let serving = group.spawn(|_, message| {
-        let length = message.bytes().len();
-        message.answer(length);
+    let server = group.spawn(|_, message| {
+        let length = message.payload().len();
+        message.reply(length);
     })?;
-    serving.join();
+    server.join();
     Ok(())
 }

@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => Group::bind(recipes::address(), recipes::members())?,
         Some(_) if !given.is_empty() => return Err("one address, not several".into()),
         // All acceptors wait on a single listener. Of several, each gets one of its own.
-        Some(group) if group.listeners().len() == 1 => group.share_among(recipes::members())?,
+        Some(group) if group.sockets().len() == 1 => group.share_among(recipes::members())?,
         Some(group) => group,
     };
     let from = if group.is_inherited() {
@@ -30,13 +30,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     } else {
         "nobody"
     };
-    let members = group.listeners().len();
+    let members = group.sockets().len();
     println!(
         "listening on {}, from {from}, acceptors: {members}",
         group.local_addr()
     );
     // At the end these are not shut down: systemd holds them too, and starts this program again.
-    let serving = group.spawn(|member, connection| _ = recipes::reply(member, connection))?;
-    serving.join();
+    let server = group.spawn(|member, connection| _ = recipes::reply(member, connection))?;
+    server.join();
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! axum, a runtime and a listener for each worker. On SIGUSR1 one worker leaves, on SIGTERM all do:
 //! nothing new reaches who leaves, and what has reached it is served.
 //!
-//! The listeners are the runtimes', so this program does what `Serving::retire` would do. The group
+//! The listeners are the runtimes', so this program does what `Server::retire` would do. The group
 //! stays in `main`, which steers; each runtime has a second descriptor for the same socket.
 
 use std::os::fd::AsFd;
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut leave = signal(SignalKind::user_defined1())?;
     let mut end = signal(SignalKind::terminate())?;
     let mut group = Group::bind(recipes::address(), recipes::members())?;
-    let started = group.listeners().iter().enumerate().map(Worker::start);
+    let started = group.sockets().iter().enumerate().map(Worker::start);
     let mut workers = started.collect::<io::Result<Vec<_>>>()?;
     println!("listening on {}", group.local_addr());
     loop {
@@ -43,23 +43,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         if !one || workers.len() == 1 {
             break;
         }
-        group.steer(Steering::Except(0))?;
+        group.set_steering(Steering::Except(0))?;
         // When it is closed the kernel may have found it for a client already. With this filter
         // that client tries again, without it is reset. The kernel may want a privilege for it.
-        _ = group.listeners()[0].take_no_more();
+        _ = group.sockets()[0].attach_syn_filter();
         sleep(GRACE);
         // It ends when its requests are answered: one that takes long holds this up.
         finished(workers.swap_remove(0).stop())?;
         // The last descriptor is ours. Closed, the last member moves into its place in the kernel.
-        let mut members = group.into_listeners();
+        let mut members = group.into_sockets();
         members.swap_remove(0);
         group = Group::from_listeners(members)?;
-        group.steer(Steering::Hash)?;
+        group.set_steering(Steering::Hash)?;
         println!("a worker has left");
     }
     // There is nobody to steer to: new clients are turned away, if the kernel lets us.
-    let members = group.listeners().iter();
-    members.for_each(|member| _ = member.take_no_more());
+    let members = group.sockets().iter();
+    members.for_each(|member| _ = member.attach_syn_filter());
     sleep(GRACE);
     // The runtimes' descriptors are the last ones now: a listener is closed when its runtime does.
     drop(group);

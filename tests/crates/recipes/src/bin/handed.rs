@@ -23,22 +23,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut leave = signal(SignalKind::user_defined1())?;
     let mut end = signal(SignalKind::terminate())?;
     let group = Group::bind(recipes::address(), recipes::members())?;
-    let serving = group.spawn_with(|acceptor| {
+    let server = group.spawn_with(|acceptor| {
         let worker = Worker::start(acceptor);
         move |connection, _| worker.serve(connection)
     })?;
-    println!("listening on {}", serving.local_addr());
+    println!("listening on {}", server.local_addr());
     loop {
         let one = runtime.block_on(async {
             tokio::select! { _ = leave.recv() => true, _ = end.recv() => false }
         });
-        match serving.members().as_slice() {
-            [first, _, ..] if one => _ = serving.retire(first.count.acceptor)?,
+        match server.members().as_slice() {
+            [first, _, ..] if one => _ = server.retire(first.stats.id)?,
             _ => break,
         }
         println!("a worker has left");
     }
-    serving.stop(Duration::from_secs(10));
+    server.stop(Duration::from_secs(10));
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::{collections::HashMap, error::Error, net, thread, time::Duration};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
-use reuseport::{Advice, Call, Group};
+use reuseport::{AcceptAction, Call, Group};
 
 const LISTENER: Token = Token(0);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let group = Group::bind(recipes::address(), recipes::members())?;
     println!("listening on {}", group.local_addr());
     let mut threads = Vec::new();
-    for (member, listener) in group.into_listeners().into_iter().enumerate() {
+    for (member, listener) in group.into_sockets().into_iter().enumerate() {
         listener.set_nonblocking(true)?;
         threads.push(thread::spawn(move || serve(member, listener.into())));
     }
@@ -58,20 +58,20 @@ fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
                         .register(&mut client, token, Interest::READABLE)?;
                     clients.insert(token, client);
                 }
-                Err(error) => match advice(&error) {
-                    Advice::GoOn => {}
-                    Advice::Wait => accepting = false,
+                Err(error) => match accept_action(&error) {
+                    AcceptAction::Retry => {}
+                    AcceptAction::WouldBlock => accepting = false,
                     // The clients that are served give their descriptors back meanwhile.
-                    Advice::BackOff => (accepting, again) = (false, Some(PAUSE)),
-                    Advice::Leave | Advice::Fatal => return Err(error),
+                    AcceptAction::BackOff => (accepting, again) = (false, Some(PAUSE)),
+                    AcceptAction::Closed | AcceptAction::Fatal => return Err(error),
                 },
             }
         }
     }
 }
 
-fn advice(error: &io::Error) -> Advice {
-    reuseport::Error::new(Call::Accept, error.raw_os_error().unwrap_or_default()).advice()
+fn accept_action(error: &io::Error) -> AcceptAction {
+    reuseport::Error::new(Call::Accept, error.raw_os_error().unwrap_or_default()).accept_action()
 }
 
 fn answer(member: usize, client: &mut TcpStream) -> io::Result<()> {

@@ -25,14 +25,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     done(unsafe { libc::setuid(NOBODY) })?;
 
     // Too late for one more; those that are there go on. The kernel says EACCES below 1024, and
-    // EADDRINUSE above: the library says GroupError::OtherUser of both, with the two users.
+    // EADDRINUSE above: the library says GroupError::UserMismatch of both, with the two users.
     match group.add() {
         Err(refused) => println!("refused: {refused}"),
         Ok(()) => println!("added: the user is the same as before"),
     }
 
-    let serving = group.spawn(|member, connection| _ = recipes::reply(member, connection))?;
-    serving.join();
+    let server = group.spawn(|member, connection| _ = recipes::reply(member, connection))?;
+    server.join();
     Ok(())
 }
 

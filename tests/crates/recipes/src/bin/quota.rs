@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // of the host's CPUs, most of which have no member. With `--cpuset-cpus` both make sense.
     let group = Group::bind(recipes::address(), members)?;
     println!("listening on {}, members: {members}", group.local_addr());
-    let serving = group.spawn(|member, connection| _ = recipes::reply(member, connection))?;
-    serving.join();
+    let server = group.spawn(|member, connection| _ = recipes::reply(member, connection))?;
+    server.join();
     Ok(())
 }

@@ -23,12 +23,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("listening on {}", group.local_addr());
     print!("{}", issued.cert.pem());
     io::stdout().flush()?;
-    let serving = group.spawn(move |member, connection| {
+    let server = group.spawn(move |member, connection| {
         if let Err(error) = answer(member, connection, &config) {
             eprintln!("member {member}: {error}");
         }
     })?;
-    serving.join();
+    server.join();
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 use std::{error, io, net, thread, time::Duration};
 
 use recipes::PATIENCE;
-use reuseport::{Advice, Call, Error, Group};
+use reuseport::{AcceptAction, Call, Error, Group};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let group = Group::bind(recipes::address(), recipes::members())?;
     println!("listening on {}", group.local_addr());
     let mut threads = Vec::new();
-    for (member, listener) in group.into_listeners().into_iter().enumerate() {
+    for (member, listener) in group.into_sockets().into_iter().enumerate() {
         // The runtime asks its poller before it accepts, and an accept must not wait all the same:
         // the client may be gone by then.
         listener.set_nonblocking(true)?;
@@ -36,19 +36,19 @@ fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
         loop {
             match listener.accept().await {
                 Ok((client, _)) => _ = tokio::spawn(timeout(PATIENCE, answer(member, client))),
-                Err(error) => match advice(&error) {
-                    Advice::GoOn | Advice::Wait => {}
+                Err(error) => match accept_action(&error) {
+                    AcceptAction::Retry | AcceptAction::WouldBlock => {}
                     // The tasks go on, and give their descriptors back.
-                    Advice::BackOff => sleep(PAUSE).await,
-                    Advice::Leave | Advice::Fatal => return Err(error),
+                    AcceptAction::BackOff => sleep(PAUSE).await,
+                    AcceptAction::Closed | AcceptAction::Fatal => return Err(error),
                 },
             }
         }
     })
 }
 
-fn advice(error: &io::Error) -> Advice {
-    Error::new(Call::Accept, error.raw_os_error().unwrap_or_default()).advice()
+fn accept_action(error: &io::Error) -> AcceptAction {
+    Error::new(Call::Accept, error.raw_os_error().unwrap_or_default()).accept_action()
 }
 
 async fn answer(member: usize, mut client: TcpStream) -> io::Result<()> {

@@ -8,10 +8,10 @@ use tokio::net::UdpSocket;
 use tokio::runtime::Builder;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let group = Group::bind_datagrams(recipes::address(), recipes::members())?;
+    let group = Group::bind_udp(recipes::address(), recipes::members())?;
     println!("listening on {}", group.local_addr());
     let mut threads = Vec::new();
-    for (member, socket) in group.into_datagrams().into_iter().enumerate() {
+    for (member, socket) in group.into_sockets().into_iter().enumerate() {
         socket.set_nonblocking(true)?;
         threads.push(thread::spawn(move || serve(member, socket.into())));
     }

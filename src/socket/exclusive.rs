@@ -7,11 +7,11 @@
 
 use core::net::SocketAddr;
 
-use crate::datagram::Datagram;
 use crate::error::Error;
 use crate::listener::Listener;
-use crate::options::Options;
-use crate::protocol::Udp;
+use crate::socket::options::Options;
+use crate::socket::protocol::Udp;
+use crate::socket::udp::UdpSocket;
 #[cfg(linux_kernel)]
 use crate::{
     listener::Descriptor,
@@ -34,7 +34,7 @@ pub(crate) fn claim(options: &Options<'_>, address: SocketAddr) -> Result<Listen
 pub(crate) fn claim_datagrams(
     options: &Options<'_, Udp>,
     address: SocketAddr,
-) -> Result<Datagram, Error> {
+) -> Result<UdpSocket, Error> {
     if address.port() != 0 {
         drop(options.reuse_port(false).bind(address)?);
     }
@@ -46,7 +46,7 @@ pub(crate) fn claim_datagrams(
 pub(crate) fn claim_datagrams(
     options: &Options<'_, Udp>,
     address: SocketAddr,
-) -> Result<Datagram, Error> {
+) -> Result<UdpSocket, Error> {
     let alone = options.reuse_port(false);
     let first = alone.bind_after(address, give_a_group)?;
     first.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
@@ -60,9 +60,9 @@ pub(crate) fn claim_datagrams(
 fn give_a_group(socket: &Descriptor) -> Result<(), Error> {
     socket.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
     // There is none yet. Before Linux 5.3 there is no such option: the program would stay.
-    let none = socket.unsteer().map_err(Error::errno);
-    if none != Err(libc::ENOPROTOOPT) && socket.steer(&steering::random(1)).is_ok() {
-        socket.unsteer()?;
+    let none = socket.detach_program().map_err(Error::errno);
+    if none != Err(libc::ENOPROTOOPT) && socket.attach_program(&steering::random(1)).is_ok() {
+        socket.detach_program()?;
     }
     socket.set_option(SOL_SOCKET, SO_REUSEPORT, 0)
 }
@@ -80,8 +80,8 @@ mod linux {
 
     use super::{Error, Listener, Options, SocketAddr, give_a_group};
     use crate::address::socklen;
-    use crate::diag::{Socket, State, sockets};
     use crate::error::{Call, check};
+    use crate::os::linux::sock_diag::{Socket, State, sockets};
     use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY};
 
     /// How often two programs that claim at the same time may make way for each other.
@@ -116,7 +116,7 @@ mod linux {
         let first = alone.bind_only(address)?;
         give_a_group(&first.0)?;
         alone.listen(&first)?;
-        first.let_siblings_bind()?;
+        first.set_reuse_port()?;
         Ok(first)
     }
 

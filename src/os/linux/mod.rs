@@ -1,5 +1,11 @@
 //! What the kernel of Linux and Android has, and the libc crate only for some of their C libraries.
 
+#[cfg(feature = "std")]
+pub(crate) mod affinity;
+pub mod bpf;
+#[cfg(feature = "std")]
+pub(crate) mod sock_diag;
+
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub(crate) use libc::dup3;
 #[cfg(target_env = "gnu")]

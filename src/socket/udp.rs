@@ -1,4 +1,4 @@
-//! [`Datagram`]: a UDP socket, the same story without connections.
+//! [`UdpSocket`]: a UDP socket, the same story without connections.
 //!
 //! The kernel chooses a socket for each *datagram*, by a hash of its four-tuple: all of one flow
 //! come to one socket, for as long as the group stays as it is. A socket is a member of its port's
@@ -19,9 +19,9 @@ use crate::sys::{self, MSG_NOSIGNAL};
 ///
 /// Dropping it closes it: what waits to be received is lost.
 #[derive(Debug)]
-pub struct Datagram(pub(crate) Descriptor);
+pub struct UdpSocket(pub(crate) Descriptor);
 
-/// What [`Datagram::recv_from`] received.
+/// What [`UdpSocket::recv_from`] received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Received {
@@ -33,14 +33,14 @@ pub struct Received {
     pub truncated: bool,
 }
 
-impl Datagram {
+impl UdpSocket {
     /// `socket`, `setsockopt` and `bind`, as [`Listener::bind`](crate::Listener::bind) for a kind
     /// of socket that does not listen.
     ///
     /// Where several are bound to one port, the kernel gives each flow to one of them
     /// ([`BALANCES`](crate::BALANCES)). Any program of the same user may bind one more.
-    pub fn bind(address: impl Into<SocketAddr>) -> Result<Datagram, Error> {
-        Datagram::options().bind(address)
+    pub fn bind(address: impl Into<SocketAddr>) -> Result<UdpSocket, Error> {
+        UdpSocket::options().bind(address)
     }
 
     /// Waits for a datagram and takes it: `recvmsg(2)`. What does not fit into `buffer` is lost,

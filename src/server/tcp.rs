@@ -8,23 +8,23 @@ use std::time::Instant;
 #[cfg(linux_kernel)]
 use std::{panic::catch_unwind, thread::sleep, vec::Vec};
 
-use crate::acceptors::{Seat, Stop};
-use crate::claim::claim;
-use crate::crew::{Exit, Post, Way, launch, line};
-#[cfg(linux_kernel)]
-use crate::drain::BEAT;
+use crate::acceptors::{Seat, StopToken};
 use crate::error::Error;
 use crate::group::{Group, GroupOptions, SpawnError};
 use crate::listener::{Connection, Descriptor, Listener};
-use crate::polling::Polling;
-use crate::protocol::{First, Protocol, Tcp};
-use crate::queue::Queue;
-use crate::serving::{Plans, Serving};
+#[cfg(linux_kernel)]
+use crate::server::drain::BEAT;
+use crate::server::polling::Polling;
+use crate::server::worker::{Exit, Post, Way, launch, line};
+use crate::server::{Plans, Server};
+use crate::socket::exclusive::claim;
+use crate::socket::protocol::{First, Protocol, Tcp};
+use crate::socket::queue::Queue;
 #[cfg(linux_kernel)]
 use crate::{
-    alone::{Alone, Flags, nothing_waits},
-    diag,
-    stealing::{Epoll, Place, Stealing},
+    os::linux::sock_diag as diag,
+    server::blocking::{Alone, Flags, nothing_waits},
+    server::stealing::{Epoll, Place, Stealing},
 };
 
 impl Group {
@@ -33,24 +33,24 @@ impl Group {
     /// Fails if a thread cannot be started, or not [pinned](crate::GroupOptions::pin). The group
     /// comes back with the error, and nothing has been accepted; unless its acceptors
     /// [steal](crate::GroupOptions::steal), and one of them has while others could not be let in.
-    pub fn spawn<H>(self, handler: H) -> Result<Serving, SpawnError>
+    pub fn spawn<H>(self, handler: H) -> Result<Server, SpawnError>
     where
         H: Fn(usize, Connection) + Send + Sync + 'static,
     {
         let handler = Arc::new(handler);
         self.spawn_with(move |acceptor| {
             let handler = Arc::clone(&handler);
-            move |connection, _: &Stop| handler(acceptor, connection)
+            move |connection, _: &StopToken| handler(acceptor, connection)
         })
     }
 
     /// As [`spawn`](Self::spawn), with a handler of its own for each acceptor, which also learns
     /// when it is to come to an end. `make` is kept: it makes the handlers of later members too,
     /// and a second one for an acceptor that is to leave while its first does not return.
-    pub fn spawn_with<M, H>(self, mut make: M) -> Result<Serving, SpawnError>
+    pub fn spawn_with<M, H>(self, mut make: M) -> Result<Server, SpawnError>
     where
         M: FnMut(usize) -> H + Send + 'static,
-        H: FnMut(Connection, &Stop) + Send + 'static,
+        H: FnMut(Connection, &StopToken) + Send + 'static,
     {
         self.start(launch::<Tcp, _, _>(move |acceptor| {
             let handler = make(acceptor);
@@ -149,20 +149,20 @@ impl Protocol for Tcp {
     /// been steered around a member, the filter is but a second belt, and it leaves without.
     #[cfg(linux_kernel)]
     fn take_no_more(
-        serving: &Serving<Tcp>,
+        server: &Server<Tcp>,
         plans: &Plans<Tcp>,
         indexes: &[usize],
         _all: bool,
     ) -> Result<(), Error> {
         let steered = !plans.site.options.join;
-        let crew = serving.crew();
+        let crew = server.crew();
         let mut result = Ok(());
         let posts: Vec<_> = indexes.iter().filter_map(|i| crew.posts.get(*i)).collect();
         for post in &posts {
             if let Some(flags) = post.flags() {
                 // First the flag: whoever inherits the filter is accepted later.
                 flags.filtered.store(true, Relaxed);
-                result = result.and_then(|()| match post.socket().take_no_more() {
+                result = result.and_then(|()| match post.socket().attach_syn_filter() {
                     Err(error) if error.errno() == libc::EPERM && steered => Ok(()),
                     result => result,
                 });
@@ -170,7 +170,7 @@ impl Protocol for Tcp {
         }
         if result.is_err() {
             for post in posts {
-                _ = post.socket().take_again();
+                _ = post.socket().detach_filter();
                 if let Some(flags) = post.flags() {
                     flags.filtered.store(false, Relaxed);
                 }
@@ -179,26 +179,21 @@ impl Protocol for Tcp {
         result
     }
 
-    fn finish(
-        serving: &Serving<Tcp>,
-        plans: &mut Plans<Tcp>,
-        indexes: &[usize],
-        deadline: Instant,
-    ) {
+    fn finish(server: &Server<Tcp>, plans: &mut Plans<Tcp>, indexes: &[usize], deadline: Instant) {
         #[cfg(linux_kernel)]
         {
             let begun = Instant::now();
-            wait_for_handshakes(serving.local_addr(), deadline);
+            wait_for_handshakes(server.local_addr(), deadline);
             let halfway = begun + deadline.saturating_duration_since(begun) / 2;
             let mut helped = false;
-            while Instant::now() < deadline && !all_are_empty(serving, indexes) {
+            while Instant::now() < deadline && !all_are_empty(server, indexes) {
                 if Instant::now() > halfway && !core::mem::replace(&mut helped, true) {
-                    help(serving, plans, indexes);
+                    help(server, plans, indexes);
                 }
                 sleep(BEAT);
             }
         }
-        _ = (serving, plans, indexes, deadline);
+        _ = (server, plans, indexes, deadline);
     }
 
     /// What still waits behind its handler is taken from the queue, for the acceptor to handle
@@ -232,8 +227,8 @@ fn alone() -> Way<Tcp> {
 }
 
 #[cfg(linux_kernel)]
-fn all_are_empty(serving: &Serving, indexes: &[usize]) -> bool {
-    let crew = serving.crew();
+fn all_are_empty(server: &Server, indexes: &[usize]) -> bool {
+    let crew = server.crew();
     let mut posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
     posts.all(|post| nothing_waits(post.socket()))
 }
@@ -242,8 +237,8 @@ fn all_are_empty(serving: &Serving, indexes: &[usize]) -> bool {
 /// something waits: their handlers have not returned for half the grace. Where one cannot be had,
 /// what waits is served when the handler returns.
 #[cfg(linux_kernel)]
-fn help(serving: &Serving, plans: &mut Plans, indexes: &[usize]) {
-    let crew = serving.crew();
+fn help(server: &Server, plans: &mut Plans, indexes: &[usize]) {
+    let crew = server.crew();
     let mut wanted = Vec::new();
     for (index, post) in indexes
         .iter()
@@ -269,7 +264,7 @@ fn help(serving: &Serving, plans: &mut Plans, indexes: &[usize]) {
         }
         let helper = parked.start(listener, way, slot);
         helper.acceptor.seat.stop.0.store(true, Relaxed);
-        serving.crew().leaving.push(helper);
+        server.crew().leaving.push(helper);
     }
 }
 

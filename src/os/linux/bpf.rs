@@ -17,10 +17,10 @@
 use core::ffi::c_int;
 
 use crate::address::socklen;
-use crate::datagram::Datagram;
 use crate::error::Error;
-use crate::linux;
 use crate::listener::{Connection, Descriptor, Listener};
+use crate::os::linux;
+use crate::socket::udp::UdpSocket;
 use crate::sys::{self, SOL_SOCKET};
 
 /// One instruction: C's `struct sock_filter`.
@@ -99,7 +99,7 @@ const fn when(code: u16, k: u32) -> Instruction {
 ///
 /// The program is written into `space`, which needs two instructions for each row and two more.
 /// `None` if it does not fit there, or into [`MAX_INSTRUCTIONS`].
-pub fn cpu<'a>(rows: &[(u32, u32)], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
+pub fn by_cpu<'a>(rows: &[(u32, u32)], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
     let start = [step(LOAD, CPU)]; // A = the CPU
     table(&start, rows.iter().copied(), space)
 }
@@ -115,7 +115,7 @@ pub const fn random(members: u32) -> [Instruction; 3] {
 }
 
 /// Any of the first `members` but the one at `index`, at random. `members` is at least 2.
-pub const fn except(members: u32, index: u32) -> [Instruction; 5] {
+pub const fn all_but(members: u32, index: u32) -> [Instruction; 5] {
     let others = if members < 2 { 1 } else { members - 1 };
     [
         step(LOAD, RANDOM),       // A = a random word
@@ -128,8 +128,8 @@ pub const fn except(members: u32, index: u32) -> [Instruction; 5] {
 
 /// One of the members at `indexes`, at random: for a group of which several are to get nothing.
 ///
-/// As for [`cpu`], but `space` needs one instruction more. `None` also if there are no indexes.
-pub fn among<'a>(indexes: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
+/// As for [`by_cpu`], but `space` needs one instruction more. `None` also if there are no indexes.
+pub fn any_of<'a>(indexes: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
     one_of(RANDOM, indexes, space)
 }
 
@@ -149,7 +149,7 @@ fn one_of<'a>(
 }
 
 /// One of the `count` members from index `first` on, at random. `count` is at least 1.
-pub const fn range(first: u32, count: u32) -> [Instruction; 4] {
+pub const fn any_in_range(first: u32, count: u32) -> [Instruction; 4] {
     [
         step(LOAD, RANDOM),                           // A = a random word
         step(MOD, if count < 1 { 1 } else { count }), // A %= count
@@ -158,26 +158,29 @@ pub const fn range(first: u32, count: u32) -> [Instruction; 4] {
     ]
 }
 
-/// As [`among`], but all of one flow go to the same member: for datagrams, which that would
+/// As [`any_of`], but all of one flow go to the same member: for datagrams, which that would
 /// scatter. Where the network card computes no hash of a flow, all go to one member.
-pub fn among_flows<'a>(indexes: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
+pub fn any_of_by_flow<'a>(
+    indexes: &[u32],
+    space: &'a mut [Instruction],
+) -> Option<&'a [Instruction]> {
     one_of(FLOW, indexes, space)
 }
 
 /// For datagrams: the member beside the byte at `offset` in `rows`, each a byte and an index; the
 /// hash for a byte that has no row, and for a datagram that is too short to have it.
 ///
-/// As for [`cpu`], but `space` needs three instructions more.
-pub fn byte<'a>(
+/// As for [`by_cpu`], but `space` needs three instructions more.
+pub fn by_payload_byte<'a>(
     offset: u16,
     rows: &[(u8, u32)],
     space: &'a mut [Instruction],
 ) -> Option<&'a [Instruction]> {
-    byte_or(offset, rows, &[step(RETURN, HASH)], space)
+    by_payload_byte_or(offset, rows, &[step(RETURN, HASH)], space)
 }
 
-/// As [`byte`], with another program in place of the hash.
-pub(crate) fn byte_or<'a>(
+/// As [`by_payload_byte`], with another program in place of the hash.
+pub(crate) fn by_payload_byte_or<'a>(
     offset: u16,
     rows: &[(u8, u32)],
     otherwise: &[Instruction],
@@ -252,66 +255,66 @@ impl Listener {
     /// since. Fails with `EINVAL` otherwise, and for a program that the kernel refuses; with
     /// `ENOMEM` for one larger than the sysctl `net.core.optmem_max`; with `EPERM` if the socket
     /// is locked (`SO_LOCK_FILTER`). Linux and Android alone.
-    pub fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
-        self.0.steer(program)
+    pub fn attach_program(&self, program: &[Instruction]) -> Result<(), Error> {
+        self.0.attach_program(program)
     }
 
     /// Detaches the group's program: the hash decides again. `SO_DETACH_REUSEPORT_BPF`, since
     /// Linux 5.3.
     ///
     /// Fails with `ENOENT` if there is none.
-    pub fn unsteer(&self) -> Result<(), Error> {
-        self.0.unsteer()
+    pub fn detach_program(&self) -> Result<(), Error> {
+        self.0.detach_program()
     }
 
     /// From now on drops every SYN that reaches this listener, and completes the handshakes that
     /// are under way: a packet filter, `SO_ATTACH_FILTER`. Whoever sent the SYN tries again after
     /// a second. Linux and Android alone.
     ///
-    /// Connections that complete meanwhile inherit the filter: [`Connection::unfilter`]. Fails with
+    /// Connections that complete meanwhile inherit the filter: [`Connection::detach_filter`]. Fails with
     /// `EPERM` where the kernel wants `CAP_NET_ADMIN` for it (6.18 does).
-    pub fn take_no_more(&self) -> Result<(), Error> {
+    pub fn attach_syn_filter(&self) -> Result<(), Error> {
         self.0.attach(libc::SO_ATTACH_FILTER, &NO_NEW)
     }
 
-    /// Undoes [`take_no_more`](Self::take_no_more), on Linux and Android alone. Fails with `ENOENT`
+    /// Undoes [`attach_syn_filter`](Self::attach_syn_filter), on Linux and Android alone. Fails with `ENOENT`
     /// if there is no filter.
-    pub fn take_again(&self) -> Result<(), Error> {
+    pub fn detach_filter(&self) -> Result<(), Error> {
         self.0.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
     }
 }
 
-impl Datagram {
-    /// As [`Listener::steer`]; the packet's bytes are the datagram's. Linux and Android
+impl UdpSocket {
+    /// As [`Listener::attach_program`]; the packet's bytes are the datagram's. Linux and Android
     /// alone.
-    pub fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
-        self.0.steer(program)
+    pub fn attach_program(&self, program: &[Instruction]) -> Result<(), Error> {
+        self.0.attach_program(program)
     }
 
-    /// As [`Listener::unsteer`], on Linux and Android alone.
-    pub fn unsteer(&self) -> Result<(), Error> {
-        self.0.unsteer()
+    /// As [`Listener::detach_program`], on Linux and Android alone.
+    pub fn detach_program(&self) -> Result<(), Error> {
+        self.0.detach_program()
     }
 
     /// From now on drops every datagram that reaches this socket, and keeps what waits already: a
     /// packet filter, `SO_ATTACH_FILTER`. Linux and Android alone.
-    pub fn take_no_more(&self) -> Result<(), Error> {
+    pub fn attach_drop_filter(&self) -> Result<(), Error> {
         self.0.attach(libc::SO_ATTACH_FILTER, &[step(RETURN, 0)])
     }
 
-    /// Undoes [`take_no_more`](Self::take_no_more), on Linux and Android alone. Fails with `ENOENT`
+    /// Undoes [`attach_drop_filter`](Self::attach_drop_filter), on Linux and Android alone. Fails with `ENOENT`
     /// if there is no filter.
-    pub fn take_again(&self) -> Result<(), Error> {
+    pub fn detach_filter(&self) -> Result<(), Error> {
         self.0.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
     }
 }
 
 impl Descriptor {
-    pub(crate) fn steer(&self, program: &[Instruction]) -> Result<(), Error> {
+    pub(crate) fn attach_program(&self, program: &[Instruction]) -> Result<(), Error> {
         self.attach(linux::SO_ATTACH_REUSEPORT_CBPF, program)
     }
 
-    pub(crate) fn unsteer(&self) -> Result<(), Error> {
+    pub(crate) fn detach_program(&self) -> Result<(), Error> {
         self.set_option(SOL_SOCKET, linux::SO_DETACH_REUSEPORT_BPF, 0)
     }
 
@@ -331,8 +334,8 @@ impl Descriptor {
 
 impl Connection {
     /// Takes off the packet filter that it has inherited from a listener that
-    /// [takes no more](Listener::take_no_more), if it has one. Linux and Android alone.
-    pub fn unfilter(&self) {
+    /// [drops SYNs](Listener::attach_syn_filter), if it has one. Linux and Android alone.
+    pub fn detach_filter(&self) {
         let (ignored, name) = (0_i32, libc::SO_DETACH_FILTER);
         let (value, len) = ((&raw const ignored).cast(), socklen::<i32>());
         // It fails where there is no filter, on a connection that was there before.

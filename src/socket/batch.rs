@@ -1,30 +1,30 @@
-//! [`Message`], a datagram that can be answered where it lies; and [`Batch`], many of them in one
+//! [`Datagram`], a datagram that can be answered where it lies; and [`Batch`], many of them in one
 //! system call (Linux, Android).
 
 use core::fmt;
 use core::net::SocketAddr;
 
 use crate::address::SockAddr;
-use crate::datagram::Datagram;
+use crate::socket::udp::UdpSocket;
 
 /// A datagram that was received, and the room in which its answer may be written.
-pub struct Message<'a> {
-    pub(crate) socket: &'a Datagram,
-    pub(crate) room: &'a mut [u8],
+pub struct Datagram<'a> {
+    pub(crate) socket: &'a UdpSocket,
+    pub(crate) buffer: &'a mut [u8],
     pub(crate) len: usize,
     pub(crate) truncated: bool,
     pub(crate) from: &'a SockAddr,
     pub(crate) answer: &'a mut Option<usize>,
 }
 
-impl Message<'_> {
+impl Datagram<'_> {
     /// The bytes that came.
-    pub fn bytes(&self) -> &[u8] {
-        self.room.get(..self.len).unwrap_or_default()
+    pub fn payload(&self) -> &[u8] {
+        self.buffer.get(..self.len).unwrap_or_default()
     }
 
     /// Who sent it.
-    pub fn from(&self) -> SocketAddr {
+    pub fn peer_addr(&self) -> SocketAddr {
         let nobody = SocketAddr::from(([0; 4], 0));
         self.from.get().unwrap_or(nobody)
     }
@@ -35,26 +35,26 @@ impl Message<'_> {
     }
 
     /// The socket that received it, to send by.
-    pub fn socket(&self) -> &Datagram {
+    pub fn socket(&self) -> &UdpSocket {
         self.socket
     }
 
     /// All the room, which begins with the bytes that came: write the answer there. Behind them
     /// lies what earlier datagrams left, whoever sent those.
-    pub fn room(&mut self) -> &mut [u8] {
-        self.room
+    pub fn buffer_mut(&mut self) -> &mut [u8] {
+        self.buffer
     }
 
-    /// Sends the first `len` bytes of the [room](Self::room) back to where this came from, as soon
+    /// Sends the first `len` bytes of the [buffer](Self::buffer_mut) back to where this came from, as soon
     /// as it has been handled; of a batch, once all have been.
-    pub fn answer(self, len: usize) {
-        *self.answer = Some(len.min(self.room.len()));
+    pub fn reply(self, len: usize) {
+        *self.answer = Some(len.min(self.buffer.len()));
     }
 }
 
-impl fmt::Debug for Message<'_> {
+impl fmt::Debug for Datagram<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("Message");
+        let mut shown = f.debug_struct("Datagram");
         shown.field("from", &self.from).field("len", &self.len);
         shown
             .field("truncated", &self.truncated)
@@ -73,9 +73,9 @@ mod linux {
 
     use libc::{MSG_TRUNC, MSG_WAITFORONE, iovec, mmsghdr};
 
-    use super::{Datagram, Message, SockAddr};
-    use crate::datagram::{message, name_of, vector};
+    use super::{Datagram, SockAddr, UdpSocket};
     use crate::error::{Call, Error, check};
+    use crate::socket::udp::{message, name_of, vector};
     use crate::sys::MSG_NOSIGNAL;
 
     /// Up to `N` datagrams, received by one system call and answered by another. It allocates
@@ -83,10 +83,10 @@ mod linux {
     /// alone.
     ///
     /// ```
-    /// use reuseport::{Batch, Datagram};
+    /// use reuseport::{Batch, UdpSocket};
     ///
-    /// let server = Datagram::bind(([127, 0, 0, 1], 0))?;
-    /// let client = Datagram::bind(([127, 0, 0, 1], 0))?;
+    /// let server = UdpSocket::bind(([127, 0, 0, 1], 0))?;
+    /// let client = UdpSocket::bind(([127, 0, 0, 1], 0))?;
     /// client.send_to(b"one", server.local_addr()?)?;
     /// client.send_to(b"two", server.local_addr()?)?;
     ///
@@ -94,10 +94,10 @@ mod linux {
     /// let mut batch = Batch::<16>::new(&mut buffer);
     /// batch.receive(&server)?;
     /// for message in batch.messages(&server) {
-    ///     let len = message.bytes().len();
-    ///     message.answer(len);
+    ///     let len = message.payload().len();
+    ///     message.reply(len);
     /// }
-    /// batch.send_answers(&server)?;
+    /// batch.send_replies(&server)?;
     /// # Ok::<(), reuseport::Error>(())
     /// ```
     pub struct Batch<'b, const N: usize> {
@@ -125,8 +125,8 @@ mod linux {
         /// Waits for a datagram, takes it and those that wait behind it, and returns how many:
         /// `recvmmsg(2)` with `MSG_WAITFORONE`. What was received before is forgotten.
         ///
-        /// Fails as [`Datagram::recv_from`], and with `EINVAL` if the buffer is empty.
-        pub fn receive(&mut self, socket: &Datagram) -> Result<usize, Error> {
+        /// Fails as [`UdpSocket::recv_from`], and with `EINVAL` if the buffer is empty.
+        pub fn receive(&mut self, socket: &UdpSocket) -> Result<usize, Error> {
             self.received = 0;
             self.answers = [None; N];
             self.peers = [SockAddr::empty(); N];
@@ -167,15 +167,15 @@ mod linux {
         /// What was received by `socket`, in the order in which it came.
         pub fn messages<'a>(
             &'a mut self,
-            socket: &'a Datagram,
-        ) -> impl Iterator<Item = Message<'a>> {
+            socket: &'a UdpSocket,
+        ) -> impl Iterator<Item = Datagram<'a>> {
             let rooms = rooms::<N>(self.buffer);
             let answers = self.answers.iter_mut().zip(&self.peers);
             let told = self.lens.iter().zip(&self.truncated).zip(answers);
             let all = rooms.zip(told).take(self.received);
-            all.map(move |(room, ((len, truncated), (answer, from)))| Message {
+            all.map(move |(room, ((len, truncated), (answer, from)))| Datagram {
                 socket,
-                room,
+                buffer: room,
                 len: *len,
                 truncated: *truncated,
                 from,
@@ -188,13 +188,13 @@ mod linux {
         ///
         /// An answer that cannot be sent is left out, and the others go. Fails with the first such
         /// error, once all have been tried.
-        pub fn send_answers(&mut self, socket: &Datagram) -> Result<usize, Error> {
+        pub fn send_replies(&mut self, socket: &UdpSocket) -> Result<usize, Error> {
             let (sent, _, error) = self.try_answers(socket);
             error.map_or(Ok(sent), Err)
         }
 
         /// How many were sent; how many could not be, and why the first of these could not.
-        pub(crate) fn try_answers(&mut self, socket: &Datagram) -> (usize, usize, Option<Error>) {
+        pub(crate) fn try_answers(&mut self, socket: &UdpSocket) -> (usize, usize, Option<Error>) {
             let (mut vectors, mut headers) = Self::space();
             let rooms = rooms::<N>(self.buffer);
             let answers = self.answers.iter_mut().zip(&mut self.peers).zip(rooms);

@@ -6,8 +6,8 @@ use std::vec::Vec;
 #[cfg(linux_kernel)]
 use crate::error::Error;
 use crate::group::GroupError;
-use crate::protocol::Protocol;
-use crate::serving::{Plans, Serving};
+use crate::server::{Plans, Server};
+use crate::socket::protocol::Protocol;
 #[cfg(linux_kernel)]
 use crate::{group::Steering, steering};
 
@@ -18,7 +18,7 @@ const LISTED: usize = 400;
 
 /// Elsewhere nothing can be told to the kernel.
 #[cfg(not(linux_kernel))]
-impl<P: Protocol> Serving<P> {
+impl<P: Protocol> Server<P> {
     pub(crate) fn steer_around(&self, _: &Plans<P>, _: &[usize]) -> Result<(), GroupError> {
         Ok(())
     }
@@ -34,7 +34,7 @@ impl<P: Protocol> Serving<P> {
 }
 
 #[cfg(linux_kernel)]
-impl<P: Protocol> Serving<P> {
+impl<P: Protocol> Server<P> {
     /// Steers what is new to the members that are not at `indexes`; unless those are about to leave
     /// the kernel's group, and the kernel does.
     pub(crate) fn steer_around(
@@ -106,9 +106,9 @@ impl<P: Protocol> Serving<P> {
         let through = P::descriptor(through.socket());
         // Each datagram is steered for itself: those of a flow are to stay together.
         let among = if P::HAS_BYTES {
-            steering::among_flows
+            steering::any_of_by_flow
         } else {
-            steering::among
+            steering::any_of
         };
         let mut space = std::vec![steering::Instruction::default(); 2 * others.len() + 3];
         let mut larger = std::vec![steering::Instruction::default(); 4 * others.len() + 7];
@@ -118,11 +118,11 @@ impl<P: Protocol> Serving<P> {
                 #[allow(clippy::cast_possible_truncation)] // a byte is all there is to go by
                 let row = |index: &u32| Some((id(index)? as u8, *index));
                 let rows: Vec<_> = others.iter().filter_map(row).collect();
-                steering::byte_or(offset, &rows, all, &mut larger).unwrap_or(all)
+                steering::by_payload_byte_or(offset, &rows, all, &mut larger).unwrap_or(all)
             }
             _ => all,
         });
-        let result = program.map_or(Ok(()), |program| through.steer(program));
+        let result = program.map_or(Ok(()), |program| through.attach_program(program));
         result.map_err(|error| GroupError::call(error, self.local_addr(), 0))
     }
 

@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug)]
 pub enum Tcp {}
 
-/// Datagrams, which a [`Datagram`](crate::Datagram) socket receives.
+/// Datagrams, which a [`UdpSocket`](crate::UdpSocket) socket receives.
 #[derive(Clone, Copy, Debug)]
 pub enum Udp {}
 
@@ -21,12 +21,12 @@ mod differences {
     use std::time::Instant;
     use std::vec::Vec;
 
-    use crate::crew::{Post, Way};
     use crate::error::Error;
     use crate::group::GroupOptions;
     use crate::listener::Descriptor;
-    use crate::queue::Queue;
-    use crate::serving::{Plans, Serving};
+    use crate::server::worker::{Post, Way};
+    use crate::server::{Plans, Server};
+    use crate::socket::queue::Queue;
 
     /// How the first member comes to its port.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ mod differences {
     /// no third: what it asks is between the rooms of this crate.
     #[allow(private_interfaces)]
     pub trait Protocol: Copy + Debug + Send + Sync + 'static {
-        /// A member: [`Listener`](crate::Listener) or [`Datagram`](crate::Datagram).
+        /// A member: [`Listener`](crate::Listener) or [`UdpSocket`](crate::UdpSocket).
         type Socket: AsFd + From<OwnedFd> + Debug + Send + Sync;
         #[doc(hidden)]
         /// How its threads wait.
@@ -90,7 +90,7 @@ mod differences {
         /// Keeps what is new from the members at `indexes`, who leave. `all`: nobody stays.
         #[cfg(linux_kernel)]
         fn take_no_more(
-            serving: &Serving<Self>,
+            server: &Server<Self>,
             plans: &Plans<Self>,
             indexes: &[usize],
             all: bool,
@@ -99,7 +99,7 @@ mod differences {
         #[doc(hidden)]
         /// Waits until nothing more can come to the members at `indexes`, and nothing waits there.
         fn finish(
-            serving: &Serving<Self>,
+            server: &Server<Self>,
             plans: &mut Plans<Self>,
             indexes: &[usize],
             deadline: Instant,

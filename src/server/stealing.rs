@@ -21,10 +21,10 @@ use std::vec::Vec;
 use libc::{EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLEXCLUSIVE, EPOLLIN, epoll_event};
 
 use crate::acceptors::{Leave, Next, Seat, add_one};
-use crate::alone::Flags;
-use crate::crew::eventfd;
-use crate::error::{Advice, Call, Error, check};
+use crate::error::{AcceptAction, Call, Error, check};
 use crate::listener::Connection;
+use crate::server::blocking::Flags;
+use crate::server::worker::eventfd;
 
 /// What the epoll of an acceptor reports when it is to leave: no acceptor has this number.
 const LEAVE: u64 = u64::MAX;
@@ -189,7 +189,12 @@ impl Next for Stealing {
                         return Ok(connection);
                     }
                     // Its owner is to leave for that, and may be long in its handler.
-                    Err(error) if matches!(error.advice(), Advice::Leave | Advice::Fatal) => {
+                    Err(error)
+                        if matches!(
+                            error.accept_action(),
+                            AcceptAction::Closed | AcceptAction::Fatal
+                        ) =>
+                    {
                         self.epoll.forget(&owner);
                     }
                     Err(error) => _ = seat.heed(error),

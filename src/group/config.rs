@@ -7,9 +7,9 @@ use std::{sync::Arc, vec::Vec};
 
 use super::{GroupError, GroupOptions};
 use crate::error::{Call, Error};
-use crate::protocol::{First, Protocol, Tcp};
+use crate::socket::protocol::{First, Protocol, Tcp};
 #[cfg(linux_kernel)]
-use crate::{cpus::Cpus, group::Steering, steering};
+use crate::{group::Steering, os::linux::affinity::Cpus, steering};
 
 /// Where the group is and how its members are made: all that it takes to add one.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ impl<P: Protocol> Site<P> {
             // A port below 1024 is refused before the user is looked at.
             let refused = matches!(error.errno(), libc::EADDRINUSE | libc::EACCES);
             if refused && now != self.user {
-                return GroupError::OtherUser {
+                return GroupError::UserMismatch {
                     error,
                     address: self.address,
                     member,
@@ -109,26 +109,30 @@ impl<P: Protocol> Site<P> {
         let rows = &rows[..rows.len().min((steering::MAX_INSTRUCTIONS - 5) / 2)];
         let mut space = std::vec![steering::Instruction::default(); 2 * rows.len() + 5];
         match self.options.steering {
-            Steering::Hash => match member.unsteer() {
+            Steering::Hash => match member.detach_program() {
                 Err(error) if error.errno() == libc::ENOENT => Ok(()),
                 result => result,
             },
-            Steering::Random => member.steer(&steering::random(count)),
+            Steering::Random => member.attach_program(&steering::random(count)),
             Steering::Except(index) => match u32::try_from(index) {
-                Ok(index) if index < count => member.steer(&steering::except(count, index)),
+                Ok(index) if index < count => {
+                    member.attach_program(&steering::all_but(count, index))
+                }
                 // It has left since: none is excepted.
-                _ => member.steer(&steering::random(count)),
+                _ => member.attach_program(&steering::random(count)),
             },
             Steering::Cpu => self.cpus.clone().and_then(|cpus| {
                 let row = |(index, row): (u32, &Row)| Some((*cpus.get(row.slot)?, index));
                 let rows: Vec<_> = (0..).zip(rows).filter_map(row).collect();
-                member.steer(steering::cpu(&rows, &mut space).unwrap_or_default())
+                member.attach_program(steering::by_cpu(&rows, &mut space).unwrap_or_default())
             }),
             Steering::Byte(offset) => {
                 #[allow(clippy::cast_possible_truncation)] // a byte is all there is to go by
                 let row = |(index, row): (u32, &Row)| (row.id as u8, index);
                 let rows: Vec<_> = (0..).zip(rows).map(row).collect();
-                member.steer(steering::byte(offset, &rows, &mut space).unwrap_or_default())
+                member.attach_program(
+                    steering::by_payload_byte(offset, &rows, &mut space).unwrap_or_default(),
+                )
             }
         }
     }

@@ -1,23 +1,23 @@
 //! [`Group`]: several sockets on one port, made together and for this program alone.
 
+mod config;
 mod error;
 mod options;
-mod site;
 
 use core::net::SocketAddr;
 use std::vec::Vec;
 
-use crate::datagram::Datagram;
-use crate::inherit::Ready;
 use crate::listener::Listener;
-use crate::protocol::{First, Protocol, Tcp, Udp};
+use crate::restart::listen_fds::Ready;
+use crate::socket::protocol::{First, Protocol, Tcp, Udp};
+use crate::socket::udp::UdpSocket;
 
+#[cfg(linux_kernel)]
+pub(crate) use config::Row;
+pub(crate) use config::Site;
 pub use error::{GroupError, SpawnError};
 pub use options::GroupOptions;
 pub(crate) use options::MOST_THAT_STEAL;
-#[cfg(linux_kernel)]
-pub(crate) use site::Row;
-pub(crate) use site::Site;
 
 /// Sockets on one port, listeners or datagram sockets, in the order in which they came to it: the
 /// kernel's own index order.
@@ -50,24 +50,28 @@ impl Group {
     }
 
     /// As [`bind`](Group::bind), but for datagrams.
-    pub fn bind_datagrams(
+    pub fn bind_udp(
         address: impl Into<SocketAddr>,
         members: usize,
     ) -> Result<Group<Udp>, GroupError> {
-        Group::datagram_options().bind(address, members)
+        Group::udp_options().bind(address, members)
     }
 
-    /// The general case of [`bind_datagrams`](Group::bind_datagrams).
-    pub fn datagram_options() -> GroupOptions<Udp> {
+    /// The general case of [`bind_udp`](Group::bind_udp).
+    pub fn udp_options() -> GroupOptions<Udp> {
         GroupOptions::default()
     }
 
-    /// Takes back what [`into_listeners`](Self::into_listeners) gave, in the same order. Nobody
-    /// else may hold one of the listeners, nor a further socket on their port.
+    /// Makes a group of listeners that listen already, in index order: the order of their `listen`.
+    /// [`into_sockets`](Self::into_sockets) returns them so.
     ///
-    /// Fails if there are none, or if they have different addresses.
+    /// No other process may hold one of the listeners, nor a further one on their port.
+    ///
+    /// # Errors
+    /// [`NoMembers`](GroupError::NoMembers) if there are none;
+    /// [`AddressMismatch`](GroupError::AddressMismatch) if they have different addresses.
     pub fn from_listeners(listeners: Vec<Listener>) -> Result<Group, GroupError> {
-        Group::from_sockets(listeners, Group::options())
+        Group::from_sockets(listeners)
     }
 
     /// A group of one that another process has opened. `alone`: it has given it away.
@@ -86,7 +90,7 @@ impl Group {
     /// [`shared`](GroupOptions::shared) does: for a single one that was inherited.
     pub fn share_among(mut self, acceptors: usize) -> Result<Group, GroupError> {
         let [only] = self.sockets.as_slice() else {
-            return Err(GroupError::OneSocket);
+            return Err(GroupError::SharedSocket);
         };
         self.site.options = self.site.options.shared(true);
         let copies = (1..acceptors).map(|member| self.site.share(only, member));
@@ -99,36 +103,13 @@ impl Group {
     pub fn is_inherited(&self) -> bool {
         self.site.inherited
     }
-
-    /// The members, in index order.
-    pub fn listeners(&self) -> &[Listener] {
-        &self.sockets
-    }
-
-    /// Hands the members out in index order, for another runtime to serve. They stay a group, and
-    /// steered as they were.
-    pub fn into_listeners(self) -> Vec<Listener> {
-        if let Some(ready) = self.ready {
-            ready.say();
-        }
-        self.sockets
-    }
 }
 
 impl Group<Udp> {
-    /// As [`Group::from_listeners`].
-    pub fn from_datagrams(sockets: Vec<Datagram>) -> Result<Group<Udp>, GroupError> {
-        Group::from_sockets(sockets, Group::datagram_options())
-    }
-
-    /// The members, in index order.
-    pub fn datagrams(&self) -> &[Datagram] {
-        &self.sockets
-    }
-
-    /// As [`Group::into_listeners`].
-    pub fn into_datagrams(self) -> Vec<Datagram> {
-        self.sockets
+    /// Makes a group of UDP sockets that are bound already, as
+    /// [`from_listeners`](Group::from_listeners); the index order is that of their `bind`.
+    pub fn from_udp_sockets(sockets: Vec<UdpSocket>) -> Result<Group<Udp>, GroupError> {
+        Group::from_sockets(sockets)
     }
 }
 
@@ -146,26 +127,23 @@ impl<P: Protocol> Group<P> {
             group.open_one_more()?;
         }
         if options.is_steered() {
-            group.steer(options.steering)?;
+            group.set_steering(options.steering)?;
         }
         Ok(group)
     }
 
-    fn from_sockets(
-        sockets: Vec<P::Socket>,
-        options: GroupOptions<P>,
-    ) -> Result<Group<P>, GroupError> {
-        let group = Group::of(sockets, options)?;
+    fn from_sockets(sockets: Vec<P::Socket>) -> Result<Group<P>, GroupError> {
+        let group = Group::of(sockets, GroupOptions::default())?;
         for (member, socket) in group.sockets.iter().enumerate() {
             if local_addr::<P>(socket, member)? != group.site.address {
-                return Err(GroupError::Apart { member });
+                return Err(GroupError::AddressMismatch { member });
             }
         }
         Ok(group)
     }
 
     fn of(sockets: Vec<P::Socket>, options: GroupOptions<P>) -> Result<Group<P>, GroupError> {
-        let first = sockets.first().ok_or(GroupError::Empty)?;
+        let first = sockets.first().ok_or(GroupError::NoMembers)?;
         let site = Site::of(first, local_addr::<P>(first, 0)?, options);
         Ok(Group {
             sockets,
@@ -178,7 +156,7 @@ impl<P: Protocol> Group<P> {
     /// how members that are added later are made. Steering is noted, not changed: a predecessor
     /// that hands a group over leaves it steered.
     #[must_use]
-    pub fn with(mut self, options: GroupOptions<P>) -> Group<P> {
+    pub fn with_options(mut self, options: GroupOptions<P>) -> Group<P> {
         let shared = self.site.options.shared;
         self.site.options = options.shared(shared);
         self
@@ -186,7 +164,7 @@ impl<P: Protocol> Group<P> {
 
     /// Binds one more member, which gets the highest index.
     ///
-    /// Fails with [`GroupError::OtherUser`] if the group was made by another user than the process
+    /// Fails with [`GroupError::UserMismatch`] if the group was made by another user than the process
     /// is now.
     pub fn add(&mut self) -> Result<(), GroupError> {
         if self.site.inherited {
@@ -195,7 +173,7 @@ impl<P: Protocol> Group<P> {
         self.open_one_more()?;
         let steering = self.site.options.steering;
         let steered = if self.site.options.is_steered() {
-            self.steer(steering)
+            self.set_steering(steering)
         } else {
             Ok(())
         };
@@ -215,6 +193,20 @@ impl<P: Protocol> Group<P> {
         Ok(())
     }
 
+    /// Returns the members, in index order.
+    pub fn sockets(&self) -> &[P::Socket] {
+        &self.sockets
+    }
+
+    /// Returns the members in index order, for another runtime to serve. They stay a group, and the
+    /// kernel goes on choosing among them as it did.
+    pub fn into_sockets(self) -> Vec<P::Socket> {
+        if let Some(ready) = self.ready {
+            ready.say();
+        }
+        self.sockets
+    }
+
     /// The address of every member.
     pub fn local_addr(&self) -> SocketAddr {
         self.site.address
@@ -224,7 +216,7 @@ impl<P: Protocol> Group<P> {
     ///
     /// Fails on kernels that cannot be told, for a joined or shared group (which have the hash, and
     /// keep it), and for an index that no member has.
-    pub fn steer(&mut self, steering: Steering) -> Result<(), GroupError> {
+    pub fn set_steering(&mut self, steering: Steering) -> Result<(), GroupError> {
         if self.site.inherited {
             return Err(GroupError::Inherited);
         }

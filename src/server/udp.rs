@@ -14,27 +14,27 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Instant;
 
-use crate::acceptors::{Leave, Seat, Stop, add_one};
+use crate::acceptors::{Leave, Seat, StopToken, add_one};
 use crate::address::SockAddr;
-use crate::batch::Message;
-use crate::claim::claim_datagrams;
-use crate::crew::{Exit, Post, Way, launch};
-use crate::datagram::Datagram;
-use crate::drain::BEAT;
 use crate::error::Error;
 use crate::group::{Group, GroupOptions, SpawnError};
 use crate::listener::Descriptor;
-use crate::polling;
-use crate::protocol::{First, Protocol, Udp};
-use crate::queue::Queue;
-use crate::serving::{Plans, Serving};
+use crate::server::drain::BEAT;
+use crate::server::polling;
+use crate::server::worker::{Exit, Post, Way, launch};
+use crate::server::{Plans, Server};
+use crate::socket::batch::Datagram;
+use crate::socket::exclusive::claim_datagrams;
+use crate::socket::protocol::{First, Protocol, Udp};
+use crate::socket::queue::Queue;
+use crate::socket::udp::UdpSocket;
 #[cfg(linux_kernel)]
 use crate::{
-    alone::shut_down,
-    batch::Batch,
-    crew::eventfd,
-    error::{Advice, Call, check},
-    linux,
+    error::{AcceptAction, Call, check},
+    os::linux,
+    server::blocking::shut_down,
+    server::worker::eventfd,
+    socket::batch::Batch,
 };
 
 /// How many datagrams a batch has at most.
@@ -45,29 +45,29 @@ impl Group<Udp> {
     /// Gives each member a thread, which hands its number and every datagram to `handler`.
     ///
     /// While a handler runs, what comes to this member waits, and is dropped where there is no more
-    /// room: [`Queue::dropped`]. Panics and failures are as for [`Group::spawn`](Group::spawn); an
-    /// answer that cannot be sent counts as [gone on](crate::Count::went_on).
-    pub fn spawn<H>(self, handler: H) -> Result<Serving<Udp>, SpawnError<Udp>>
+    /// room: [`Queue::drops`]. Panics and failures are as for [`Group::spawn`](Group::spawn); an
+    /// answer that cannot be sent counts as a [transient error](crate::Stats::transient_errors).
+    pub fn spawn<H>(self, handler: H) -> Result<Server<Udp>, SpawnError<Udp>>
     where
-        H: Fn(usize, Message<'_>) + Send + Sync + 'static,
+        H: Fn(usize, Datagram<'_>) + Send + Sync + 'static,
     {
         let handler = Arc::new(handler);
         self.spawn_with(move |receiver| {
             let handler = Arc::clone(&handler);
-            move |message: Message<'_>, _: &Stop| handler(receiver, message)
+            move |message: Datagram<'_>, _: &StopToken| handler(receiver, message)
         })
     }
 
     /// As [`spawn`](Self::spawn), with a handler of its own for each receiver, which also learns
     /// when it is to come to an end. `make` is kept, for members that are added.
-    pub fn spawn_with<M, H>(self, mut make: M) -> Result<Serving<Udp>, SpawnError<Udp>>
+    pub fn spawn_with<M, H>(self, mut make: M) -> Result<Server<Udp>, SpawnError<Udp>>
     where
         M: FnMut(usize) -> H + Send + 'static,
-        H: FnMut(Message<'_>, &Stop) + Send + 'static,
+        H: FnMut(Datagram<'_>, &StopToken) + Send + 'static,
     {
         self.start(launch::<Udp, _, _>(move |receiver| {
             let handler = make(receiver);
-            move |seat: &Seat<Datagram>, source: Source| source.work(seat, handler)
+            move |seat: &Seat<UdpSocket>, source: Source| source.work(seat, handler)
         }))
     }
 }
@@ -86,7 +86,7 @@ pub struct Source {
 
 impl Source {
     /// The thread.
-    fn work(&self, seat: &Seat<Datagram>, handler: impl FnMut(Message<'_>, &Stop)) {
+    fn work(&self, seat: &Seat<UdpSocket>, handler: impl FnMut(Datagram<'_>, &StopToken)) {
         #[cfg(linux_kernel)]
         let end = if self.batch {
             self.in_batches(seat, handler)
@@ -99,7 +99,7 @@ impl Source {
         #[cfg(linux_kernel)]
         let failed = seat.counters.failed.get();
         #[cfg(linux_kernel)]
-        if failed.is_some_and(|error| error.advice() == Advice::Leave) {
+        if failed.is_some_and(|error| error.accept_action() == AcceptAction::Closed) {
             // Somebody has shut it down. While it is open the kernel goes on choosing it, and
             // nobody would receive.
             _ = replace(&seat.socket, &self.dead);
@@ -108,8 +108,8 @@ impl Source {
 
     fn one_by_one(
         &self,
-        seat: &Seat<Datagram>,
-        mut handler: impl FnMut(Message<'_>, &Stop),
+        seat: &Seat<UdpSocket>,
+        mut handler: impl FnMut(Datagram<'_>, &StopToken),
     ) -> Result<(), Leave> {
         let socket = &seat.socket;
         let mut room = std::vec![0; self.room];
@@ -124,9 +124,9 @@ impl Source {
                 }
             };
             let mut answer = None;
-            let message = Message {
+            let message = Datagram {
                 socket,
-                room: &mut room,
+                buffer: &mut room,
                 len,
                 truncated,
                 from: &from,
@@ -135,7 +135,7 @@ impl Source {
             seat.handle(|| handler(message, &seat.stop));
             let answer = answer.and_then(|len| room.get(..len));
             if answer.is_some_and(|bytes| send(socket, bytes, &from).is_err()) {
-                add_one(&seat.counters.went_on);
+                add_one(&seat.counters.transient_errors);
             }
         }
     }
@@ -143,8 +143,8 @@ impl Source {
     #[cfg(linux_kernel)]
     fn in_batches(
         &self,
-        seat: &Seat<Datagram>,
-        mut handler: impl FnMut(Message<'_>, &Stop),
+        seat: &Seat<UdpSocket>,
+        mut handler: impl FnMut(Datagram<'_>, &StopToken),
     ) -> Result<(), Leave> {
         let mut buffer = std::vec![0; BATCH * self.room];
         let mut batch = Batch::<BATCH>::new(&mut buffer);
@@ -157,12 +157,12 @@ impl Source {
                 seat.handle(|| handler(message, &seat.stop));
             }
             let (_, failed, _) = batch.try_answers(&seat.socket);
-            (0..failed).for_each(|_| add_one(&seat.counters.went_on));
+            (0..failed).for_each(|_| add_one(&seat.counters.transient_errors));
         }
     }
 
     /// Waits here where nothing could wake `recvmsg`.
-    fn wait(&self, seat: &Seat<Datagram>) -> Result<(), Leave> {
+    fn wait(&self, seat: &Seat<UdpSocket>) -> Result<(), Leave> {
         let Some(hung_up) = &self.hung_up else {
             return Ok(());
         };
@@ -172,7 +172,7 @@ impl Source {
 
 #[allow(private_interfaces)]
 impl Protocol for Udp {
-    type Socket = Datagram;
+    type Socket = UdpSocket;
     type Source = Source;
     const WHO: &'static str = "receiver";
     const HAS_BYTES: bool = true;
@@ -181,7 +181,7 @@ impl Protocol for Udp {
         options: &GroupOptions<Udp>,
         how: First,
         address: SocketAddr,
-    ) -> Result<Datagram, Error> {
+    ) -> Result<UdpSocket, Error> {
         let options = options.of_a_member();
         match how {
             First::Claims => claim_datagrams(&options, address),
@@ -190,11 +190,11 @@ impl Protocol for Udp {
         }
     }
 
-    fn descriptor(socket: &Datagram) -> &Descriptor {
+    fn descriptor(socket: &UdpSocket) -> &Descriptor {
         &socket.0
     }
 
-    fn queue(socket: &Datagram) -> Option<Queue> {
+    fn queue(socket: &UdpSocket) -> Option<Queue> {
         #[cfg(linux_kernel)]
         return socket.queue().ok();
         #[cfg(not(linux_kernel))]
@@ -212,7 +212,7 @@ impl Protocol for Udp {
         let (hung_up, exit) = (None, Exit::Replace(Arc::clone(&dead)));
         #[cfg(not(linux_kernel))]
         let (hung_up, exit) =
-            crate::crew::line().map(|(near, far)| (Some(far), Exit::HangUp(near)))?;
+            crate::server::worker::line().map(|(near, far)| (Some(far), Exit::HangUp(near)))?;
         let source = Source {
             room: plans.site.options.room,
             #[cfg(linux_kernel)]
@@ -239,39 +239,39 @@ impl Protocol for Udp {
     /// what is new, where none stays who could have it.
     #[cfg(linux_kernel)]
     fn take_no_more(
-        serving: &Serving<Udp>,
+        server: &Server<Udp>,
         plans: &Plans<Udp>,
         indexes: &[usize],
         all: bool,
     ) -> Result<(), Error> {
-        let crew = serving.crew();
+        let crew = server.crew();
         // The last first, as the kernel is to have it. And none more after one that cannot be
         // connected, for that would leave later than those before it.
         let leaving = || indexes.iter().rev().filter_map(|i| crew.posts.get(*i));
-        let connect = |post: &Post<Udp>| post.socket().connect(serving.local_addr()).is_ok();
+        let connect = |post: &Post<Udp>| post.socket().connect(server.local_addr()).is_ok();
         let connected = Udp::leaves_first(plans) && leaving().all(connect);
         if !connected && all && !plans.site.options.join {
-            return leaving().try_for_each(|post| post.socket().take_no_more());
+            return leaving().try_for_each(|post| post.socket().attach_drop_filter());
         }
         drop(crew);
         if connected && !all {
             // Where this fails, it fails again when they are gone, and is told.
-            _ = serving.steer_without(plans, indexes);
+            _ = server.steer_without(plans, indexes);
         } else if Udp::leaves_first(plans) && !all {
             // It could not be connected after all, and has not been steered around.
-            let steered = serving.steer_around_through(None, plans, indexes);
+            let steered = server.steer_around_through(None, plans, indexes);
             let unknown = Error::new(Call::SetSockOpt, libc::EINVAL);
             return steered.map_err(|error| error.error().unwrap_or(unknown));
         }
         Ok(())
     }
 
-    fn finish(serving: &Serving<Udp>, _: &mut Plans<Udp>, indexes: &[usize], deadline: Instant) {
+    fn finish(server: &Server<Udp>, _: &mut Plans<Udp>, indexes: &[usize], deadline: Instant) {
         // A datagram that was being looked up when the steering changed has come by then.
         sleep(BEAT);
         // Again and again, for a call may fail.
         let working = || {
-            let crew = serving.crew();
+            let crew = server.crew();
             let posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
             let mut working = posts
                 .filter(|post| !post.acceptor.thread.is_finished())
@@ -305,7 +305,7 @@ fn have_leave(post: &Post<Udp>) {
 }
 
 /// Sends an answer, in spite of signals.
-fn send(socket: &Datagram, bytes: &[u8], to: &SockAddr) -> Result<(), Error> {
+fn send(socket: &UdpSocket, bytes: &[u8], to: &SockAddr) -> Result<(), Error> {
     loop {
         match socket.send_to_addr(bytes, to) {
             Err(error) if error.errno() == libc::EINTR => {}
@@ -318,7 +318,7 @@ fn send(socket: &Datagram, bytes: &[u8], to: &SockAddr) -> Result<(), Error> {
 /// although a handler may go on for long which could still use it. No thread waits in it: all that
 /// do were woken.
 #[cfg(linux_kernel)]
-fn replace(socket: &Datagram, dead: &OwnedFd) -> Result<(), Error> {
+fn replace(socket: &UdpSocket, dead: &OwnedFd) -> Result<(), Error> {
     // SAFETY: takes three integers. The number stays the socket's own, who will close it.
     let fd = unsafe { linux::dup3(dead.as_raw_fd(), socket.raw(), libc::O_CLOEXEC) };
     check(Call::Dup, fd).map(drop)

@@ -8,16 +8,16 @@ use std::sync::{Arc, mpsc};
 use std::thread::Builder;
 use std::{boxed::Box, io, vec::Vec};
 
-use crate::acceptors::{Acceptor, Count, Seat};
-#[cfg(linux_kernel)]
-use crate::alone::Flags;
+use crate::acceptors::{Acceptor, Seat, Stats};
 use crate::error::{Call, Error};
-use crate::protocol::Protocol;
+#[cfg(linux_kernel)]
+use crate::server::blocking::Flags;
+use crate::socket::protocol::Protocol;
 #[cfg(linux_kernel)]
 use crate::{
     error::check,
     group::Row,
-    stealing::{Epoll, Ring},
+    server::stealing::{Epoll, Ring},
 };
 
 /// Every acceptor at work, in index order: where one leaves, the last takes its place, as in the
@@ -27,7 +27,7 @@ pub(crate) struct Crew<P: Protocol> {
     /// Those whose listener is closed to new connections, while a handler still runs.
     pub(crate) leaving: Vec<Post<P>>,
     /// What those did who are gone.
-    pub(crate) gone: Vec<Count>,
+    pub(crate) gone: Vec<Stats>,
 }
 
 /// An acceptor at its place.
@@ -172,20 +172,20 @@ impl<P: Protocol> Post<P> {
 
 impl<P: Protocol> Crew<P> {
     /// What each has done, in the order of their numbers.
-    pub(crate) fn counts(&self) -> Vec<Count> {
+    pub(crate) fn counts(&self) -> Vec<Stats> {
         let here = self.leaving.iter().chain(&self.posts);
         let here = here.map(|post| post.acceptor.count());
-        let mut counts: Vec<Count> = self.gone.iter().copied().chain(here).collect();
-        counts.sort_by_key(|count| count.acceptor);
+        let mut counts: Vec<Stats> = self.gone.iter().copied().chain(here).collect();
+        counts.sort_by_key(|count| count.id);
         // Two that have worked on one listener, under one number, are told as one.
         counts.dedup_by(|later, first| {
-            let same = later.acceptor == first.acceptor;
+            let same = later.id == first.id;
             if same {
                 first.accepted += later.accepted;
                 first.panicked += later.panicked;
-                first.went_on += later.went_on;
-                first.backed_off += later.backed_off;
-                first.failed = first.failed.or(later.failed);
+                first.transient_errors += later.transient_errors;
+                first.backoffs += later.backoffs;
+                first.error = first.error.or(later.error);
                 first.running |= later.running;
                 first.stolen += later.stolen;
             }

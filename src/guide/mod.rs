@@ -185,7 +185,7 @@
 //!                                       E joins           A    D    C    E
 //! ```
 //!
-//! **To lose nothing, leave in this order** (what `Serving::retire` does; `tests/retire.rs`
+//! **To lose nothing, leave in this order** (what `Server::retire` does; `tests/retire.rs`
 //! replaces members under load, `tests/delay.rs` does over 20 and 80 ms of round-trip time):
 //!
 //! ```text
@@ -216,9 +216,9 @@
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
 //! use reuseport::{Group, Listener, steering};
 //!
-//! let members = Group::bind(([127, 0, 0, 1], 0), 4)?.into_listeners();
-//! members[0].steer(&steering::except(4, 1))?; // any member but B, at random: B can leave
-//! members[0].unsteer()?; //                      the hash again
+//! let members = Group::bind(([127, 0, 0, 1], 0), 4)?.into_sockets();
+//! members[0].attach_program(&steering::all_but(4, 1))?; // any member but B, at random: B can leave
+//! members[0].detach_program()?; //                      the hash again
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -297,7 +297,7 @@
 //!   nobody is there. So a blocking loop spins as well.
 //!   `explain --claim without-descriptors-accept-never-waits`
 //!
-//! The remedy is a pause. [`Error::advice`](crate::Error::advice) sorts the errors of `accept` into
+//! The remedy is a pause. [`Error::accept_action`](crate::Error::accept_action) sorts the errors of `accept` into
 //! five kinds, by what a loop should do about each.
 //!
 //! # 9. UDP
@@ -384,7 +384,7 @@
 //! ```
 //!
 //! The other way round, with the group first, every SYN until the next health check meets a closed
-//! port. Restarts on one machine need none of this: `Serving::hand_over` changes the process, and
+//! port. Restarts on one machine need none of this: `Server::hand_over` changes the process, and
 //! the port never closes (`tests/handover.rs`).
 //!
 //! **Health checks** are connections like others: each is hashed to one member. If one of eight

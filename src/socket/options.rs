@@ -1,4 +1,4 @@
-//! [`Listener::options`] and [`Datagram::options`]: every option of the calls that make a socket,
+//! [`Listener::options`] and [`UdpSocket::options`]: every option of the calls that make a socket,
 //! visible. None is set that is not asked for, but the one that this crate is about.
 
 use core::ffi::c_int;
@@ -7,15 +7,15 @@ use core::marker::PhantomData;
 use core::net::SocketAddr;
 
 use crate::address::{SockAddr, socklen};
-use crate::datagram::Datagram;
 use crate::error::Error;
-#[cfg(linux_kernel)]
-use crate::linux;
 use crate::listener::{Descriptor, Listener};
-use crate::protocol::{Tcp, Udp};
+#[cfg(linux_kernel)]
+use crate::os::linux;
+use crate::socket::protocol::{Tcp, Udp};
+use crate::socket::udp::UdpSocket;
 use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET};
 
-/// How to make a [`Listener`] or a [`Datagram`]. Left alone, it makes the calls of their `bind`.
+/// How to make a [`Listener`] or a [`UdpSocket`]. Left alone, it makes the calls of their `bind`.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Options<'a, P = Tcp> {
@@ -57,8 +57,8 @@ impl Listener {
     }
 }
 
-impl Datagram {
-    /// The general case of [`bind`](Datagram::bind). `SO_REUSEADDR` is not among the options: on
+impl UdpSocket {
+    /// The general case of [`bind`](UdpSocket::bind). `SO_REUSEADDR` is not among the options: on
     /// UDP it lets a stranger take the port over.
     pub const fn options<'a>() -> Options<'a, Udp> {
         Options::new()
@@ -102,8 +102,8 @@ impl<'a> Options<'a> {
 
 impl Options<'_, Udp> {
     /// `socket`, `setsockopt` for each option asked for, `bind`.
-    pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<Datagram, Error> {
-        self.open(libc::SOCK_DGRAM, address.into()).map(Datagram)
+    pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<UdpSocket, Error> {
+        self.open(libc::SOCK_DGRAM, address.into()).map(UdpSocket)
     }
 
     /// Does `first` to the socket before it binds.
@@ -112,12 +112,12 @@ impl Options<'_, Udp> {
         &self,
         address: SocketAddr,
         first: impl FnOnce(&Descriptor) -> Result<(), Error>,
-    ) -> Result<Datagram, Error> {
+    ) -> Result<UdpSocket, Error> {
         let addr = SockAddr::from(address);
         let socket = self.make(libc::SOCK_DGRAM, &addr)?;
         first(&socket)?;
         socket.bind(&addr)?;
-        Ok(Datagram(socket))
+        Ok(UdpSocket(socket))
     }
 }
 
@@ -230,7 +230,7 @@ impl Listener {
     /// `socket(7)` speaks of the time before `bind` alone). Bound until then without
     /// [`reuse_port`](Options::reuse_port), it has kept everybody else out.
     #[cfg(linux_kernel)]
-    pub fn let_siblings_bind(&self) -> Result<(), Error> {
+    pub fn set_reuse_port(&self) -> Result<(), Error> {
         self.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)
     }
 }

@@ -3,27 +3,27 @@
 #[cfg(linux_kernel)]
 use crate::{
     address::socklen,
-    datagram::Datagram,
     error::Error,
-    linux,
     listener::{Descriptor, Listener},
+    os::linux,
+    socket::udp::UdpSocket,
     sys::{self, SOL_SOCKET},
 };
 
-/// The queue of one socket: see `Listener::queue` and `Datagram::queue`, which Linux and Android
+/// The queue of one socket: see `Listener::queue` and `UdpSocket::queue`, which Linux and Android
 /// have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Queue {
     /// Connections that are established and wait to be accepted; or the bytes that datagrams take
     /// up in the kernel, more than were sent.
-    pub waiting: u32,
+    pub len: u32,
     /// The backlog in force, of which the queue holds one more; or as many bytes as datagrams may
     /// take up (`SO_RCVBUF`).
     pub limit: u32,
     /// How many packets the socket has dropped since it was made, mostly for want of room. A client
     /// sends a dropped SYN again, and nobody a dropped datagram.
-    pub dropped: u32,
+    pub drops: u32,
 }
 
 #[cfg(linux_kernel)]
@@ -35,9 +35,9 @@ impl Listener {
         let [waiting, limit] = self.backlog()?;
         let [.., dropped] = self.0.memory()?;
         Ok(Queue {
-            waiting,
+            len: waiting,
             limit,
-            dropped,
+            drops: dropped,
         })
     }
 
@@ -54,14 +54,14 @@ impl Listener {
 }
 
 #[cfg(linux_kernel)]
-impl Datagram {
+impl UdpSocket {
     /// Its queue now: `getsockopt(2)` with `SO_MEMINFO` (Linux 4.12).
     pub fn queue(&self) -> Result<Queue, Error> {
         let [waiting, limit, .., dropped] = self.0.memory()?;
         Ok(Queue {
-            waiting,
+            len: waiting,
             limit,
-            dropped,
+            drops: dropped,
         })
     }
 }

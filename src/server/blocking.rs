@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::acceptors::{Leave, Next, Seat};
-use crate::error::Advice;
+use crate::error::AcceptAction;
 use crate::listener::{Connection, Descriptor, Listener};
 use crate::sys;
 
@@ -26,7 +26,7 @@ impl Flags {
     #[inline]
     pub(crate) fn unfilter(&self, connection: &Connection) {
         if self.filtered.load(Relaxed) {
-            connection.unfilter();
+            connection.detach_filter();
         }
     }
 
@@ -38,15 +38,17 @@ impl Flags {
         while !emptied {
             match listener.accept() {
                 Ok(connection) => {
-                    connection.unfilter();
+                    connection.detach_filter();
                     self.taken().push_back(connection);
                 }
-                Err(error) => match error.advice() {
-                    Advice::GoOn => {}
+                Err(error) => match error.accept_action() {
+                    AcceptAction::Retry => {}
                     // Without a descriptor this is also the answer where nothing waits.
-                    Advice::BackOff if nothing_waits(listener) => emptied = true,
-                    Advice::BackOff => return self.last.store(true, Relaxed),
-                    Advice::Wait | Advice::Leave | Advice::Fatal => emptied = true,
+                    AcceptAction::BackOff if nothing_waits(listener) => emptied = true,
+                    AcceptAction::BackOff => return self.last.store(true, Relaxed),
+                    AcceptAction::WouldBlock | AcceptAction::Closed | AcceptAction::Fatal => {
+                        emptied = true
+                    }
                 },
             }
         }
@@ -63,7 +65,7 @@ impl Flags {
                 return Err(Leave);
             }
             if let Some(connection) = seat.accept()? {
-                connection.unfilter();
+                connection.detach_filter();
                 return Ok(connection);
             }
             if nothing_waits(&seat.socket) {

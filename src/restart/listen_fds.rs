@@ -42,9 +42,11 @@ impl Group {
             return Ok(Vec::new());
         }
         let count = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok());
-        let count = count.ok_or(GroupError::Environment)?;
+        let count = count.ok_or(GroupError::InvalidListenFds)?;
         let no_listener = |descriptor, error| GroupError::NotAListener { descriptor, error };
-        let end = FIRST.checked_add(count).ok_or(GroupError::Environment)?;
+        let end = FIRST
+            .checked_add(count)
+            .ok_or(GroupError::InvalidListenFds)?;
         for fd in FIRST..end {
             // Before anything is made of a number that may be nonsense.
             keep(fd).map_err(|error| no_listener(fd, error))?;

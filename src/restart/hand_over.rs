@@ -21,16 +21,16 @@ use std::os::unix::{ffi::OsStringExt, net::UnixStream, process::CommandExt};
 use std::process::{Child, Command};
 use std::{env, format, string::String, time::Instant, vec::Vec};
 
-use crate::drain::after;
 use crate::error::{Call, Error, check};
 use crate::group::{GroupError, Row};
-use crate::inherit::{FIRST, NAME, READY};
 use crate::listener::Listener;
-use crate::protocol::{Protocol, Tcp};
-use crate::serving::{Plans, Serving};
-use crate::{crew, steering};
+use crate::restart::listen_fds::{FIRST, NAME, READY};
+use crate::server::drain::after;
+use crate::server::{Plans, Server};
+use crate::socket::protocol::{Protocol, Tcp};
+use crate::{server::worker as crew, steering};
 
-impl Serving {
+impl Server {
     /// Starts `command` as the successor, gives it the port, and has every connection that has
     /// come by then handled here. Afterwards this has no members: [`stop`](Self::stop) has only
     /// the tally left to tell, and handlers that still run.
@@ -48,10 +48,10 @@ impl Serving {
             return Err(GroupError::Inherited.into());
         }
         if plans.site.options.shared {
-            return Err(GroupError::OneSocket.into());
+            return Err(GroupError::SharedSocket.into());
         }
         if plans.site.options.join {
-            return Err(GroupError::NotItsOwn.into());
+            return Err(GroupError::JoinedGroup.into());
         }
         let members = self.crew().posts.len();
         let mut fresh = Vec::new();
@@ -145,10 +145,10 @@ impl Serving {
         count: usize,
     ) -> Result<(), GroupError> {
         let number = |index| u32::try_from(index).unwrap_or(u32::MAX);
-        let program = steering::range(number(first), number(count));
+        let program = steering::any_in_range(number(first), number(count));
         let crew = self.crew();
         let through = through.or_else(|| crew.posts.first().map(crew::Post::socket));
-        let steered = through.map_or(Ok(()), |member| member.steer(&program));
+        let steered = through.map_or(Ok(()), |member| member.attach_program(&program));
         steered.map_err(|error| GroupError::call(error, self.local_addr(), 0))
     }
 }
@@ -269,10 +269,10 @@ fn wait_for(mut near: UnixStream, patience: Duration) -> Result<(), HandOverErro
         near.set_read_timeout(Some(left))
             .map_err(HandOverError::Spawn)?;
         match near.read(&mut [0]) {
-            Ok(0) => return Err(HandOverError::Ended),
+            Ok(0) => return Err(HandOverError::ChildExited),
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) if Instant::now() >= deadline => return Err(HandOverError::Late),
+            Err(_) if Instant::now() >= deadline => return Err(HandOverError::TimedOut),
             Err(_) => {}
         }
     }
@@ -289,9 +289,9 @@ pub enum HandOverError {
     /// The successor could not be started.
     Spawn(io::Error),
     /// The successor ended, or gave its group up, before it was ready.
-    Ended,
+    ChildExited,
     /// The successor was not ready in time, and was killed.
-    Late,
+    TimedOut,
 }
 
 impl From<GroupError> for HandOverError {
@@ -308,8 +308,8 @@ impl fmt::Display for HandOverError {
                 f.write_str("the successor's environment must be this process's own")
             }
             HandOverError::Spawn(error) => write!(f, "starting the successor: {error}"),
-            HandOverError::Ended => f.write_str("the successor ended before it was ready"),
-            HandOverError::Late => f.write_str("the successor was not ready in time"),
+            HandOverError::ChildExited => f.write_str("the successor ended before it was ready"),
+            HandOverError::TimedOut => f.write_str("the successor was not ready in time"),
         }
     }
 }

@@ -23,11 +23,11 @@ use core::time::Duration;
 use std::time::Instant;
 use std::{thread, vec::Vec};
 
-use crate::acceptors::Count;
-use crate::crew::Post;
+use crate::acceptors::Stats;
 use crate::group::GroupError;
-use crate::protocol::Protocol;
-use crate::serving::{Plans, Serving};
+use crate::server::worker::Post;
+use crate::server::{Plans, Server};
+use crate::socket::protocol::Protocol;
 
 /// Between two looks at what is waited for.
 pub(crate) const BEAT: Duration = Duration::from_millis(1);
@@ -35,14 +35,14 @@ pub(crate) const BEAT: Duration = Duration::from_millis(1);
 /// An acceptor whose handler has returned needs a moment to leave, though the grace be over.
 const MOMENT: Duration = Duration::from_millis(50);
 
-impl<P: Protocol> Serving<P> {
+impl<P: Protocol> Server<P> {
     /// Retires one acceptor: nothing new reaches it, what it has begun is finished, then its socket
     /// is closed. Returns what it did. No connection is lost.
     ///
     /// To replace a member, [`add`](Self::add) first. It takes as long as the slowest handshake
     /// under way, with any member, and at most the group's [`grace`](crate::GroupOptions::grace): a
     /// client that never answers costs the whole grace. A handler that then still runs finishes
-    /// alone ([`Count::running`]), and with it what waits behind it.
+    /// alone ([`Stats::running`]), and with it what waits behind it.
     ///
     /// On Linux in one of some hundred cases a client connects a second late: if the newest member
     /// of an IPv4 group leaves, or the oldest of an IPv6 group. Elsewhere handshakes under way are
@@ -55,21 +55,21 @@ impl<P: Protocol> Serving<P> {
     ///
     /// Fails with `EPERM` in a joined group where the kernel wants `CAP_NET_ADMIN` for a packet
     /// filter (6.18 does): there only the filter keeps clients away.
-    pub fn retire(&self, acceptor: usize) -> Result<Count, GroupError> {
+    pub fn retire(&self, acceptor: usize) -> Result<Stats, GroupError> {
         let counts = self.retire_all(&[acceptor])?;
         counts.into_iter().next().ok_or(GroupError::NoSuchMember)
     }
 
     /// Retires several at once. Fails before any of them leaves, but for one case: if the group
     /// cannot be steered as it was before, that is told although they have left.
-    pub fn retire_all(&self, acceptors: &[usize]) -> Result<Vec<Count>, GroupError> {
+    pub fn retire_all(&self, acceptors: &[usize]) -> Result<Vec<Stats>, GroupError> {
         let mut plans = self.plans();
         self.tidy(&plans);
         if plans.site.inherited {
             return Err(GroupError::Inherited);
         }
         if plans.site.options.shared {
-            return Err(GroupError::OneSocket);
+            return Err(GroupError::SharedSocket);
         }
         let indexes = self.indexes_of(acceptors)?;
         let deadline = after(plans.site.options.grace);
@@ -80,7 +80,7 @@ impl<P: Protocol> Serving<P> {
         steered?;
         Ok(all
             .into_iter()
-            .filter(|count| acceptors.contains(&count.acceptor))
+            .filter(|count| acceptors.contains(&count.id))
             .collect())
     }
 
@@ -90,11 +90,11 @@ impl<P: Protocol> Serving<P> {
     /// Turning new connections away takes `CAP_NET_ADMIN` on recent kernels (6.18). Without it,
     /// those who come in the last moment may be reset.
     ///
-    /// A handler that still runs then is left to finish alone, and told: [`Count::running`].
+    /// A handler that still runs then is left to finish alone, and told: [`Stats::running`].
     /// Inherited listeners are left as they are, with what waits there, to those who hold them on.
-    pub fn stop(self, grace: Duration) -> Vec<Count> {
+    pub fn stop(self, grace: Duration) -> Vec<Stats> {
         self.end(grace);
-        let counts = self.tally();
+        let counts = self.stats();
         // They finish alone: dropping this does not wait for them once more.
         self.crew().leaving.clear();
         counts
@@ -160,7 +160,7 @@ impl<P: Protocol> Serving<P> {
         for post in indexes.iter().filter_map(|index| crew.posts.get(*index)) {
             post.acceptor.seat.stop.0.store(true, Relaxed);
             #[cfg(seeded = "early_close")]
-            crate::alone::shut_down(P::descriptor(post.socket()));
+            crate::server::blocking::shut_down(P::descriptor(post.socket()));
         }
         drop(crew);
         if !plans.site.inherited && !cfg!(seeded = "no_drain") {
@@ -218,7 +218,7 @@ pub(crate) fn after(wait: Duration) -> Instant {
         .unwrap_or_else(|| now + Duration::from_secs(1 << 32))
 }
 
-impl<P: Protocol> Drop for Serving<P> {
+impl<P: Protocol> Drop for Server<P> {
     fn drop(&mut self) {
         let grace = self.plans().site.options.grace;
         self.end(grace);

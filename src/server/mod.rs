@@ -1,4 +1,15 @@
-//! [`Serving`]: a group with its acceptors at work.
+//! [`Server`]: a group with its acceptors at work.
+
+mod away;
+#[cfg(linux_kernel)]
+pub(crate) mod blocking;
+pub(crate) mod drain;
+pub(crate) mod polling;
+#[cfg(linux_kernel)]
+pub(crate) mod stealing;
+mod tcp;
+mod udp;
+pub(crate) mod worker;
 
 use core::net::SocketAddr;
 use core::{fmt, mem};
@@ -9,17 +20,17 @@ use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{boxed::Box, vec::Vec};
 
-use crate::acceptors::Count;
-use crate::crew::{Crew, Launch, Parked, Post};
+use crate::acceptors::Stats;
 use crate::error::Error;
 use crate::group::{Group, GroupError, MOST_THAT_STEAL, Site, SpawnError, Steering};
-use crate::protocol::{Protocol, Tcp};
-use crate::queue::Queue;
 #[cfg(linux_kernel)]
-use crate::stealing::Ring;
+use crate::server::stealing::Ring;
+use crate::server::worker::{Crew, Launch, Parked, Post};
+use crate::socket::protocol::{Protocol, Tcp};
+use crate::socket::queue::Queue;
 
 impl<P: Protocol> Group<P> {
-    pub(crate) fn start(self, launch: Box<Launch<P>>) -> Result<Serving<P>, SpawnError<P>> {
+    pub(crate) fn start(self, launch: Box<Launch<P>>) -> Result<Server<P>, SpawnError<P>> {
         let ready = self.ready;
         let mut plans = Plans {
             site: self.site,
@@ -67,7 +78,7 @@ impl<P: Protocol> Group<P> {
         if let Some(ready) = ready {
             ready.say();
         }
-        Ok(Serving {
+        Ok(Server {
             address,
             plans: Mutex::new(plans),
             crew: Mutex::new(crew),
@@ -79,7 +90,7 @@ impl<P: Protocol> Group<P> {
 ///
 /// Dropping it is [`stop`](Self::stop) with the group's [`grace`](crate::GroupOptions::grace); a
 /// handler that has not returned by then finishes alone.
-pub struct Serving<P: Protocol = Tcp> {
+pub struct Server<P: Protocol = Tcp> {
     address: SocketAddr,
     /// Whoever changes the crew holds this for as long as that takes: one at a time.
     plans: Mutex<Plans<P>>,
@@ -118,7 +129,7 @@ impl<P: Protocol> Plans<P> {
         #[cfg(linux_kernel)]
         if self.site.options.pin {
             if let Some(cpu) = self.site.cpu_of(slot)? {
-                return crate::cpus::on(cpu, || (self.launch)(id))?;
+                return crate::os::linux::affinity::on(cpu, || (self.launch)(id))?;
             }
         }
         _ = slot;
@@ -126,7 +137,7 @@ impl<P: Protocol> Plans<P> {
     }
 }
 
-impl<P: Protocol> Serving<P> {
+impl<P: Protocol> Server<P> {
     /// The address of every member.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
@@ -139,7 +150,7 @@ impl<P: Protocol> Serving<P> {
 
     /// What every acceptor has done so far, also those that have left, in the order of their
     /// numbers.
-    pub fn tally(&self) -> Vec<Count> {
+    pub fn stats(&self) -> Vec<Stats> {
         self.crew().counts()
     }
 
@@ -147,7 +158,7 @@ impl<P: Protocol> Serving<P> {
     ///
     /// Connections do not move: those under way stay with the member that the kernel chose.
     /// Fails with `pthread_create: EAGAIN` if no thread can be had, with
-    /// [`GroupError::OtherUser`] after privileges were dropped, and for inherited listeners; the
+    /// [`GroupError::UserMismatch`] after privileges were dropped, and for inherited listeners; the
     /// group is then as it was.
     pub fn add(&self) -> Result<usize, GroupError> {
         let mut plans = self.plans();
@@ -192,8 +203,8 @@ impl<P: Protocol> Serving<P> {
         entered
     }
 
-    /// Changes how the kernel chooses a member: [`Group::steer`] while they are at work.
-    pub fn steer(&self, steering: Steering) -> Result<(), GroupError> {
+    /// Changes how the kernel chooses a member: [`Group::set_steering`] while they are at work.
+    pub fn set_steering(&self, steering: Steering) -> Result<(), GroupError> {
         let mut plans = self.plans();
         self.tidy(&plans);
         if plans.site.inherited {
@@ -209,7 +220,7 @@ impl<P: Protocol> Serving<P> {
     }
 
     /// Waits until every acceptor has left of itself: for ever, unless their listeners fail.
-    pub fn join(self) -> Vec<Count> {
+    pub fn join(self) -> Vec<Stats> {
         let mut crew = self.crew();
         let posts = mem::take(&mut crew.posts);
         let counts = posts.into_iter().map(|post| post.acceptor.join());
@@ -262,9 +273,9 @@ impl<P: Protocol> Serving<P> {
     }
 }
 
-impl<P: Protocol> fmt::Debug for Serving<P> {
+impl<P: Protocol> fmt::Debug for Server<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Serving")
+        f.debug_struct("Server")
             .field("members", &self.members())
             .finish_non_exhaustive()
     }
@@ -275,7 +286,7 @@ impl<P: Protocol> fmt::Debug for Serving<P> {
 #[non_exhaustive]
 pub struct Member {
     /// What its acceptor has done.
-    pub count: Count,
+    pub stats: Stats,
     /// What waits to be accepted; `None` where the kernel does not say.
     pub queue: Option<Queue>,
 }
@@ -283,7 +294,7 @@ pub struct Member {
 impl Member {
     fn of<P: Protocol>(post: &Post<P>) -> Member {
         Member {
-            count: post.acceptor.count(),
+            stats: post.acceptor.count(),
             queue: P::queue(post.socket()),
         }
     }

@@ -1,0 +1,8 @@
+//! A new process takes over from an old one, or from a service manager.
+
+#[cfg(linux_kernel)]
+mod hand_over;
+pub(crate) mod listen_fds;
+
+#[cfg(linux_kernel)]
+pub use hand_over::HandOverError;
