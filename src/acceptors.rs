@@ -15,13 +15,15 @@ use crate::sys;
 pub struct Acceptors(Vec<Acceptor>);
 
 impl Acceptors {
-    /// Gives each listener a thread, which hands its number and every connection to `handler`.
+    /// Starts a thread for each listener. It hands its number and every connection to `handler`.
     ///
-    /// While a handler runs, whatever the kernel has chosen for this listener waits. A handler that
-    /// panics is counted, its connection is closed, and the acceptor goes on (but with
-    /// `panic = "abort"` the process ends). The listeners are set to block.
+    /// While a handler runs, the connections that the kernel has chosen for this listener wait: a
+    /// handler that blocks stops them. ([`Group::spawn`](crate::Group::spawn) has a cure.) A handler
+    /// that panics is counted, its connection is closed, and the acceptor goes on; with
+    /// `panic = "abort"` the process ends. The listeners are set to block.
     ///
-    /// Fails as [`Builder::spawn`] does; then no acceptor is left running.
+    /// # Errors
+    /// Those of [`Builder::spawn`]. No acceptor is left running then.
     pub fn spawn<H>(listeners: Vec<Listener>, handler: H) -> io::Result<Acceptors>
     where
         H: Fn(usize, Connection) + Send + Sync + 'static,
@@ -33,8 +35,8 @@ impl Acceptors {
         })
     }
 
-    /// As [`spawn`](Self::spawn), with a handler of its own for each acceptor: it may change what
-    /// it owns without a lock, and it learns when the acceptors are being stopped.
+    /// Starts a thread for each listener, as [`spawn`](Self::spawn), with a handler of its own: it
+    /// may change what it owns without a lock, and it learns when the acceptors are being stopped.
     pub fn spawn_with<M, H>(listeners: Vec<Listener>, mut make: M) -> io::Result<Acceptors>
     where
         M: FnMut(usize) -> H,
@@ -43,222 +45,229 @@ impl Acceptors {
         let mut acceptors = Acceptors(Vec::new());
         for (id, listener) in listeners.into_iter().enumerate() {
             listener.set_nonblocking(false)?;
-            let (seat, handler) = (Arc::new(Seat::new(id, listener)), make(id));
-            let taken = Arc::clone(&seat);
+            let shared = Arc::new(Shared::new(id, listener));
+            let (taken, mut handler) = (Arc::clone(&shared), make(id));
             let thread = Builder::new().name(std::format!("acceptor-{id}"));
-            let thread = thread.spawn(move || taken.work(Blocking, handler))?;
-            acceptors.0.push(Acceptor { seat, thread });
+            let thread = thread.spawn(move || taken.accept_loop(&mut handler))?;
+            acceptors.0.push(Acceptor { shared, thread });
         }
         Ok(acceptors)
     }
 
-    /// What each acceptor has done so far, in the order of their numbers; to be asked at any time.
+    /// Returns what each acceptor has done so far, in the order of their numbers.
     pub fn stats(&self) -> Vec<Stats> {
-        self.0.iter().map(Acceptor::count).collect()
+        self.0.iter().map(Acceptor::stats).collect()
     }
 
-    /// Waits until every acceptor has left of itself: for ever, unless their listeners fail.
+    /// Waits until every acceptor has ended by itself: it never returns unless their listeners fail.
     pub fn join(mut self) -> Vec<Stats> {
         self.0.drain(..).map(Acceptor::join).collect()
     }
 
-    /// Stops at once, and waits for the handlers that run. What waits to be accepted is reset.
+    /// Stops at once, and waits for the handlers that run. Queued connections are reset.
     ///
-    /// On Linux `shutdown(2)` wakes the acceptors; elsewhere each leaves after its next connection.
+    /// # Platforms
+    /// On Linux `shutdown(2)` wakes the acceptors; elsewhere each ends after its next connection.
     pub fn stop(self) -> Vec<Stats> {
-        self.0.iter().for_each(|acceptor| acceptor.seat.leave());
+        self.0.iter().for_each(|acceptor| acceptor.shared.stop());
         self.join()
     }
 }
 
 impl Drop for Acceptors {
     fn drop(&mut self) {
-        self.0.iter().for_each(|acceptor| acceptor.seat.leave());
+        self.0.iter().for_each(|acceptor| acceptor.shared.stop());
         self.0.drain(..).for_each(|acceptor| _ = acceptor.join());
     }
 }
 
 /// One acceptor: its thread, and what it shares with its owner.
 #[derive(Debug)]
-pub(crate) struct Acceptor<S = Listener> {
-    pub(crate) seat: Arc<Seat<S>>,
-    pub(crate) thread: JoinHandle<()>,
+struct Acceptor {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
 }
 
-impl<S> Acceptor<S> {
-    pub(crate) fn count(&self) -> Stats {
-        self.seat.count(!self.thread.is_finished())
+impl Acceptor {
+    fn stats(&self) -> Stats {
+        let running = !self.thread.is_finished();
+        self.shared.counters.stats(self.shared.id, running)
     }
 
-    pub(crate) fn join(self) -> Stats {
+    fn join(self) -> Stats {
         _ = self.thread.join();
-        self.seat.count(false)
+        self.shared.counters.stats(self.shared.id, false)
     }
 }
 
 /// What the thread works with and its owner sees.
 #[derive(Debug)]
-pub(crate) struct Seat<S = Listener> {
-    pub(crate) id: usize,
-    pub(crate) socket: S,
-    pub(crate) stop: StopToken,
-    pub(crate) counters: Counters,
+struct Shared {
+    id: usize,
+    listener: Listener,
+    stop: StopToken,
+    counters: Counters,
 }
 
-/// Only the acceptor writes them, so a load and a store add one.
-#[derive(Debug, Default)]
-#[repr(align(128))] // a pair of cache lines: processors fetch two
-pub(crate) struct Counters {
-    accepted: AtomicUsize,
-    panicked: AtomicUsize,
-    pub(crate) transient_errors: AtomicUsize,
-    backoffs: AtomicUsize,
-    pub(crate) failed: OnceLock<Error>,
-    pub(crate) stolen: AtomicUsize,
-}
-
-impl Seat {
-    /// The thread.
-    pub(crate) fn work(
-        &self,
-        mut next: impl Next,
-        mut handler: impl FnMut(Connection, &StopToken),
-    ) {
-        while let Ok(connection) = next.next(self) {
-            self.handle(|| handler(connection, &self.stop));
-        }
-    }
-
-    /// One `accept`. `None`: nothing came of it, ask again.
-    #[inline]
-    pub(crate) fn accept(&self) -> Result<Option<Connection>, Leave> {
-        let accepted = self.socket.accept().map(Some);
-        accepted.or_else(|error| self.heed(error).map(|()| None))
-    }
-
-    fn leave(&self) {
-        self.stop.0.store(true, Relaxed);
-        // It fails where the listener has failed before: the acceptor has left.
-        // SAFETY: the descriptor is the listener's, which this seat owns.
-        _ = unsafe { sys::shutdown(self.socket.raw(), sys::SHUT_RD) };
-    }
-}
-
-impl<S> Seat<S> {
-    pub(crate) fn new(id: usize, socket: S) -> Seat<S> {
+impl Shared {
+    fn new(id: usize, listener: Listener) -> Shared {
         let (stop, counters) = Default::default();
-        Seat {
+        Shared {
             id,
-            socket,
+            listener,
             stop,
             counters,
         }
     }
 
-    /// Counts, and runs a handler, which may panic.
-    pub(crate) fn handle(&self, handler: impl FnOnce()) {
-        add_one(&self.counters.accepted);
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(handler)) {
-            add_one(&self.counters.panicked);
-            // Dropping what was thrown may throw again; that is let lie.
-            catch_unwind(AssertUnwindSafe(|| drop(payload))).unwrap_or_else(mem::forget);
+    /// The thread.
+    fn accept_loop(&self, handler: &mut impl FnMut(Connection, &StopToken)) {
+        // C: for (;;) {
+        while !self.stop.requested() {
+            // C: int client = accept(server, NULL, NULL);
+            match self.listener.accept() {
+                Ok(connection) => self.counters.run(|| handler(connection, &self.stop)),
+                Err(error) => match self.counters.handle_error(self.id, error, &self.stop) {
+                    Ok(()) => {}
+                    Err(Stopped) => return,
+                },
+            }
         }
     }
 
-    /// Does what an error asks for.
+    fn stop(&self) {
+        self.stop.request();
+        // It fails where the listener has failed before: the acceptor has ended.
+        // SAFETY: the descriptor is the listener's, which this value owns.
+        _ = unsafe { sys::shutdown(self.listener.raw(), sys::SHUT_RD) };
+    }
+}
+
+/// What was done for one listener, or one UDP socket.
+#[derive(Debug, Default)]
+#[repr(align(128))] // a pair of cache lines: processors fetch two
+pub(crate) struct Counters {
+    accepted: AtomicUsize,
+    panicked: AtomicUsize,
+    transient_errors: AtomicUsize,
+    backoffs: AtomicUsize,
+    error: OnceLock<Error>,
+    pub(crate) handed_off: AtomicUsize,
+    pub(crate) starved: AtomicUsize,
+    pub(crate) reset: AtomicUsize,
+}
+
+/// The worker is to end.
+pub(crate) struct Stopped;
+
+impl Counters {
+    /// Counts, and runs a handler, which may panic.
+    #[inline]
+    pub(crate) fn run(&self, handler: impl FnOnce()) {
+        self.accepted.fetch_add(1, Relaxed);
+        self.catch(handler);
+    }
+
+    /// Runs code of the user, which may panic. Returns whether it did not.
+    #[inline]
+    pub(crate) fn catch(&self, code: impl FnOnce()) -> bool {
+        let Err(payload) = catch_unwind(AssertUnwindSafe(code)) else {
+            return true;
+        };
+        self.panicked.fetch_add(1, Relaxed);
+        // Dropping the payload may panic again; then it is leaked.
+        catch_unwind(AssertUnwindSafe(|| drop(payload))).unwrap_or_else(mem::forget);
+        false
+    }
+
+    pub(crate) fn count_transient_error(&self) {
+        self.transient_errors.fetch_add(1, Relaxed);
+    }
+
+    /// Does what an error of `accept` or of a receiving call asks for.
     #[cold]
-    pub(crate) fn heed(&self, error: Error) -> Result<(), Leave> {
+    pub(crate) fn handle_error(
+        &self,
+        id: usize,
+        error: Error,
+        stop: &StopToken,
+    ) -> Result<(), Stopped> {
         match error.accept_action() {
-            AcceptAction::Retry => add_one(&self.counters.transient_errors),
+            AcceptAction::Retry => self.count_transient_error(),
             AcceptAction::WouldBlock => {}
             AcceptAction::BackOff => {
-                add_one(&self.counters.backoffs);
-                // All acceptors run out of descriptors together; they return one by one.
-                let turn = 31 * self.id + 17 * self.counters.backoffs.load(Relaxed);
+                // All acceptors run out of descriptors together; they try again one by one.
+                let turn = 31 * id + 17 * self.backoffs.fetch_add(1, Relaxed);
                 sleep(Duration::from_millis(10 + turn as u64 % 91));
             }
             AcceptAction::Closed | AcceptAction::Fatal => {
-                if !self.stop.requested() {
-                    _ = self.counters.failed.set(error);
+                if !stop.requested() {
+                    _ = self.error.set(error);
                 }
-                return Err(Leave);
+                return Err(Stopped);
             }
         }
         Ok(())
     }
 
-    fn count(&self, running: bool) -> Stats {
-        let live = &self.counters;
+    pub(crate) fn error(&self) -> Option<Error> {
+        self.error.get().copied()
+    }
+
+    pub(crate) fn stats(&self, id: usize, running: bool) -> Stats {
         Stats {
-            id: self.id,
-            accepted: live.accepted.load(Relaxed),
-            panicked: live.panicked.load(Relaxed),
-            transient_errors: live.transient_errors.load(Relaxed),
-            backoffs: live.backoffs.load(Relaxed),
-            error: live.failed.get().copied(),
+            id,
+            accepted: self.accepted.load(Relaxed),
+            panicked: self.panicked.load(Relaxed),
+            transient_errors: self.transient_errors.load(Relaxed),
+            backoffs: self.backoffs.load(Relaxed),
+            error: self.error(),
             running,
-            stolen: live.stolen.load(Relaxed),
+            handed_off: self.handed_off.load(Relaxed),
+            starved: self.starved.load(Relaxed),
+            reset: self.reset.load(Relaxed),
         }
     }
 }
 
-#[inline]
-pub(crate) fn add_one(counter: &AtomicUsize) {
-    counter.store(counter.load(Relaxed).wrapping_add(1), Relaxed);
-}
-
-/// Where an acceptor's connections come from: the one thing in which the drivers differ.
-pub(crate) trait Next {
-    fn next(&mut self, seat: &Seat) -> Result<Connection, Leave>;
-}
-
-/// The acceptor is to end.
-pub(crate) struct Leave;
-
-/// The C program's way: wait in `accept`.
-struct Blocking;
-
-impl Next for Blocking {
-    #[inline]
-    fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
-        while !seat.stop.requested() {
-            if let Some(connection) = seat.accept()? {
-                return Ok(connection);
-            }
-        }
-        Err(Leave)
-    }
-}
-
-/// Tells a handler whether its acceptors are being stopped.
+/// Tells a handler whether its acceptor is being stopped.
 #[derive(Debug, Default)]
-pub struct StopToken(pub(crate) AtomicBool);
+pub struct StopToken(AtomicBool);
 
 impl StopToken {
-    /// Whether to come to an end.
+    /// Returns whether the handler should come to an end.
     pub fn requested(&self) -> bool {
         self.0.load(Relaxed)
     }
+
+    pub(crate) fn request(&self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
-/// What one acceptor did.
+/// What was done for one member of a group since it was made.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Its number.
+    /// The member's number.
     pub id: usize,
-    /// Connections, or datagrams, given to the handler.
+    /// Connections, or datagrams, that were given to a handler.
     pub accepted: usize,
     /// Handlers that panicked.
     pub panicked: usize,
-    /// Errors passed over: [`AcceptAction::Retry`]; and answers that could not be sent.
+    /// Errors that were passed over ([`AcceptAction::Retry`]), and replies that could not be sent.
     pub transient_errors: usize,
-    /// Pauses for want of a descriptor or of memory: [`AcceptAction::BackOff`].
+    /// Pauses for want of a descriptor or of memory ([`AcceptAction::BackOff`]).
     pub backoffs: usize,
-    /// What ended it, if nobody did: [`AcceptAction::Closed`], [`AcceptAction::Fatal`].
+    /// The error that ended it, if it was not stopped ([`AcceptAction::Closed`],
+    /// [`AcceptAction::Fatal`]).
     pub error: Option<Error>,
-    /// Its thread still runs.
+    /// Whether a thread accepts for it, or one of its handlers has not returned.
     pub running: bool,
-    /// Of those accepted, how many were a busy sibling's.
-    pub stolen: usize,
+    /// How often its listener was handed to a spare thread.
+    pub handed_off: usize,
+    /// How often its handlers were blocked and no spare thread could be had.
+    pub starved: usize,
+    /// Queued connections that the kernel reset when the member was stopped.
+    pub reset: usize,
 }

@@ -97,22 +97,22 @@ pub use acceptors::{Acceptors, Stats, StopToken};
 pub use address::SockAddr;
 pub use error::{AcceptAction, Call, Error};
 #[cfg(feature = "std")]
-pub use group::{Group, GroupError, GroupOptions, SpawnError, Steering};
+pub use group::{Group, GroupError, GroupOptions, Steering};
 pub use listener::{Connection, Listener};
 #[cfg(linux_kernel)]
-pub use os::linux::bpf as steering;
+pub use os::Batch;
 #[cfg(all(feature = "std", linux_kernel))]
-pub use restart::HandOverError;
+pub use restart::{HandOver, HandOverError};
 #[cfg(feature = "std")]
-pub use server::{Member, Server};
+pub use server::{MemberState, MemberStats, Serve, Server, SpareThreads, SpawnError};
 #[cfg(linux_kernel)]
-pub use socket::batch::Batch;
-pub use socket::batch::Datagram;
+pub use socket::bpf as steering;
+pub use socket::datagram::Datagram;
 pub use socket::options::Options;
 #[cfg(feature = "std")]
 pub use socket::protocol::Protocol;
 pub use socket::protocol::{Tcp, Udp};
-pub use socket::queue::Queue;
+pub use socket::queue::{AcceptQueue, ReceiveBuffer};
 pub use socket::udp::{Received, UdpSocket};
 
 /// Whether this target's kernel spreads the connections among the sockets of one port.

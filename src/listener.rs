@@ -10,9 +10,9 @@ use crate::sys::{
     self, MAX_BACKLOG, MSG_NOSIGNAL, SO_REUSEPORT, SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET,
 };
 
-/// An open descriptor and its one owner, who closes it.
+/// An open descriptor, closed on drop.
 #[derive(Debug)]
-pub(crate) struct Descriptor(c_int);
+pub struct Descriptor(c_int);
 
 impl Descriptor {
     /// # Safety

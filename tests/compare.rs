@@ -9,12 +9,13 @@ use std::process::{Child, Command};
 
 use support::{reuseport, run, scratch, text, tool, wait_until};
 
-const WAYS: [&str; 5] = [
+const WAYS: [&str; 6] = [
     "single",
     "shared",
     "reuseport",
+    "reuseport + hand-off",
     "reuseport + cpu",
-    "reuseport + steal",
+    "cpu + hand-off",
 ];
 
 /// Long enough that some connection ends in each turn, however busy the machine is.

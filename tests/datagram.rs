@@ -155,12 +155,12 @@ mod linux {
             client.send_to(&[0; 1000], address).unwrap();
         }
         let queue = server.queue().unwrap();
-        assert!(queue.len > 0 && queue.drops > 0, "{queue:?}");
+        assert!(queue.bytes > 0 && queue.drops > 0, "{queue:?}");
         server.set_nonblocking(true).unwrap();
         let received = std::iter::from_fn(|| server.recv_from(&mut [0; 1000]).ok()).count();
         assert_eq!(received + queue.drops as usize, sent);
         let queue = server.queue().unwrap();
-        assert_eq!(queue.len, 0);
+        assert_eq!(queue.bytes, 0);
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod linux {
         let mut buffer = [0; 8 * 10];
         let mut batch = Batch::<8>::new(&mut buffer);
         assert_eq!(batch.receive(&server), Ok(6));
-        for (mut message, sent) in batch.messages(&server).zip(all) {
+        for (mut message, sent) in batch.datagrams(&server).zip(all) {
             assert_eq!(message.peer_addr(), client.local_addr().unwrap());
             assert_eq!(message.payload(), &sent[..sent.len().min(10)]);
             assert_eq!(message.is_truncated(), sent.len() > 10);
@@ -206,7 +206,7 @@ mod linux {
         // It waits for one, and not for a second.
         client.send_to(b"alone", address).unwrap();
         assert_eq!(batch.receive(&server), Ok(1));
-        assert_eq!(batch.messages(&server).count(), 1);
+        assert_eq!(batch.datagrams(&server).count(), 1);
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod linux {
         let mut buffer = vec![0; 3 * 65_535];
         let mut batch = Batch::<3>::new(&mut buffer);
         assert_eq!(batch.receive(&server), Ok(3));
-        for (n, message) in batch.messages(&server).enumerate() {
+        for (n, message) in batch.datagrams(&server).enumerate() {
             // No datagram is as long.
             message.reply(if n == 1 { 65_535 } else { 1 });
         }
@@ -271,7 +271,9 @@ mod linux {
         let server = UdpSocket::from(OwnedFd::from(server));
         let batch = before_a_cliff(Batch::<1>::new(Box::leak(Box::new([0; 16]))));
         assert_eq!(batch.receive(&server), Ok(1));
-        batch.messages(&server).for_each(|message| message.reply(1));
+        batch
+            .datagrams(&server)
+            .for_each(|message| message.reply(1));
         let nobody = Error::new(Call::SendMmsg, libc::ECONNREFUSED);
         assert_eq!(batch.send_replies(&server), Err(nobody));
     }
@@ -283,7 +285,7 @@ mod linux {
         let mut batch = Batch::<4>::new(&mut []);
         let nothing = Err(Error::new(Call::RecvMmsg, libc::EINVAL));
         assert_eq!(batch.receive(&server), nothing);
-        assert_eq!(batch.messages(&server).count(), 0);
+        assert_eq!(batch.datagrams(&server).count(), 0);
         assert_eq!(
             server.recv_from(&mut [0; 9]).unwrap().len,
             1,

@@ -113,8 +113,8 @@ fn drops_privileges_and_adds_a_member() {
                 error,
                 address: group.local_addr(),
                 member: 2,
-                then: 0,
-                now: NOBODY
+                expected: 0,
+                actual: NOBODY
             }
         );
         assert_eq!(refused.error(), Some(error));

@@ -1,75 +1,86 @@
-//! Why there is no group, or not the one asked for.
+//! [`GroupError`]: errors of making, changing and inheriting a group.
 
 use core::fmt;
 use core::net::SocketAddr;
-use std::boxed::Box;
-use std::io;
 
-use super::Group;
 use crate::error::Error;
-use crate::socket::protocol::{Protocol, Tcp};
 
-/// Why there is no group, or not the one asked for.
+/// An error of making, changing or inheriting a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupError {
-    /// A call failed, for the member with this index.
+    /// A system call failed, for the member with this index.
     Call {
-        /// Which, and why.
+        /// The call and its errno.
         error: Error,
-        /// Where the member was to listen.
+        /// The group's address.
         address: SocketAddr,
-        /// Its index.
+        /// The member's index.
         member: usize,
     },
-    /// `bind` failed, with `EADDRINUSE` or `EACCES`, and the group's first member was opened by
-    /// another user: bind all members before privileges are dropped.
+    /// `bind` failed with `EADDRINUSE` or `EACCES`, and another user has opened the first member:
+    /// open all members before privileges are dropped.
     UserMismatch {
-        /// What `bind` said.
+        /// The call and its errno.
         error: Error,
-        /// Where the member was to listen.
+        /// The group's address.
         address: SocketAddr,
-        /// Its index.
+        /// The member's index.
         member: usize,
-        /// The effective user when the group was made.
-        then: u32,
+        /// The effective user who opened the first member.
+        expected: u32,
         /// The effective user now.
-        now: u32,
+        actual: u32,
     },
     /// No member was asked for.
     NoMembers,
-    /// A member listens elsewhere than the first.
+    /// A member has another address than the first.
     AddressMismatch {
-        /// Its index.
+        /// The member's index.
         member: usize,
     },
     /// This kernel gives all connections to one of the listeners.
     NotBalanced,
-    /// Steering by index, in a group whose indexes are not this program's alone.
+    /// A joined group can be neither steered nor handed over: sockets of other processes are in it.
     JoinedGroup,
-    /// Steering among, or retiring one of, acceptors that share one socket.
+    /// Members that share one socket can be neither steered nor removed one by one.
     SharedSocket,
-    /// More members than may steal from one another.
-    TooMany,
-    /// Steering around, or retiring, a member that is not there.
+    /// No member has this number, or this index.
     NoSuchMember,
-    /// Retiring the last member: [`Server::stop`](crate::Server::stop) does that.
+    /// The last serving member cannot be removed: [`Server::stop`](crate::Server::stop) does that.
     LastMember,
-    /// Adding to, retiring from, or steering listeners that other processes hold, too or alone.
+    /// A member could not be removed within the grace period: connections are still queued on it,
+    /// and no thread or descriptor could be had to serve them. It gets no new connection and stays
+    /// in the group, draining; a later [`retire`](crate::Server::retire) goes on.
+    StillQueued {
+        /// The member's number.
+        id: usize,
+        /// The connections that are queued.
+        queued: u32,
+    },
+    /// Other processes hold the sockets too, so members cannot be added, removed or steered.
     Inherited,
+    /// The old process has not closed its sockets yet: try again later.
+    PredecessorLeaving,
+    /// A new process is taking over: `Server::hand_over` has not ended yet.
+    HandingOver,
+    /// A new process has taken over.
+    HandedOver,
+    /// The server was stopped.
+    Stopped,
     /// `LISTEN_FDS` is no number.
     InvalidListenFds,
     /// A descriptor from `LISTEN_FDS` is no TCP socket that listens.
     NotAListener {
-        /// Which.
+        /// The descriptor.
         descriptor: i32,
-        /// What the kernel says of it.
+        /// The call that shows it.
         error: Error,
     },
-    /// Steering by a byte of what has none: the first packet of a connection.
+    /// TCP cannot be steered by a byte: the first packet of a connection has no payload.
     NoPayload,
-    /// Steering, pinning, stealing or batches on a kernel that has not what it takes.
-    Unsupported,
+    /// This kernel does not support what is named.
+    Unsupported(&'static str),
 }
 
 impl GroupError {
@@ -81,7 +92,7 @@ impl GroupError {
         }
     }
 
-    /// The failed call, where it was one.
+    /// Returns the failed system call, if it was one.
     pub const fn error(&self) -> Option<Error> {
         match self {
             GroupError::Call { error, .. } | GroupError::UserMismatch { error, .. } => Some(*error),
@@ -108,70 +119,56 @@ impl fmt::Display for GroupError {
                 error,
                 address,
                 member,
-                then,
-                now,
+                expected,
+                actual,
             } => {
                 return write!(
                     f,
                     "bind {address}: {error:#}, for member {member} of the group: all members must \
-                     be opened by one user, but that was {then} and now is {now}"
+                     be opened by user {expected}, but this is user {actual}"
                 );
             }
             GroupError::AddressMismatch { member } => {
-                return write!(f, "member {member} listens elsewhere than the first");
+                return write!(f, "member {member} has another address than the first");
             }
-            GroupError::NoMembers => "a group needs a member",
+            GroupError::NoMembers => "a group needs at least one member",
             GroupError::NotBalanced => {
                 "this kernel gives all connections to one of the listeners on a port; \
-                 one listener can be shared by all acceptors instead"
+                 all acceptors can share one listener instead"
             }
             GroupError::JoinedGroup => {
-                "a joined group cannot be steered: its members are not all this program's, \
-                 and their indexes shift when a stranger leaves"
+                "a joined group can be neither steered nor handed over: sockets of other processes \
+                 are in it, and the indexes change when one of them closes"
             }
             GroupError::SharedSocket => {
-                "acceptors that share one listener can be neither steered nor retired one by one, \
-                 and have nothing to steal"
+                "members that share one socket can be neither steered nor removed one by one"
             }
-            GroupError::TooMany => "at most 128 members can steal from one another",
             GroupError::NoSuchMember => "the group has no such member",
-            GroupError::LastMember => "the last member cannot be retired",
-            GroupError::Inherited => {
-                "other processes hold the listeners: who is to listen is theirs to say"
+            GroupError::LastMember => "the last member cannot be removed",
+            GroupError::StillQueued { id, queued } => {
+                return write!(
+                    f,
+                    "member {id} still has {queued} queued connections; it stays, draining"
+                );
             }
+            GroupError::Inherited => {
+                "the sockets are inherited from another process, so members cannot be added, \
+                 removed or steered"
+            }
+            GroupError::PredecessorLeaving => "the old process has not closed its sockets yet",
+            GroupError::HandingOver => "a new process is taking over",
+            GroupError::HandedOver => "a new process has taken over",
+            GroupError::Stopped => "the server was stopped",
             GroupError::InvalidListenFds => "LISTEN_FDS is not a number",
             GroupError::NotAListener { descriptor, error } => {
                 return write!(f, "descriptor {descriptor} is no TCP listener: {error}");
             }
-            GroupError::NoPayload => "only datagrams have bytes to be steered by",
-            GroupError::Unsupported => {
-                "this kernel has not what steering, pinning, stealing or batches take"
+            GroupError::NoPayload => "only datagrams can be steered by a byte",
+            GroupError::Unsupported(what) => {
+                return write!(f, "this kernel does not support {what}");
             }
         })
     }
 }
 
 impl core::error::Error for GroupError {}
-
-/// Why no acceptors work, and the group that they were meant for, as it was.
-#[derive(Debug)]
-pub struct SpawnError<P: Protocol = Tcp> {
-    /// Which call failed, and why.
-    pub error: Error,
-    /// The group.
-    pub group: Box<Group<P>>,
-}
-
-impl<P: Protocol> fmt::Display for SpawnError<P> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "starting the {}s: {}", P::WHO, self.error)
-    }
-}
-
-impl<P: Protocol> core::error::Error for SpawnError<P> {}
-
-impl<P: Protocol> From<SpawnError<P>> for io::Error {
-    fn from(failure: SpawnError<P>) -> io::Error {
-        failure.error.into()
-    }
-}

@@ -2,54 +2,71 @@
 
 mod config;
 mod error;
+mod old_process;
 mod options;
+mod steering;
 
 use core::net::SocketAddr;
 use std::vec::Vec;
 
+pub(crate) use config::GroupConfig;
+pub use error::GroupError;
+pub(crate) use old_process::OldProcess;
+pub use options::GroupOptions;
+pub(crate) use steering::Slot;
+pub use steering::Steering;
+
 use crate::listener::Listener;
-use crate::restart::listen_fds::Ready;
-use crate::socket::protocol::{First, Protocol, Tcp, Udp};
+use crate::socket::protocol::{BindMode, Protocol, Tcp, Udp};
 use crate::socket::udp::UdpSocket;
 
-#[cfg(linux_kernel)]
-pub(crate) use config::Row;
-pub(crate) use config::Site;
-pub use error::{GroupError, SpawnError};
-pub use options::GroupOptions;
-pub(crate) use options::MOST_THAT_STEAL;
-
-/// Sockets on one port, listeners or datagram sockets, in the order in which they came to it: the
-/// kernel's own index order.
+/// Sockets on one port, listeners or UDP sockets, in the kernel's index order: the order of their
+/// `listen`, or of their `bind` for UDP.
 ///
-/// The port is claimed: a second copy of the program is refused with `EADDRINUSE`, where plain
-/// `SO_REUSEPORT` would let it join in silence. All members exist or none does.
+/// The port is bound exclusively: a second copy of the program is refused with `EADDRINUSE`, where
+/// plain `SO_REUSEPORT` would let it join silently. All members exist or none does.
 ///
-/// That is for accidents. Once the group is made its sockets have the option, and another program
-/// of the same user that sets it on purpose, as [`join`](GroupOptions::join) does, comes in.
+/// That is a guard against accidents. Once the group is made its sockets have the option, and
+/// another program of the same user can join by setting it before `bind`, as
+/// [`join`](GroupOptions::join) does.
+///
+/// # Examples
+/// ```
+/// use reuseport::Group;
+///
+/// let group = Group::bind("127.0.0.1:0".parse::<std::net::SocketAddr>()?, 3)?;
+/// assert_eq!(group.sockets().len(), 3);
+/// let second = Group::bind(group.local_addr(), 3);
+/// assert_eq!(second.unwrap_err().error().unwrap().errno(), libc::EADDRINUSE);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Group<P: Protocol = Tcp> {
     pub(crate) sockets: Vec<P::Socket>,
-    pub(crate) site: Site<P>,
-    /// Who is told when they are served.
-    pub(crate) ready: Option<Ready>,
+    pub(crate) config: GroupConfig<P>,
+    /// The process that has handed the group over, if one has.
+    pub(crate) old_process: Option<OldProcess>,
 }
 
 impl Group {
-    /// Claims `address` and binds `members` listeners to it; port 0 is any free port.
+    /// Binds `members` listeners to `address`, exclusively. Port 0 is any free port.
     ///
-    /// Fails with `EADDRINUSE` if anybody listens there. Fails on a kernel that would give one
-    /// listener everything, unless there is but one, or it is [`shared`](GroupOptions::shared).
+    /// # Errors
+    /// - [`GroupError::Call`] with `EADDRINUSE`: another socket listens there.
+    /// - [`GroupError::NotBalanced`]: this kernel would give one listener all connections, and more
+    ///   than one member was asked for ([`shared`](GroupOptions::shared) works there).
+    /// - [`GroupError::NoMembers`]: `members` is 0.
     pub fn bind(address: impl Into<SocketAddr>, members: usize) -> Result<Group, GroupError> {
         Group::options().bind(address, members)
     }
 
-    /// The general case of [`bind`](Group::bind).
+    /// Returns the options of a group of listeners, to bind it with.
     pub fn options() -> GroupOptions {
         GroupOptions::default()
     }
 
-    /// As [`bind`](Group::bind), but for datagrams.
+    /// Binds `members` UDP sockets to `address`, exclusively, as [`bind`](Group::bind) does
+    /// listeners.
     pub fn bind_udp(
         address: impl Into<SocketAddr>,
         members: usize,
@@ -57,7 +74,7 @@ impl Group {
         Group::udp_options().bind(address, members)
     }
 
-    /// The general case of [`bind_udp`](Group::bind_udp).
+    /// Returns the options of a group of UDP sockets, to bind it with.
     pub fn udp_options() -> GroupOptions<Udp> {
         GroupOptions::default()
     }
@@ -74,34 +91,38 @@ impl Group {
         Group::from_sockets(listeners)
     }
 
-    /// A group of one that another process has opened. `alone`: it has given it away.
+    /// Makes a group of one listener that another process has opened. `exclusive`: that process has
+    /// given it away.
     pub(crate) fn inherited(
         listener: Listener,
-        alone: bool,
-        ready: Option<Ready>,
+        exclusive: bool,
+        old_process: Option<OldProcess>,
     ) -> Result<Group, GroupError> {
-        let mut group = Group::of(Vec::from([listener]), Group::options())?;
-        group.site.inherited = !alone;
-        group.ready = ready;
+        let mut group = Group::new(Vec::from([listener]), Group::options())?;
+        group.config.inherited = !exclusive;
+        group.old_process = old_process;
         Ok(group)
     }
 
-    /// Has `acceptors` share the one listener of this group, as
-    /// [`shared`](GroupOptions::shared) does: for a single one that was inherited.
+    /// Duplicates the one listener of this group, so that `acceptors` workers share it, as with
+    /// [`shared`](GroupOptions::shared): for a single listener that was inherited.
+    ///
+    /// # Errors
+    /// [`GroupError::SharedSocket`] if the group has several listeners.
     pub fn share_among(mut self, acceptors: usize) -> Result<Group, GroupError> {
         let [only] = self.sockets.as_slice() else {
             return Err(GroupError::SharedSocket);
         };
-        self.site.options = self.site.options.shared(true);
-        let copies = (1..acceptors).map(|member| self.site.share(only, member));
+        self.config.options = self.config.options.shared(true);
+        let copies = (1..acceptors).map(|member| self.config.share(only, member));
         let copies = copies.collect::<Result<Vec<_>, _>>()?;
         self.sockets.extend(copies);
         Ok(self)
     }
 
-    /// Whether other processes hold the listeners too: see [`from_env`](Self::from_env).
+    /// Returns whether other processes hold the listeners too: see [`from_env`](Self::from_env).
     pub fn is_inherited(&self) -> bool {
-        self.site.inherited
+        self.config.inherited
     }
 }
 
@@ -115,14 +136,14 @@ impl Group<Udp> {
 
 impl<P: Protocol> Group<P> {
     fn make(
-        first: First,
+        mode: BindMode,
         address: SocketAddr,
         members: usize,
         options: &GroupOptions<P>,
     ) -> Result<Group<P>, GroupError> {
-        let socket = P::open(options, first, address);
+        let socket = P::open(&options.socket_options(), mode, address);
         let socket = socket.map_err(|error| GroupError::call(error, address, 0))?;
-        let mut group = Group::of(Vec::from([socket]), options.clone())?;
+        let mut group = Group::new(Vec::from([socket]), options.clone())?;
         while group.sockets.len() < members {
             group.open_one_more()?;
         }
@@ -133,50 +154,50 @@ impl<P: Protocol> Group<P> {
     }
 
     fn from_sockets(sockets: Vec<P::Socket>) -> Result<Group<P>, GroupError> {
-        let group = Group::of(sockets, GroupOptions::default())?;
+        let group = Group::new(sockets, GroupOptions::default())?;
         for (member, socket) in group.sockets.iter().enumerate() {
-            if local_addr::<P>(socket, member)? != group.site.address {
+            if local_addr::<P>(socket, member)? != group.config.address {
                 return Err(GroupError::AddressMismatch { member });
             }
         }
         Ok(group)
     }
 
-    fn of(sockets: Vec<P::Socket>, options: GroupOptions<P>) -> Result<Group<P>, GroupError> {
+    fn new(sockets: Vec<P::Socket>, options: GroupOptions<P>) -> Result<Group<P>, GroupError> {
         let first = sockets.first().ok_or(GroupError::NoMembers)?;
-        let site = Site::of(first, local_addr::<P>(first, 0)?, options);
+        let config = GroupConfig::new(first, local_addr::<P>(first, 0)?, options);
         Ok(Group {
             sockets,
-            site,
-            ready: None,
+            config,
+            old_process: None,
         })
     }
 
-    /// Says how a group was made that this program has not made itself: how its threads work, and
-    /// how members that are added later are made. Steering is noted, not changed: a predecessor
-    /// that hands a group over leaves it steered.
+    /// Sets the options of a group that was inherited or made of sockets. They apply to its workers
+    /// and to members that are added later. The steering program in the kernel is not changed.
     #[must_use]
     pub fn with_options(mut self, options: GroupOptions<P>) -> Group<P> {
-        let shared = self.site.options.shared;
-        self.site.options = options.shared(shared);
+        let shared = self.config.options.shared;
+        self.config.options = options.shared(shared);
         self
     }
 
     /// Binds one more member, which gets the highest index.
     ///
-    /// Fails with [`GroupError::UserMismatch`] if the group was made by another user than the process
-    /// is now.
+    /// # Errors
+    /// - [`GroupError::UserMismatch`]: the process has another effective user than when the group
+    ///   was made.
+    /// - [`GroupError::Inherited`]: other processes hold the sockets too.
+    /// - [`GroupError::Call`]: a system call failed. The group is as it was.
     pub fn add(&mut self) -> Result<(), GroupError> {
-        if self.site.inherited {
+        if self.config.inherited {
             return Err(GroupError::Inherited);
         }
         self.open_one_more()?;
-        let steering = self.site.options.steering;
-        let steered = if self.site.options.is_steered() {
-            self.set_steering(steering)
-        } else {
-            Ok(())
-        };
+        let mut steered = Ok(());
+        if self.config.options.is_steered() {
+            steered = self.set_steering(self.config.options.steering);
+        }
         if steered.is_err() {
             self.sockets.pop();
         }
@@ -186,8 +207,8 @@ impl<P: Protocol> Group<P> {
     fn open_one_more(&mut self) -> Result<(), GroupError> {
         let member = self.sockets.len();
         let socket = match self.sockets.first() {
-            Some(only) if self.site.options.shared => self.site.share(only, member)?,
-            _ => self.site.open(member)?,
+            Some(only) if self.config.options.shared => self.config.share(only, member)?,
+            _ => self.config.open(member)?,
         };
         self.sockets.push(socket);
         Ok(())
@@ -200,81 +221,49 @@ impl<P: Protocol> Group<P> {
 
     /// Returns the members in index order, for another runtime to serve. They stay a group, and the
     /// kernel goes on choosing among them as it did.
+    ///
+    /// The runtime then closes them, and closing a listener resets its queue: see
+    /// [the guide](crate::guide).
     pub fn into_sockets(self) -> Vec<P::Socket> {
-        if let Some(ready) = self.ready {
-            ready.say();
+        if let Some(mut old_process) = self.old_process {
+            old_process.notify();
         }
         self.sockets
     }
 
-    /// The address of every member.
+    /// Returns the address of every member.
     pub fn local_addr(&self) -> SocketAddr {
-        self.site.address
+        self.config.address
     }
 
-    /// Changes how the kernel chooses a member, from the next connection or datagram on.
+    /// Sets how the kernel chooses a member, from the next connection or datagram on.
     ///
-    /// Fails on kernels that cannot be told, for a joined or shared group (which have the hash, and
-    /// keep it), and for an index that no member has.
+    /// # Errors
+    /// - [`GroupError::Unsupported`]: this kernel has no steering programs.
+    /// - [`GroupError::JoinedGroup`], [`GroupError::SharedSocket`]: such a group has the hash.
+    /// - [`GroupError::NoSuchMember`]: no member has the index.
+    /// - [`GroupError::NoPayload`]: TCP cannot be steered by a byte.
+    /// - [`GroupError::Call`]: the kernel refused the program.
     pub fn set_steering(&mut self, steering: Steering) -> Result<(), GroupError> {
-        if self.site.inherited {
+        if self.config.inherited {
             return Err(GroupError::Inherited);
         }
         steering.check(self.sockets.len())?;
-        let before = self.site.options.set_steering(steering)?;
-        // In a joined group, who is steered by a program is a stranger's affair.
-        #[cfg(linux_kernel)]
-        if let (Some(first), false, false) = (
-            self.sockets.first(),
-            self.site.options.join,
-            self.site.options.shared,
-        ) {
-            let rows: Vec<_> = (0..self.sockets.len()).map(Row::alike).collect();
-            if let Err(error) = self.site.steer(first, &rows) {
-                self.site.options.set_steering(before)?;
-                return Err(error);
-            }
+        let before = self.config.options.set_steering(steering)?;
+        let Some(first) = self.sockets.first().filter(|_| self.config.can_steer()) else {
+            return Ok(());
+        };
+        let slots: Vec<_> = (0..self.sockets.len()).map(Slot::new).collect();
+        let steered = self.config.steer(first, &slots);
+        if steered.is_err() {
+            self.config.options.set_steering(before)?;
         }
-        _ = before;
-        Ok(())
+        steered
     }
 }
 
 fn local_addr<P: Protocol>(socket: &P::Socket, member: usize) -> Result<SocketAddr, GroupError> {
-    let unknown = SocketAddr::from(([0; 4], 0));
+    let unspecified = SocketAddr::from(([0; 4], 0));
     let address = P::descriptor(socket).local_addr();
-    address.map_err(|error| GroupError::call(error, unknown, member))
-}
-
-/// Which member of the group the kernel gives a connection to (Linux, Android): see
-/// the module `steering` for the programs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Steering {
-    /// A hash of the four-tuple decides: the kernel's own way.
-    #[default]
-    Hash,
-    /// The member of the CPU that received it: of the CPUs that the program may run on, the first
-    /// is member 0's, and so on. A CPU that has no member falls to the hash.
-    Cpu,
-    /// Any member, at random.
-    Random,
-    /// Any but the member with this index, at random.
-    Except(usize),
-    /// For datagrams: the member whose number, modulo 256, is the byte at this offset. Protocols
-    /// that carry a connection's identity have a server write its own number there, and the flow
-    /// comes back to it whatever its addresses are. A datagram that is too short, or that has no
-    /// member's number, falls to the hash; and so does any in the moment in which a member leaves.
-    Byte(u16),
-}
-
-impl Steering {
-    /// Whether it makes sense among so many.
-    pub(crate) fn check(self, members: usize) -> Result<(), GroupError> {
-        match self {
-            Steering::Except(index) if index >= members || members < 2 => {
-                Err(GroupError::NoSuchMember)
-            }
-            _ => Ok(()),
-        }
-    }
+    address.map_err(|error| GroupError::call(error, unspecified, member))
 }

@@ -1,4 +1,4 @@
-//! [`GroupOptions`]: how to make a group, and what that means on which kernel.
+//! [`GroupOptions`]: how a group is made, steered and served.
 
 use core::ffi::c_int;
 use core::marker::PhantomData;
@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use super::{Group, GroupError, Steering};
 use crate::error::Error;
-use crate::socket::options::{Options, Unshown};
-use crate::socket::protocol::{First, Protocol, Tcp, Udp};
+use crate::os;
+use crate::socket::options::{DebugOpaque, Options};
+use crate::socket::protocol::{BindMode, Protocol, Tcp, Udp};
 
-/// How to make a [`Group`].
+/// Options of a [`Group`], and of the [`Server`](crate::Server) that it becomes.
 #[derive(Clone, Debug)]
 #[must_use]
 #[allow(clippy::struct_excessive_bools)] // each is a switch of its own
@@ -20,19 +21,22 @@ pub struct GroupOptions<P = Tcp> {
     pub(crate) shared: bool,
     pub(crate) steering: Steering,
     pub(crate) pin: bool,
-    pub(crate) steal: bool,
-    /// Its threads poll: further members must not block.
+    pub(crate) spare_threads: usize,
+    /// The workers poll, so the sockets of further members must not block.
     pub(crate) nonblocking: bool,
     backlog: Option<c_int>,
     only_v6: Option<bool>,
-    before_bind: Option<Unshown<Arc<Hook>>>,
+    before_bind: Option<DebugOpaque<Arc<Hook>>>,
     pub(crate) grace: Duration,
     pub(crate) batch: bool,
-    pub(crate) room: usize,
+    pub(crate) max_datagram_size: usize,
     protocol: PhantomData<P>,
 }
 
 type Hook = dyn Fn(c_int) -> Result<(), Error> + Send + Sync;
+
+/// The payload of a datagram is shorter than this: its length has 16 bits and counts the header too.
+const MAX_DATAGRAM: usize = 65_535;
 
 impl<P> Default for GroupOptions<P> {
     fn default() -> GroupOptions<P> {
@@ -41,155 +45,162 @@ impl<P> Default for GroupOptions<P> {
             shared: false,
             steering: Steering::Hash,
             pin: false,
-            steal: false,
+            spare_threads: 512,
             nonblocking: false,
             backlog: None,
             only_v6: None,
             before_bind: None,
             grace: Duration::from_secs(1),
             batch: false,
-            room: LARGEST,
+            max_datagram_size: MAX_DATAGRAM,
             protocol: PhantomData,
         }
     }
 }
 
 impl GroupOptions {
-    /// An idle acceptor takes what waits for a busy sibling; its own listener comes first. Without
-    /// it a connection waits behind the handler of the member that the kernel has chosen, while
-    /// others idle. Costs one system call more for a connection. Linux and Android; elsewhere it is
-    /// refused, and so are more than 128 members.
-    pub fn steal(mut self, on: bool) -> GroupOptions {
-        self.steal = on;
+    /// Sets how many threads may be started beside one for each member. Default: 512.
+    ///
+    /// A handler that blocks for more than about 1 ms keeps its thread; a spare thread then accepts
+    /// on its listener. So there may be more handlers at a time than members. A spare is started
+    /// when it is needed, and ends after 5 s without work; it takes about 30 kB.
+    ///
+    /// With no spare left, connections wait behind the blocked handlers: as many silent clients as
+    /// there are threads stop the server. [`Stats::starved`](crate::Stats::starved) counts it.
+    ///
+    /// With 0 there is one thread for each member, as in the C program: a connection waits until the
+    /// handler of its member has returned.
+    pub fn spare_threads(mut self, threads: usize) -> GroupOptions {
+        self.spare_threads = threads;
         self
     }
 
-    /// As [`Options::backlog`], for each member.
+    /// Sets the backlog of each member, as [`Options::backlog`].
     pub fn backlog(mut self, connections: c_int) -> GroupOptions {
         self.backlog = Some(connections);
         self
     }
-
-    pub(crate) fn of_a_listener(&self) -> Options<'_> {
-        let options = self.of_a_member().reuse_address(true);
-        match self.backlog {
-            Some(connections) => options.backlog(connections),
-            None => options,
-        }
-    }
 }
 
 impl GroupOptions<Udp> {
-    /// A receiver takes up to 32 datagrams that wait by one system call, and sends its answers by
-    /// another. Without it each datagram costs a call, and each answer. Linux and Android;
-    /// elsewhere it is refused.
+    /// Has a receiver take up to 32 queued datagrams with one system call, and send its replies with
+    /// another. Default: off, one call for each datagram and each reply.
+    ///
+    /// # Platforms
+    /// Linux and Android; elsewhere it is refused.
     pub fn batch(mut self, on: bool) -> GroupOptions<Udp> {
         self.batch = on;
         self
     }
 
-    /// How many bytes of a datagram a receiver has room for; of a longer one the rest is lost, and
-    /// that is told. At least 1. Unset, and at most: 65 535, which is more than any has. Memory
-    /// that no datagram has reached is not taken up.
+    /// Sets the size of the buffer for each datagram, in bytes: 1 to 65 535, the default. A longer
+    /// datagram is truncated, and [`Datagram::is_truncated`](crate::Datagram::is_truncated) returns
+    /// true. The memory is used only as far as datagrams fill it.
     pub fn max_datagram_size(mut self, bytes: usize) -> GroupOptions<Udp> {
-        self.room = bytes.clamp(1, LARGEST);
+        self.max_datagram_size = bytes.clamp(1, MAX_DATAGRAM);
         self
     }
 }
 
-/// No datagram is longer: its length has 16 bits, which count its header too.
-const LARGEST: usize = 65_535;
-
 impl<P: Protocol> GroupOptions<P> {
-    /// Joins a group that another program may have made already, claimed or not, or makes one that
-    /// others may join. All must run under one effective user.
+    /// Joins the sockets that other programs of the same effective user have on the port, or opens
+    /// the port for them. Default: off, the port is bound exclusively.
     ///
-    /// Such a group is not steered: its indexes are not its own, and shift when a stranger leaves.
+    /// A joined group cannot be steered: sockets of other processes are in it, and the indexes
+    /// change when one of them closes.
     pub fn join(mut self, on: bool) -> GroupOptions<P> {
         self.join = on;
         self
     }
 
-    /// One socket in place of many: all acceptors wait on the same one. That is the manual page's
-    /// older way, which no kernel refuses; whoever is idle takes the next connection or datagram.
+    /// Opens one socket instead of many, on which all workers wait: the older way that the manual
+    /// page describes, which works on every kernel. An idle worker takes the next connection or
+    /// datagram. Default: off.
     pub fn shared(mut self, on: bool) -> GroupOptions<P> {
         self.shared = on;
         self
     }
 
-    /// How the kernel chooses a member. Linux and Android; elsewhere all but `Hash` is refused.
+    /// Sets how the kernel chooses a member. Default: [`Steering::Hash`].
+    ///
+    /// # Platforms
+    /// Linux and Android; elsewhere all but `Hash` is refused.
     pub fn steering(mut self, steering: Steering) -> GroupOptions<P> {
         self.steering = steering;
         self
     }
 
-    /// Runs each acceptor on one CPU: of those that the program may use, acceptor 0 on the first,
-    /// and so on, from the start again where there are more acceptors. Linux and Android;
-    /// elsewhere it is refused.
+    /// Runs the workers of each member on one CPU: of those that the program may use, member 0 on
+    /// the first, and so on; from the first again where there are more members. Default: off.
+    ///
+    /// # Platforms
+    /// Linux and Android; elsewhere it is refused.
     pub fn pin(mut self, on: bool) -> GroupOptions<P> {
         self.pin = on;
         self
     }
 
-    /// As [`Options::only_v6`].
+    /// Sets `IPV6_V6ONLY` on each member, as [`Options::only_v6`].
     pub fn only_v6(mut self, on: bool) -> GroupOptions<P> {
         self.only_v6 = Some(on);
         self
     }
 
-    /// As [`Options::before_bind`], for each member, also one that is added later.
+    /// Runs `hook` on each member before it is bound, also on one that is added later, as
+    /// [`Options::before_bind`].
     pub fn before_bind<F>(mut self, hook: F) -> GroupOptions<P>
     where
         F: Fn(c_int) -> Result<(), Error> + Send + Sync + 'static,
     {
-        self.before_bind = Some(Unshown(Arc::new(hook)));
+        self.before_bind = Some(DebugOpaque(Arc::new(hook)));
         self
     }
 
-    /// How long a member that leaves waits at most for the handshakes that it has begun, and for
-    /// its handler. Unset: a second, which is enough for any round-trip time on earth.
+    /// Sets how long a member that leaves waits at most for its handshakes, its queue and its
+    /// handlers. Default: 1 s.
     pub fn grace(mut self, grace: Duration) -> GroupOptions<P> {
         self.grace = grace;
         self
     }
 
-    /// As [`Group::bind`].
+    /// Binds `members` sockets to `address`, as [`Group::bind`].
+    ///
+    /// # Errors
+    /// Those of [`Group::bind`], and [`GroupError::Unsupported`], [`GroupError::JoinedGroup`],
+    /// [`GroupError::SharedSocket`] and [`GroupError::NoPayload`] for options that exclude each
+    /// other.
     pub fn bind(
         &self,
         address: impl Into<SocketAddr>,
         members: usize,
     ) -> Result<Group<P>, GroupError> {
-        Group::make(
-            plan(crate::BALANCES, members, self)?,
-            address.into(),
-            members,
-            self,
-        )
+        let mode = bind_mode(crate::BALANCES, members, self)?;
+        Group::make(mode, address.into(), members, self)
     }
 
-    /// Whether such a group may be steered like this.
-    fn check_steering(&self) -> Result<(), GroupError> {
+    /// Checks that such a group can be steered and served like this.
+    fn check(&self) -> Result<(), GroupError> {
         let steered = self.steering != Steering::Hash;
         match () {
-            () if (steered || self.pin || self.steal || self.batch) && !cfg!(linux_kernel) => {
-                Err(GroupError::Unsupported)
-            }
+            () if steered && !os::STEERS => Err(GroupError::Unsupported("steering")),
+            () if self.pin && !os::STEERS => Err(GroupError::Unsupported("pinning")),
+            () if self.batch && !os::STEERS => Err(GroupError::Unsupported("receiving in batches")),
             () if steered && self.join => Err(GroupError::JoinedGroup),
-            () if (steered || self.steal) && self.shared => Err(GroupError::SharedSocket),
-            () if matches!(self.steering, Steering::Byte(_)) && !P::HAS_BYTES => {
+            () if steered && self.shared => Err(GroupError::SharedSocket),
+            () if matches!(self.steering, Steering::Byte(_)) && !P::HAS_PAYLOAD => {
                 Err(GroupError::NoPayload)
             }
             () => Ok(()),
         }
     }
 
-    /// Takes a steering for such a group, and returns the one before.
+    /// Sets the steering, if such a group can have it, and returns the one before.
     pub(crate) fn set_steering(&mut self, steering: Steering) -> Result<Steering, GroupError> {
         let changed = GroupOptions {
             steering,
             ..self.clone()
         };
-        changed.check_steering()?;
+        changed.check()?;
         Ok(core::mem::replace(self, changed).steering)
     }
 
@@ -197,41 +208,40 @@ impl<P: Protocol> GroupOptions<P> {
         self.steering != Steering::Hash
     }
 
-    /// What the calls of each member are made with.
-    pub(crate) fn of_a_member(&self) -> Options<'_, P> {
+    /// The options of each member's socket.
+    pub(crate) fn socket_options(&self) -> Options<'_, P> {
         let mut options = Options::new().nonblocking(self.nonblocking);
+        if let Some(connections) = self.backlog {
+            options = options.set_backlog(connections);
+        }
         if let Some(on) = self.only_v6 {
             options = options.only_v6(on);
         }
         match &self.before_bind {
-            Some(Unshown(hook)) => options.before_bind(&**hook),
+            Some(DebugOpaque(hook)) => options.before_bind(&**hook),
             None => options,
         }
     }
 }
 
-/// The most members that steal from one another: n of them are n * n registrations.
-pub(crate) const MOST_THAT_STEAL: usize = 128;
-
-/// What the options mean on a kernel that balances or does not.
-fn plan<P: Protocol>(
+/// How the first member binds, on a kernel that balances or does not.
+fn bind_mode<P: Protocol>(
     balances: bool,
     members: usize,
     options: &GroupOptions<P>,
-) -> Result<First, GroupError> {
+) -> Result<BindMode, GroupError> {
     let sockets = if options.shared {
         members.min(1)
     } else {
         members
     };
-    options.check_steering()?;
+    options.check()?;
     match sockets {
         0 => Err(GroupError::NoMembers),
-        _ if options.steal && sockets > MOST_THAT_STEAL => Err(GroupError::TooMany),
         _ if !balances && (sockets > 1 || options.join) => Err(GroupError::NotBalanced),
-        _ if options.join => Ok(First::Joins),
-        1 if options.shared || !balances => Ok(First::Alone),
-        _ => Ok(First::Claims),
+        _ if options.join => Ok(BindMode::Join),
+        1 if options.shared || !balances => Ok(BindMode::Single),
+        _ => Ok(BindMode::Exclusive),
     }
 }
 
@@ -240,43 +250,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_done_on_which_kernel() {
+    fn bind_mode_follows_from_kernel_and_options() {
         let plain = Group::options();
         let (joined, shared) = (plain.clone().join(true), plain.clone().shared(true));
+
         for (balances, members, options, expected) in [
             (true, 0, &plain, Err(GroupError::NoMembers)),
-            (true, 1, &plain, Ok(First::Claims)),
-            (true, 3, &plain, Ok(First::Claims)),
-            (true, 3, &joined, Ok(First::Joins)),
-            (true, 3, &shared, Ok(First::Alone)),
-            (true, 3, &shared.clone().join(true), Ok(First::Joins)),
-            (false, 1, &plain, Ok(First::Alone)),
+            (true, 1, &plain, Ok(BindMode::Exclusive)),
+            (true, 3, &plain, Ok(BindMode::Exclusive)),
+            (true, 3, &joined, Ok(BindMode::Join)),
+            (true, 3, &shared, Ok(BindMode::Single)),
+            (true, 3, &shared.clone().join(true), Ok(BindMode::Join)),
+            (false, 1, &plain, Ok(BindMode::Single)),
             (false, 2, &plain, Err(GroupError::NotBalanced)),
-            (false, 2, &shared, Ok(First::Alone)),
+            (false, 2, &shared, Ok(BindMode::Single)),
             (false, 1, &joined, Err(GroupError::NotBalanced)),
         ] {
-            assert_eq!(
-                plan(balances, members, options),
-                expected,
-                "{members} {options:?}"
-            );
+            let mode = bind_mode(balances, members, options);
+            assert_eq!(mode, expected, "{members} {options:?}");
         }
     }
 
     #[test]
-    fn what_is_not_steered() {
+    fn joined_and_shared_groups_are_not_steered() {
         let random = Group::options().steering(Steering::Random);
+
         for (options, expected) in [
             (random.clone().join(true), Err(GroupError::JoinedGroup)),
             (random.clone().shared(true), Err(GroupError::SharedSocket)),
-            (random, Ok(First::Claims)),
+            (random, Ok(BindMode::Exclusive)),
         ] {
-            let expected = if cfg!(linux_kernel) {
-                expected
-            } else {
-                Err(GroupError::Unsupported)
-            };
-            assert_eq!(plan(true, 3, &options), expected);
+            let unsupported = Err(GroupError::Unsupported("steering"));
+            let expected = if os::STEERS { expected } else { unsupported };
+            assert_eq!(bind_mode(true, 3, &options), expected);
         }
     }
 }

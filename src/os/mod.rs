@@ -1,6 +1,45 @@
-//! What differs between kernels.
+//! What differs between kernels, behind one contract: `linux` (Linux and Android) and `other` offer
+//! the same functions, so callers need no `cfg`. Where a kernel lacks something, `other` returns
+//! `EOPNOTSUPP`, [`None`], or does nothing where there is nothing to do.
+//!
+//! - [`attach_program`], [`detach_program`]: steering programs; [`attach_filter`],
+//!   [`detach_filter`]: packet filters.
+//! - [`accept_queue`], [`receive_buffer`]: how much is queued on a socket.
+//! - [`SHUTDOWN_WAKES`]: whether `shutdown(2)` wakes a thread that is blocked in `accept`, and takes
+//!   a listener out of its group.
+//! - [`bind_exclusive`], [`bind_exclusive_udp`]: the first member of a group that shares its port
+//!   with no other program.
+//! - [`handshakes`]: the connections that are not finished.
+//! - [`allowed_cpus`], [`start_on_cpu`], [`move_to_cpu`], [`name_thread`]: threads.
+//! - [`Placeholder`]: what takes the place of a UDP socket's descriptor.
 
 #[cfg(not(accept4))]
 pub(crate) mod apple;
 #[cfg(linux_kernel)]
-pub(crate) mod linux;
+mod linux;
+#[cfg(not(linux_kernel))]
+mod other;
+
+#[cfg(linux_kernel)]
+pub use linux::*;
+#[cfg(not(linux_kernel))]
+pub(crate) use other::*;
+
+#[cfg(feature = "std")]
+pub(crate) use inode::inode;
+
+#[cfg(feature = "std")]
+mod inode {
+    use core::ffi::c_int;
+
+    use crate::error::{Call, Error, check};
+
+    /// Returns the inode number of a descriptor: `fstat(2)`.
+    pub(crate) fn inode(fd: c_int) -> Result<u64, Error> {
+        // SAFETY: `stat` is made of integers and pointers, for which zeros are a value.
+        let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+        // SAFETY: `stat` is writable; the kernel checks the descriptor.
+        check(Call::Fstat, unsafe { libc::fstat(fd, &raw mut stat) })?;
+        Ok(stat.st_ino.into())
+    }
+}

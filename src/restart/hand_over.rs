@@ -1,274 +1,296 @@
 //! A new process takes the place of an old one, and no client notices (Linux, Android).
 //!
-//! No listener is ever shared between the two. The old process adds as many fresh members to the
-//! group as it has, and passes only those on; they get no connection until the successor says that
-//! it is ready. Then the group is steered to them, and the old process's own members leave as any
-//! member does. The last of them leaves first, so that the kernel, which moves its last member into
-//! each hole, ends with the fresh ones in their order.
+//! The two never share a listener that serves. The old process adds as many new members to the group
+//! as it has, and passes those on; they get no connection until the new process says that it is
+//! ready. Then the group is steered to them, and the old process's own members leave as any member
+//! does. The last of them leaves first, so that the kernel, which moves its last member into each
+//! hole, ends with the new ones in their order.
 //!
-//! They are passed in the way of `sd_listen_fds(3)`: descriptors from 3 on, told in `LISTEN_FDS`,
-//! `LISTEN_PID` and `LISTEN_FDNAMES`. The successor takes them by
-//! [`Group::from_env`](crate::Group::from_env).
+//! The descriptors are passed in the way of `sd_listen_fds(3)`: from 3 on, described by
+//! `LISTEN_FDS` and `LISTEN_FDNAMES`. Beside the listeners there is a socket between the two
+//! processes. Its inode stands in the variable [`SOCKET_VARIABLE`], which proves that the
+//! descriptors are the old process's own: `LISTEN_PID` would have to be known before the new
+//! process is started, and a parent's pid changes behind a shell or in a PID namespace. On that
+//! socket the new process writes one byte when it is ready, and the old one when its last member has
+//! left; an end of file without the byte means that the other side has ended.
 
-use core::ffi::{c_char, c_int};
 use core::fmt;
-use core::net::SocketAddr;
 use core::time::Duration;
-use std::ffi::CString;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::{ffi::OsStringExt, net::UnixStream, process::CommandExt};
+use std::os::unix::{net::UnixStream, process::CommandExt};
 use std::process::{Child, Command};
-use std::{env, format, string::String, time::Instant, vec::Vec};
+use std::string::ToString;
+use std::{format, time::Instant, vec::Vec};
 
+use super::listen_fds::{
+    FD_NAME, LISTEN_FDS_START, LISTEN_VARIABLES, SOCKET_NAME, SOCKET_VARIABLE,
+};
 use crate::error::{Call, Error, check};
-use crate::group::{GroupError, Row};
-use crate::listener::Listener;
-use crate::restart::listen_fds::{FIRST, NAME, READY};
-use crate::server::drain::after;
-use crate::server::{Plans, Server};
-use crate::socket::protocol::{Protocol, Tcp};
-use crate::{server::worker as crew, steering};
+use crate::group::GroupError;
+use crate::os;
+use crate::server::member::MemberState;
+use crate::server::{Control, Server, deadline_after};
+use crate::socket::protocol::Tcp;
+
+/// How often a new process is looked at while its predecessor's members drain.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Server {
-    /// Starts `command` as the successor, gives it the port, and has every connection that has
-    /// come by then handled here. Afterwards this has no members: [`stop`](Self::stop) has only
-    /// the tally left to tell, and handlers that still run.
+    /// Starts `command` as a new process that takes over the port, and waits until it is ready. From
+    /// then on it gets the new connections; [`HandOver::leave`] ends the old members.
     ///
-    /// The successor takes its group by [`Group::from_env`](crate::Group::from_env), with as many
-    /// members as here, and is ready once it has spawned its acceptors. If it is not within
-    /// `patience` it is killed, and all is as it was. That is also so if it ends before.
+    /// The new process takes its group by [`Group::from_env`](crate::Group::from_env), with as many
+    /// members as this one, and is ready once it has called
+    /// [`spawn`](crate::Group::spawn). If it is not ready within `timeout` it is killed, and all is
+    /// as it was; also if it ends before.
     ///
-    /// The environment of `command` must be untouched: the successor has this process's own.
+    /// The environment of `command` is the caller's: only `LISTEN_FDS`, `LISTEN_PID`,
+    /// `LISTEN_PIDFDID` and `LISTEN_FDNAMES` are replaced, and `REUSEPORT_SOCKET` is added. A new
+    /// process that looks at `LISTEN_PID` itself does not find it.
+    ///
+    /// Until the [`HandOver`] has ended, other changes of the group fail with
+    /// [`GroupError::HandingOver`].
+    ///
+    /// # Errors
+    /// [`HandOverError`]; the group is then as it was.
+    ///
+    /// # Platforms
     /// Linux and Android alone.
-    pub fn hand_over(&self, command: Command, patience: Duration) -> Result<Child, HandOverError> {
-        let mut plans = self.plans();
-        self.tidy(&plans);
-        if plans.site.inherited {
-            return Err(GroupError::Inherited.into());
-        }
-        if plans.site.options.shared {
+    pub fn hand_over(
+        &self,
+        command: Command,
+        timeout: Duration,
+    ) -> Result<HandOver<'_>, HandOverError> {
+        let mut control = self.change()?;
+        if control.config.options.shared {
             return Err(GroupError::SharedSocket.into());
         }
-        if plans.site.options.join {
+        if control.config.options.join {
             return Err(GroupError::JoinedGroup.into());
         }
-        let members = self.crew().posts.len();
-        let mut fresh = Vec::new();
-        match self.start_successor(&plans, command, patience, members, &mut fresh) {
-            Ok(child) => {
-                self.give_way(&mut plans, &fresh);
-                Ok(child)
-            }
-            Err(error) => {
-                self.retire_fresh(&mut plans, fresh);
-                Err(error)
-            }
+        let old = self.numbers();
+        control.handing_over = true;
+        let mut new = Vec::new();
+        let begun = self.open_new_members(&mut control, old.len(), &mut new);
+        drop(control);
+        let started = begun.and_then(|()| {
+            let (near, far) = UnixStream::pair().map_err(HandOverError::Spawn)?;
+            let members = self.members_of(&new);
+            let listeners = members.iter().map(|member| member.raw());
+            let child = spawn(command, listeners.collect(), far)?;
+            Ok((child, near))
+        });
+        let mut hand_over = HandOver {
+            server: self,
+            child: None,
+            socket: None,
+            old,
+            new,
+        };
+        let (child, near) = started?;
+        let socket = hand_over.socket.insert(near);
+        let child = hand_over.child.insert(child);
+        wait_until_ready(socket, timeout)?;
+        if child.try_wait().map_err(HandOverError::Spawn)?.is_some() {
+            return Err(HandOverError::ChildExited);
         }
+        let control = self.control();
+        self.set_state(&hand_over.old, MemberState::Draining);
+        // The new process serves. Where steering fails the hash decides between old and new.
+        _ = self.steer_to(&control, MemberState::HandedOver);
+        drop(control);
+        Ok(hand_over)
     }
 
-    /// Opens the `fresh` members, to which nothing is steered, and waits for the successor that
-    /// gets them.
-    fn start_successor(
+    /// Opens as many members as there are, for the new process; nothing is steered to them.
+    fn open_new_members(
         &self,
-        plans: &Plans,
-        command: Command,
-        patience: Duration,
-        members: usize,
-        fresh: &mut Vec<Listener>,
-    ) -> Result<Child, HandOverError> {
-        // Only its debug form tells of a cleared environment.
-        let cleared = format!("{command:?}").starts_with("env -i ");
-        if cleared || command.get_envs().next().is_some() {
-            return Err(HandOverError::Environment);
+        control: &mut Control<Tcp>,
+        count: usize,
+        new: &mut Vec<usize>,
+    ) -> Result<(), HandOverError> {
+        self.steer_before_new(control)?;
+        for _ in 0..count {
+            new.push(self.open_without_worker(control)?);
         }
-        self.steer_to(None, 0, members)?;
-        while fresh.len() < members {
-            fresh.push(plans.site.open(members + fresh.len())?);
+        Ok(())
+    }
+}
+
+/// A new process that serves beside the old one, which still has its members: see
+/// [`Server::hand_over`].
+///
+/// Dropping it kills the new process and takes the members back.
+///
+/// # Platforms
+/// Linux and Android alone.
+#[derive(Debug)]
+#[must_use = "dropping it kills the new process"]
+pub struct HandOver<'a> {
+    server: &'a Server,
+    child: Option<Child>,
+    socket: Option<UnixStream>,
+    old: Vec<usize>,
+    new: Vec<usize>,
+}
+
+impl HandOver<'_> {
+    /// Returns the pid of the new process.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// Has the old members finish what they have begun, within `grace`, and leave. Returns the new
+    /// process; this server then has no members.
+    ///
+    /// Connections that are still queued at the end of `grace` are reset and counted, as by
+    /// [`Server::stop`]; handlers that still run finish alone.
+    ///
+    /// # Errors
+    /// [`HandOverError::ChildExited`] if the new process has ended. The server then goes on, on the
+    /// members that were meant for it.
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn leave(mut self, grace: Duration) -> Result<Child, HandOverError> {
+        let deadline = deadline_after(grace);
+        let server = self.server;
+        let mut control = server.control();
+        _ = server.turn_away(&control, &self.old, true);
+        server.drain(&control, &self.old, deadline);
+        while !self.child_has_ended() && server.leave(&self.old, true).is_err() {
+            if Instant::now() >= deadline {
+                break;
+            }
+            std::thread::sleep(POLL_INTERVAL);
         }
-        let (near, far) = UnixStream::pair().map_err(HandOverError::Spawn)?;
-        let mut child = spawn(plans.site.address, command, fresh, &far)?;
-        drop(far);
-        let ready = wait_for(near, patience);
-        if ready.is_err() {
+        if self.child_has_ended() {
+            self.go_on(&mut control, deadline);
+            return Err(HandOverError::ChildExited);
+        }
+        server.forget(&self.new);
+        _ = server.steer_to(&control, MemberState::HandedOver);
+        control.handing_over = false;
+        control.handed_over = true;
+        // It fails if the new process has ended.
+        if let Some(mut socket) = self.socket.take() {
+            _ = socket.write_all(b"!");
+        }
+        drop(control);
+        let old = core::mem::take(&mut self.old);
+        server.wait_for_workers(&old, deadline);
+        self.child.take().ok_or(HandOverError::ChildExited)
+    }
+
+    fn child_has_ended(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Serves on the members that were meant for the new process, and ends the old ones.
+    fn go_on(&mut self, control: &mut Control<Tcp>, deadline: Instant) {
+        let server = self.server;
+        server.employ_without_worker(control, &self.new, MemberState::Serving);
+        _ = server.steer(control);
+        let old: Vec<_> = server.members_of(&self.old);
+        let old: Vec<_> = old.iter().map(|member| member.id).collect();
+        _ = server.finish_removal(control, &old, deadline);
+        control.handing_over = false;
+        self.child = None;
+        self.old.clear();
+    }
+}
+
+impl Drop for HandOver<'_> {
+    fn drop(&mut self) {
+        let server = self.server;
+        if let Some(mut child) = self.child.take() {
             _ = child.kill();
             _ = child.wait();
         }
-        ready.map(|()| child)
-    }
-
-    /// Steers to the fresh members, and has the own ones leave.
-    fn give_way(&self, plans: &mut Plans, fresh: &[Listener]) {
-        let deadline = after(plans.site.options.grace);
-        let members = fresh.len();
-        let own: Vec<usize> = (0..members).collect();
-        // The successor serves already. Where steering fails the hash decides, and the filter
-        // makes whoever it sends here a second late.
-        _ = self.steer_to(fresh.first(), members, members);
-        _ = self.take_no_more(plans, &own, true);
-        self.drain(plans, &own, deadline);
-        for index in own.into_iter().rev() {
-            // The places that fresh members have both before this one leaves and after.
-            _ = self.steer_to(fresh.first(), index + 1, members.saturating_sub(1).max(1));
-            self.remove(&[index]);
+        let mut control = server.control();
+        if !core::mem::replace(&mut control.handing_over, false) {
+            return;
         }
-        let rows: Vec<_> = (0..members).map(Row::alike).collect();
-        if let Some(first) = fresh.first() {
-            _ = plans.site.steer(first, &rows);
-        }
-        plans.site.inherited = true;
-        self.wait_for_threads(deadline, |_| true);
-    }
-
-    /// Serves what may have come to the `fresh` members, and retires them.
-    fn retire_fresh(&self, plans: &mut Plans, fresh: Vec<Listener>) {
-        let deadline = after(plans.site.options.grace);
-        let own = self.crew().posts.len();
-        for listener in fresh {
-            // Without a thread to be had it is closed: nothing has been steered to it.
-            let Ok(way) = Tcp::way(plans) else { break };
-            let Ok(parked) = plans.next() else { break };
-            let slot = self.crew().posts.len();
-            // Outside the ring it is emptied as it leaves.
-            _ = self.enlist(plans, parked.start(listener, way, slot));
-        }
-        let added: Vec<_> = (own..self.crew().posts.len()).collect();
-        _ = self.take_no_more(plans, &added, false);
-        _ = self.see_off(plans, &added, deadline);
-    }
-
-    /// Steers to `count` members from `first` on.
-    fn steer_to(
-        &self,
-        through: Option<&Listener>,
-        first: usize,
-        count: usize,
-    ) -> Result<(), GroupError> {
-        let number = |index| u32::try_from(index).unwrap_or(u32::MAX);
-        let program = steering::any_in_range(number(first), number(count));
-        let crew = self.crew();
-        let through = through.or_else(|| crew.posts.first().map(crew::Post::socket));
-        let steered = through.map_or(Ok(()), |member| member.attach_program(&program));
-        steered.map_err(|error| GroupError::call(error, self.local_addr(), 0))
+        let deadline = deadline_after(control.config.options.grace);
+        server.set_state(&self.old, MemberState::Serving);
+        // What may have come to the new members is served before they leave.
+        server.employ_without_worker(&mut control, &self.new, MemberState::Draining);
+        _ = server.steer(&control);
+        _ = server.finish_removal(&control, &self.new, deadline);
+        // One without a worker stays in the list otherwise.
+        _ = server.leave(&self.new, true);
     }
 }
 
 /// Starts the child with the listeners and its end of the pair as descriptors from 3 on.
 fn spawn(
-    address: SocketAddr,
     mut command: Command,
-    fresh: &[Listener],
-    ready: &UnixStream,
+    listeners: Vec<RawFd>,
+    socket: UnixStream,
 ) -> Result<Child, HandOverError> {
-    let given = fresh.iter().map(Listener::raw).chain([ready.as_raw_fd()]);
-    let given: Vec<RawFd> = given.collect();
-    let last = FIRST + RawFd::try_from(given.len()).unwrap_or(RawFd::MAX - FIRST);
+    let names = format!("{FD_NAME}:").repeat(listeners.len()) + SOCKET_NAME;
+    let inode = os::inode(socket.as_raw_fd()).map_err(HandOverError::Prepare)?;
+    for variable in LISTEN_VARIABLES {
+        command.env_remove(variable);
+    }
+    command.env("LISTEN_FDS", (listeners.len() + 1).to_string());
+    command.env("LISTEN_FDNAMES", names);
+    command.env(SOCKET_VARIABLE, inode.to_string());
+
+    let given: Vec<RawFd> = listeners.into_iter().chain([socket.as_raw_fd()]).collect();
+    let last = LISTEN_FDS_START + RawFd::try_from(given.len()).unwrap_or(RawFd::MAX / 2);
     // Copies from behind the range, so that none is overwritten before it has been moved; and no
     // free number within the range, where the standard library would open a pipe of its own.
-    let copy = |fd: RawFd, from: RawFd| -> Result<OwnedFd, Error> {
-        // SAFETY: the command takes an integer; `fd` is open.
-        let result = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, from) };
-        let copy = check(Call::Fcntl, result)?;
-        // SAFETY: the kernel has just opened it for us alone.
-        Ok(unsafe { OwnedFd::from_raw_fd(copy) })
-    };
-    let here = |error| HandOverError::from(GroupError::call(error, address, 0));
-    let copies = given
-        .iter()
-        .map(|fd| copy(*fd, last))
-        .collect::<Result<Vec<_>, _>>();
-    let copies = copies.map_err(here)?;
+    let copies = given.iter().map(|fd| copy(*fd, last));
+    let copies = copies
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(HandOverError::Prepare)?;
     let mut fillers = Vec::new();
     loop {
-        let filler = copy(ready.as_raw_fd(), FIRST).map_err(here)?;
+        let filler = copy(socket.as_raw_fd(), LISTEN_FDS_START).map_err(HandOverError::Prepare)?;
         if filler.as_raw_fd() >= last {
             break;
         }
         fillers.push(filler);
     }
     let numbers: Vec<RawFd> = copies.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut environment = Environment::new(fresh.len());
     let arrange = move || {
-        for (to, from) in (FIRST..).zip(&numbers) {
+        for (to, from) in (LISTEN_FDS_START..).zip(&numbers) {
             // SAFETY: takes two integers; in this child no number from 3 on is anybody's.
             if unsafe { libc::dup2(*from, to) } == -1 {
                 return Err(io::Error::last_os_error());
             }
         }
-        environment.install();
         Ok(())
     };
-    // SAFETY: between fork and exec it makes system calls and writes to memory that is its own;
-    // it allocates nothing and takes no lock.
+    // SAFETY: between fork and exec it makes system calls only; it allocates nothing and takes no
+    // lock.
     unsafe { command.pre_exec(arrange) };
     command.spawn().map_err(HandOverError::Spawn)
 }
 
-/// The successor's environment, all but its pid, which only the child itself can tell.
-struct Environment {
-    /// `LISTEN_PID=`, and room for the number.
-    pid: Vec<u8>,
-    /// C's `environ`: pointers into `pid` and to strings that live as long as this, and a null.
-    pointers: Vec<*const c_char>,
-    _strings: Vec<CString>,
+/// Duplicates a descriptor to a number from `from` on.
+fn copy(fd: RawFd, from: RawFd) -> Result<OwnedFd, Error> {
+    // SAFETY: the command takes an integer; `fd` is open.
+    let result = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, from) };
+    let copy = check(Call::Fcntl, result)?;
+    // SAFETY: the kernel has just opened it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-// SAFETY: the pointers go to memory that this value owns and that moves with nobody.
-unsafe impl Send for Environment {}
-// SAFETY: nothing is changed through a shared reference.
-unsafe impl Sync for Environment {}
-
-impl Environment {
-    fn new(listeners: usize) -> Environment {
-        let kept =
-            env::vars_os().filter(|(name, _)| !name.to_string_lossy().starts_with("LISTEN_"));
-        let kept = kept.map(|(name, value)| [name.into_vec(), value.into_vec()].join(&b'='));
-        let names = format!("{NAME}:").repeat(listeners) + READY;
-        let told = [
-            format!("LISTEN_FDS={}", listeners + 1),
-            format!("LISTEN_FDNAMES={names}"),
-        ];
-        let all = kept.chain(told.into_iter().map(String::into_bytes));
-        let strings: Vec<CString> = all.filter_map(|text| CString::new(text).ok()).collect();
-        let mut pid = Vec::from(*b"LISTEN_PID=");
-        pid.resize(pid.len() + 11, 0);
-        let mut pointers: Vec<_> = strings.iter().map(|string| string.as_ptr()).collect();
-        pointers.extend([pid.as_ptr().cast(), core::ptr::null()]);
-        Environment {
-            pid,
-            pointers,
-            _strings: strings,
-        }
-    }
-
-    /// In the child, where there is but one thread.
-    fn install(&mut self) {
-        unsafe extern "C" {
-            static mut environ: *const *const c_char;
-        }
-        // SAFETY: takes nothing.
-        let pid: c_int = unsafe { libc::getpid() };
-        _ = write!(self.pid.split_at_mut(11).1, "{pid}");
-        // Its pointer was taken before it was written to.
-        let at = self.pointers.len().saturating_sub(2);
-        if let Some(pointer) = self.pointers.get_mut(at) {
-            *pointer = self.pid.as_ptr().cast();
-        }
-        // SAFETY: no other thread reads it, and what it points to lasts until `execve`.
-        unsafe { environ = self.pointers.as_ptr() };
-    }
-}
-
-/// Waits for the byte by which the successor says that it is ready.
-fn wait_for(mut near: UnixStream, patience: Duration) -> Result<(), HandOverError> {
-    let deadline = after(patience);
+/// Waits for the byte by which the new process says that it is ready.
+fn wait_until_ready(mut socket: &UnixStream, timeout: Duration) -> Result<(), HandOverError> {
+    let deadline = deadline_after(timeout);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         // Zero would mean no limit.
         let left = left.max(Duration::from_millis(1));
-        near.set_read_timeout(Some(left))
+        socket
+            .set_read_timeout(Some(left))
             .map_err(HandOverError::Spawn)?;
-        match near.read(&mut [0]) {
+        match socket.read(&mut [0]) {
             Ok(0) => return Err(HandOverError::ChildExited),
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -278,19 +300,22 @@ fn wait_for(mut near: UnixStream, patience: Duration) -> Result<(), HandOverErro
     }
 }
 
-/// Why no successor has taken over (Linux, Android). All is as it was.
+/// An error of [`Server::hand_over`] and [`HandOver::leave`].
+///
+/// # Platforms
+/// Linux and Android alone.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum HandOverError {
     /// The group could not be prepared.
     Group(GroupError),
-    /// The command's environment has been changed.
-    Environment,
-    /// The successor could not be started.
+    /// A descriptor could not be prepared for the new process.
+    Prepare(Error),
+    /// The new process could not be started, or not be waited for.
     Spawn(io::Error),
-    /// The successor ended, or gave its group up, before it was ready.
+    /// The new process has ended, or given its group up.
     ChildExited,
-    /// The successor was not ready in time, and was killed.
+    /// The new process was not ready in time, and was killed.
     TimedOut,
 }
 
@@ -304,12 +329,10 @@ impl fmt::Display for HandOverError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             HandOverError::Group(error) => write!(f, "{error}"),
-            HandOverError::Environment => {
-                f.write_str("the successor's environment must be this process's own")
-            }
-            HandOverError::Spawn(error) => write!(f, "starting the successor: {error}"),
-            HandOverError::ChildExited => f.write_str("the successor ended before it was ready"),
-            HandOverError::TimedOut => f.write_str("the successor was not ready in time"),
+            HandOverError::Prepare(error) => write!(f, "passing a descriptor on: {error}"),
+            HandOverError::Spawn(error) => write!(f, "starting the new process: {error}"),
+            HandOverError::ChildExited => f.write_str("the new process has ended"),
+            HandOverError::TimedOut => f.write_str("the new process was not ready in time"),
         }
     }
 }

@@ -1,105 +1,110 @@
-//! Listeners that another process has opened: the way of `sd_listen_fds(3)`, in which systemd
-//! passes them and one of our servers passes its own to its successor.
+//! Listeners that another process has opened, passed as `sd_listen_fds(3)` describes: by systemd, or
+//! by an old process that this one replaces.
 
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::io::Write;
 use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::{env, process, string::String, vec::Vec};
 
 use crate::address::{SockAddr, socklen};
 use crate::error::{Call, Error, check};
-use crate::group::{Group, GroupError};
+use crate::group::{Group, GroupError, OldProcess};
 use crate::listener::{Descriptor, Listener};
+use crate::os;
 use crate::sys::{self, SOCK_STREAM, SOL_SOCKET};
 
-/// The first descriptor passed.
-pub(crate) const FIRST: RawFd = 3;
-/// What a listener is called that is handed over, and nobody else's any more.
-pub(crate) const NAME: &str = "reuseport";
-/// What the descriptor is called on which the successor says that it is ready.
-pub(crate) const READY: &str = "reuseport-ready";
+/// The first descriptor that is passed: systemd's `SD_LISTEN_FDS_START`.
+pub(super) const LISTEN_FDS_START: RawFd = 3;
+/// The name of a listener that an old process passes.
+pub(super) const FD_NAME: &str = "reuseport";
+/// The name of the socket between the old process and the new one.
+pub(super) const SOCKET_NAME: &str = "reuseport-socket";
+/// The variable that holds the inode of that socket. It proves who has passed the descriptors.
+pub(super) const SOCKET_VARIABLE: &str = "REUSEPORT_SOCKET";
+/// The variables that describe passed descriptors, and are not passed on.
+pub(super) const LISTEN_VARIABLES: [&str; 4] = [
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+];
 
 impl Group {
-    /// The groups that this process was started with, one for each address; none if it was not
-    /// started so. Works once: a second call finds none.
+    /// Returns the groups that this process was started with, one for each address; none if it was
+    /// not started so. It works once: a second call returns none.
     ///
-    /// Listeners from systemd, or any other that follows `sd_listen_fds(3)`, belong to others as
-    /// well: their acceptors poll, they are never shut down, and a group of them neither grows,
-    /// nor shrinks, nor is steered. Those that a predecessor has handed over are this process's
-    /// alone, as if it had bound them.
+    /// The listeners of an old process that calls `Server::hand_over` are this process's own, as if
+    /// it had bound them. Those from systemd, or any other program that follows `sd_listen_fds(3)`,
+    /// are held by that program too: their workers poll, they are never shut down, and a group of
+    /// them cannot be changed.
     ///
-    /// Fails, and owns nothing, if a descriptor is no TCP socket that listens.
+    /// Call it first in `main`: it takes the descriptors from 3 on, as far as `LISTEN_FDS` counts
+    /// them, and marks them close-on-exec.
+    ///
+    /// # Errors
+    /// [`GroupError::InvalidListenFds`] and [`GroupError::NotAListener`]; nothing is taken then.
     pub fn from_env() -> Result<Vec<Group>, GroupError> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
-        let number = |name| {
-            env::var(name)
-                .ok()
-                .and_then(|value| value.parse::<u32>().ok())
-        };
-        if number("LISTEN_PID") != Some(process::id()) || TAKEN.swap(true, Relaxed) {
+        let socket = old_process_socket();
+        let is_for_us = number("LISTEN_PID") == Some(u64::from(process::id()));
+        if (socket.is_none() && !is_for_us) || TAKEN.swap(true, Relaxed) {
             return Ok(Vec::new());
         }
-        let count = number("LISTEN_FDS").and_then(|count| RawFd::try_from(count).ok());
-        let count = count.ok_or(GroupError::InvalidListenFds)?;
+        let end = listen_fds_end().ok_or(GroupError::InvalidListenFds)?;
         let no_listener = |descriptor, error| GroupError::NotAListener { descriptor, error };
-        let end = FIRST
-            .checked_add(count)
-            .ok_or(GroupError::InvalidListenFds)?;
-        for fd in FIRST..end {
-            // Before anything is made of a number that may be nonsense.
-            keep(fd).map_err(|error| no_listener(fd, error))?;
+        for fd in LISTEN_FDS_START..end {
+            // First for all of them: the number may be wrong.
+            set_cloexec(fd).map_err(|error| no_listener(fd, error))?;
         }
-        let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
-        let mut names: Vec<String> = names.split(':').map(String::from).collect();
-        names.resize(count.unsigned_abs() as usize, String::new());
-        let given = || (FIRST..end).zip(&names);
-        let listeners = given().filter(|(_, name)| *name != READY);
-        for (fd, _) in listeners.clone() {
+        let listeners = (LISTEN_FDS_START..end).filter(|fd| Some(*fd) != socket);
+        for fd in listeners.clone() {
             check_listener(fd).map_err(|error| no_listener(fd, error))?;
         }
-        let alone = listeners.clone().all(|(_, name)| name == NAME);
-        for (fd, _) in given().filter(|(_, name)| *name == READY) {
-            // What a predecessor passes is a UNIX stream.
-            let error = Error::new(Call::GetSockOpt, libc::EINVAL);
-            if option(fd, libc::SO_TYPE) != Ok(SOCK_STREAM) || is_internet(fd) {
-                return Err(no_listener(fd, error));
-            }
-        }
-        let mut ready = given().find(|(_, name)| *name == READY).map(|(fd, _)| {
+        let mut old_process = socket.map(|fd| {
             // SAFETY: it was passed to this process, which takes it once.
-            Ready(unsafe { UnixStream::from_raw_fd(fd) })
+            OldProcess::new(unsafe { UnixStream::from_raw_fd(fd) })
         });
         let mut groups: Vec<Group> = Vec::new();
-        for (fd, _) in listeners {
+        for fd in listeners {
             // SAFETY: as above; it is a listener.
             let listener = Listener(unsafe { Descriptor::own(fd) });
             let address = listener.local_addr();
-            match groups
-                .iter_mut()
-                .find(|group| Ok(group.local_addr()) == address)
-            {
+            let same = |group: &&mut Group| Ok(group.local_addr()) == address;
+            match groups.iter_mut().find(same) {
                 Some(group) => group.sockets.push(listener),
-                None => groups.push(Group::inherited(listener, alone, ready.take())?),
+                None => {
+                    let old_process = old_process.take();
+                    groups.push(Group::inherited(listener, socket.is_some(), old_process)?);
+                }
             }
         }
         Ok(groups)
     }
 }
 
-/// How a successor says that it is ready. Dropped unsaid, it says that it is not.
-#[derive(Debug)]
-pub(crate) struct Ready(UnixStream);
-
-impl Ready {
-    pub(crate) fn say(mut self) {
-        // If the predecessor is gone there is nobody to hear it.
-        _ = self.0.write_all(b"!");
-    }
+fn number(variable: &str) -> Option<u64> {
+    env::var(variable).ok()?.parse().ok()
 }
 
-/// Whether `fd` is a TCP socket that listens.
+/// The number behind the last descriptor that is passed.
+fn listen_fds_end() -> Option<RawFd> {
+    let count = RawFd::try_from(number("LISTEN_FDS")?).ok()?;
+    LISTEN_FDS_START.checked_add(count)
+}
+
+/// The descriptor of the socket to the old process, if one has passed the descriptors. Its name alone
+/// proves nothing: a service manager takes any name. Its inode is known to the old process alone.
+fn old_process_socket() -> Option<RawFd> {
+    let inode = number(SOCKET_VARIABLE)?;
+    let names = env::var("LISTEN_FDNAMES").ok()?;
+    let names: Vec<String> = names.split(':').map(String::from).collect();
+    let mut given = (LISTEN_FDS_START..listen_fds_end()?).zip(&names);
+    let is_it = |fd: RawFd, name: &str| name == SOCKET_NAME && os::inode(fd) == Ok(inode);
+    given.find(|(fd, name)| is_it(*fd, name)).map(|(fd, _)| fd)
+}
+
+/// Checks that `fd` is a TCP socket that listens.
 fn check_listener(fd: RawFd) -> Result<(), Error> {
     let listens =
         option(fd, libc::SO_TYPE)? == SOCK_STREAM && option(fd, libc::SO_ACCEPTCONN)? == 1;
@@ -127,7 +132,7 @@ fn option(fd: RawFd, name: c_int) -> Result<c_int, Error> {
 }
 
 /// Keeps `fd`, if it is open, from programs that this one starts.
-fn keep(fd: RawFd) -> Result<(), Error> {
+fn set_cloexec(fd: RawFd) -> Result<(), Error> {
     // SAFETY: the command takes an integer.
     check(Call::Fcntl, unsafe {
         libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC)

@@ -2,7 +2,7 @@
 
 #[cfg(linux_kernel)]
 mod hand_over;
-pub(crate) mod listen_fds;
+mod listen_fds;
 
 #[cfg(linux_kernel)]
-pub use hand_over::HandOverError;
+pub use hand_over::{HandOver, HandOverError};

@@ -1,226 +1,304 @@
 //! How members leave without losing a connection.
 //!
-//! Closing a listener resets what waits in its queue *and* every handshake that it has begun, also
-//! those whose last packet is still a round-trip time away. So a member leaves in this order:
+//! Closing a listener resets the connections in its queue *and* every handshake that it has begun,
+//! also those whose last packet is still a round-trip time away. So a member leaves in this order:
 //!
-//! 1. The group is steered away from it, and it drops the SYNs that come all the same (a packet
-//!    filter): in the kernel a member on its way out can still be the first that a lookup finds.
-//! 2. Its acceptor goes on accepting, until the handshakes that were under way are finished or
-//!    given up: the kernel lists them. Until then, at most a grace.
-//! 3. Its queue is empty. It is shut down, which wakes the acceptor, and closed.
-//! 4. The last member has moved into its place, here as in the kernel. The group is steered as it
-//!    was before.
+//! 1. The group is steered around it, and it drops the SYNs that still come (a packet filter): in
+//!    the kernel a lookup may find a member first that is about to leave.
+//! 2. Its workers go on accepting until the handshakes that were under way have ended: the kernel
+//!    lists them.
+//! 3. Its queue is empty. It is shut down, which takes it out of the kernel's group and wakes its
+//!    workers.
+//! 4. The last member has taken its index, in the list as in the kernel. The group is steered as
+//!    before.
 //!
-//! Datagrams know no handshake, and no packet filter is needed where the socket has an address of
-//! its own: see `receiving.rs`.
+//! UDP has no handshakes, and needs no packet filter where the socket has an address of its own: see
+//! `udp.rs`.
 //!
-//! Where all leave there is nobody to steer to, and in a joined group the indexes are not ours:
-//! there the filter alone turns new clients away. Their SYN is sent again after a second, and then
-//! finds another server, or none.
+//! Where all members leave there is none to steer to, and a joined group cannot be steered. There
+//! only the filter turns new clients away: they send their SYN again after 1 s, and then find
+//! another server, or none.
 
 use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
+use std::sync::Arc;
 use std::time::Instant;
 use std::{thread, vec::Vec};
 
+use super::member::{Member, MemberState};
+use super::{Control, Serve, Server};
 use crate::acceptors::Stats;
+use crate::error::Error;
 use crate::group::GroupError;
-use crate::server::worker::Post;
-use crate::server::{Plans, Server};
-use crate::socket::protocol::Protocol;
 
-/// Between two looks at what is waited for.
-pub(crate) const BEAT: Duration = Duration::from_millis(1);
+/// The shortest time between two looks at what is waited for.
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// An acceptor whose handler has returned needs a moment to leave, though the grace be over.
-const MOMENT: Duration = Duration::from_millis(50);
+/// A worker whose handler has returned gets so much time to end, also after the grace period.
+const MIN_JOIN_TIMEOUT: Duration = Duration::from_millis(50);
 
-impl<P: Protocol> Server<P> {
-    /// Retires one acceptor: nothing new reaches it, what it has begun is finished, then its socket
-    /// is closed. Returns what it did. No connection is lost.
+impl<P: Serve> Server<P> {
+    /// Removes a member: nothing new reaches it, what it has begun is finished, then its socket is
+    /// closed. Returns what was done for it. No connection is lost.
     ///
-    /// To replace a member, [`add`](Self::add) first. It takes as long as the slowest handshake
-    /// under way, with any member, and at most the group's [`grace`](crate::GroupOptions::grace): a
-    /// client that never answers costs the whole grace. A handler that then still runs finishes
-    /// alone ([`Stats::running`]), and with it what waits behind it.
+    /// `acceptor` is the member's number, not its index. To replace a member, [`add`](Self::add) the
+    /// new one first.
     ///
-    /// On Linux in one of some hundred cases a client connects a second late: if the newest member
-    /// of an IPv4 group leaves, or the oldest of an IPv6 group. Elsewhere handshakes under way are
-    /// lost.
+    /// It takes as long as the slowest handshake under way, with any member, and at most the group's
+    /// [`grace`](crate::GroupOptions::grace): a client that never answers costs the whole grace. A
+    /// handler that still runs then finishes alone ([`Stats::running`]).
     ///
-    /// Of datagrams, all that have reached the member's queue are handled within the grace (what
-    /// waits then behind a handler is lost), and on Linux none is lost on its way. A group on the
-    /// wildcard address may lose one in the cases above; a joined one on it loses what comes in the
-    /// last moment.
+    /// On Linux, removing the newest member of an IPv4 group, or the oldest of an IPv6 group, delays
+    /// one connecting client by 1 s in about 1 of some hundred removals.
     ///
-    /// Fails with `EPERM` in a joined group where the kernel wants `CAP_NET_ADMIN` for a packet
-    /// filter (6.18 does): there only the filter keeps clients away.
+    /// All datagrams that have reached a UDP member are handled within the grace; those that are
+    /// queued behind a handler at its end are lost. A group on the wildcard address may lose a
+    /// datagram in the cases above; a joined one loses what comes in the last moment.
+    ///
+    /// # Errors
+    /// - [`GroupError::StillQueued`]: connections are queued, and no thread or descriptor could be
+    ///   had to serve them. The member stays, draining; a later `retire` goes on.
+    /// - [`GroupError::NoSuchMember`], [`GroupError::LastMember`], [`GroupError::SharedSocket`],
+    ///   [`GroupError::Inherited`]: it cannot be removed.
+    /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
+    /// - [`GroupError::Call`]: the group could not be steered. With `EPERM` in a joined group where
+    ///   the kernel wants `CAP_NET_ADMIN` for a packet filter (Linux 6.18 does).
+    ///
+    /// # Platforms
+    /// Elsewhere than on Linux and Android, handshakes under way are lost.
     pub fn retire(&self, acceptor: usize) -> Result<Stats, GroupError> {
-        let counts = self.retire_all(&[acceptor])?;
-        counts.into_iter().next().ok_or(GroupError::NoSuchMember)
+        let stats = self.retire_all(&[acceptor])?;
+        stats.into_iter().next().ok_or(GroupError::NoSuchMember)
     }
 
-    /// Retires several at once. Fails before any of them leaves, but for one case: if the group
-    /// cannot be steered as it was before, that is told although they have left.
+    /// Removes several members at once, as [`retire`](Self::retire).
+    ///
+    /// # Errors
+    /// Those of [`retire`](Self::retire). No member has left then, but for two cases: those without
+    /// queued connections have left if others are [`StillQueued`](GroupError::StillQueued), and all
+    /// have left if the group cannot be steered as before.
     pub fn retire_all(&self, acceptors: &[usize]) -> Result<Vec<Stats>, GroupError> {
-        let mut plans = self.plans();
-        self.tidy(&plans);
-        if plans.site.inherited {
-            return Err(GroupError::Inherited);
-        }
-        if plans.site.options.shared {
+        let control = self.change()?;
+        if control.config.options.shared {
             return Err(GroupError::SharedSocket);
         }
-        let indexes = self.indexes_of(acceptors)?;
-        let deadline = after(plans.site.options.grace);
-        self.steer_around(&plans, &indexes)?;
-        self.take_no_more(&plans, &indexes, false)?;
-        let steered = self.see_off(&mut plans, &indexes, deadline);
-        let all = self.crew().counts();
-        steered?;
-        Ok(all
-            .into_iter()
-            .filter(|count| acceptors.contains(&count.id))
-            .collect())
+        let ids = self.removable(acceptors)?;
+        let deadline = deadline_after(control.config.options.grace);
+        self.turn_away(&control, &ids, false)?;
+        self.finish_removal(&control, &ids, deadline)?;
+        let mut stats = self.stats();
+        stats.retain(|stats| ids.contains(&stats.id));
+        Ok(stats)
     }
 
-    /// Takes nothing new, has every established connection or waiting datagram handled, closes and
-    /// returns what each acceptor did, all within `grace`.
-    ///
-    /// Turning new connections away takes `CAP_NET_ADMIN` on recent kernels (6.18). Without it,
-    /// those who come in the last moment may be reset.
-    ///
-    /// A handler that still runs then is left to finish alone, and told: [`Stats::running`].
-    /// Inherited listeners are left as they are, with what waits there, to those who hold them on.
-    pub fn stop(self, grace: Duration) -> Vec<Stats> {
-        self.end(grace);
-        let counts = self.stats();
-        // They finish alone: dropping this does not wait for them once more.
-        self.crew().leaving.clear();
-        counts
-    }
-
-    fn end(&self, grace: Duration) {
-        let deadline = after(grace);
-        let mut plans = self.plans();
-        let all: Vec<usize> = (0..self.crew().posts.len()).collect();
-        if !all.is_empty() {
-            // A listener without the filter takes a few more connections than it should, and
-            // serves them.
-            _ = self.take_no_more(&plans, &all, true);
-            self.drain(&mut plans, &all, deadline);
-            self.remove(&all);
+    /// The numbers, each once; at least one other member has to serve.
+    fn removable(&self, acceptors: &[usize]) -> Result<Vec<usize>, GroupError> {
+        let mut ids = acceptors.to_vec();
+        ids.sort_unstable();
+        ids.dedup();
+        let state = self.pool.lock();
+        let is_member = |id: &usize| state.members.iter().any(|entry| entry.id() == *id);
+        if ids.is_empty() || !ids.iter().all(is_member) {
+            return Err(GroupError::NoSuchMember);
         }
-        // Also for those who left before, and whose handlers still run.
-        self.wait_for_threads(deadline, |_| true);
+        let mut serving = state
+            .members
+            .iter()
+            .filter(|entry| entry.state == MemberState::Serving);
+        if serving.all(|entry| ids.contains(&entry.id())) {
+            return Err(GroupError::LastMember);
+        }
+        Ok(ids)
     }
 
-    /// Has the newest member leave again, to which nobody could be steered.
-    pub(crate) fn take_back(&self, plans: &mut Plans<P>, index: usize) {
-        let deadline = after(plans.site.options.grace);
-        // The failure that has led here is the one that is told.
-        _ = self.steer_around(plans, &[index]);
-        _ = self.take_no_more(plans, &[index], false);
-        _ = self.see_off(plans, &[index], deadline);
+    /// Takes nothing new, has every established connection or queued datagram handled, closes, and
+    /// returns what was done for each member: all within `grace`.
+    ///
+    /// A handler that still runs then finishes alone ([`Stats::running`]). It cannot be interrupted:
+    /// one that waits for its client wants a [read timeout](crate::Connection::set_read_timeout), or
+    /// looks at its [`StopToken`](crate::StopToken). Connections that are still queued then, for want
+    /// of a thread or a descriptor, are reset and counted ([`Stats::reset`]).
+    ///
+    /// Turning new connections away takes `CAP_NET_ADMIN` on recent kernels (Linux 6.18). Without
+    /// it, clients that connect in the last moment may be reset.
+    ///
+    /// Inherited sockets are left as they are, with what is queued there, to the processes that hold
+    /// them.
+    pub fn stop(&self, grace: Duration) -> Vec<Stats> {
+        let deadline = deadline_after(grace);
+        let mut control = self.control();
+        self.end(&mut control, deadline);
+        self.stats()
     }
 
-    /// Has the members at `indexes`, to which nothing new comes, finish and leave; and steers the
-    /// others as before.
-    pub(crate) fn see_off(
+    fn end(&self, control: &mut Control<P>, deadline: Instant) {
+        if core::mem::replace(&mut control.stopped, true) {
+            return;
+        }
+        let ids = self.numbers();
+        // A listener without the filter takes a few connections more than it should, and serves
+        // them.
+        _ = self.turn_away(control, &ids, true);
+        self.drain(control, &ids, deadline);
+        while self.leave(&ids, true).is_err() && Instant::now() < deadline {
+            thread::sleep(POLL_INTERVAL);
+        }
+        self.pool.close();
+        let monitor = self.monitor.lock().map(|mut monitor| monitor.take());
+        if let Ok(Some(monitor)) = monitor {
+            _ = monitor.join();
+        }
+        // Also for handlers of members that have left before.
+        let deadline = deadline.max(deadline_after(MIN_JOIN_TIMEOUT));
+        self.pool
+            .wait_until(Some(deadline), |state| state.threads == 0);
+        self.pool.join_all(deadline);
+    }
+
+    /// The numbers of all members, without those for a new process.
+    pub(crate) fn numbers(&self) -> Vec<usize> {
+        let state = self.pool.lock();
+        let own = |entry: &&super::member::Entry<P>| entry.state != MemberState::HandedOver;
+        state
+            .members
+            .iter()
+            .filter(own)
+            .map(|entry| entry.member.id)
+            .collect()
+    }
+
+    /// The members with these numbers, whether or not their sockets are in the kernel's group.
+    pub(crate) fn members_of(&self, ids: &[usize]) -> Vec<Arc<Member<P>>> {
+        let state = self.pool.lock();
+        let all = state.members.iter().chain(&state.departed);
+        let wanted = all.filter(|entry| ids.contains(&entry.id()));
+        wanted.map(|entry| Arc::clone(&entry.member)).collect()
+    }
+
+    /// Has nothing new reach these members; if that fails, all is as it was.
+    pub(crate) fn turn_away(
         &self,
-        plans: &mut Plans<P>,
-        indexes: &[usize],
+        control: &Control<P>,
+        ids: &[usize],
+        last: bool,
+    ) -> Result<(), GroupError> {
+        self.set_state(ids, MemberState::Draining);
+        let turned = P::turn_away(self, control, ids, last);
+        if turned.is_err() {
+            self.set_state(ids, MemberState::Serving);
+            // The first error counts.
+            _ = self.steer(control);
+        }
+        turned
+    }
+
+    pub(crate) fn set_state(&self, ids: &[usize], state: MemberState) {
+        let mut list = self.pool.lock();
+        let members = list.members.iter_mut();
+        let wanted = members.filter(|entry| ids.contains(&entry.member.id));
+        wanted.for_each(|entry| entry.state = state);
+    }
+
+    /// Removes a member that was just added, because the group could not be steered to it.
+    pub(super) fn undo_add(&self, control: &Control<P>, id: usize) {
+        let deadline = deadline_after(control.config.options.grace);
+        // The failure that has led here is the one that is returned.
+        _ = self.turn_away(control, &[id], false);
+        self.set_state(&[id], MemberState::Draining);
+        _ = self.finish_removal(control, &[id], deadline);
+    }
+
+    /// Has the members, which get nothing new, finish and leave; steers the others as before.
+    pub(crate) fn finish_removal(
+        &self,
+        control: &Control<P>,
+        ids: &[usize],
         deadline: Instant,
     ) -> Result<(), GroupError> {
-        self.drain(plans, indexes, deadline);
-        let left = self.remove(indexes);
-        let steered = self.steer_all(plans);
-        self.wait_for_threads(deadline, |id| left.contains(&id));
-        steered
+        self.drain(control, ids, deadline);
+        let left = self.leave(ids, false);
+        let steered = self.steer(control);
+        self.wait_for_workers(ids, deadline);
+        left.and(steered)
     }
 
-    /// The places of these acceptors, in rising order.
-    fn indexes_of(&self, acceptors: &[usize]) -> Result<Vec<usize>, GroupError> {
-        let crew = self.crew();
-        let place = |id: &usize| crew.posts.iter().position(|post| post.id() == *id);
-        let found: Option<Vec<_>> = acceptors.iter().map(place).collect();
-        let mut indexes = found.ok_or(GroupError::NoSuchMember)?;
-        indexes.sort_unstable();
-        indexes.dedup();
-        match indexes.len() {
-            0 => Err(GroupError::NoSuchMember),
-            some if some == crew.posts.len() => Err(GroupError::LastMember),
-            _ => Ok(indexes),
-        }
-    }
-
-    /// Waits until nothing more can come to the members at `indexes`, and nothing waits there.
-    pub(crate) fn drain(&self, plans: &mut Plans<P>, indexes: &[usize], deadline: Instant) {
-        let crew = self.crew();
-        for post in indexes.iter().filter_map(|index| crew.posts.get(*index)) {
-            post.acceptor.seat.stop.0.store(true, Relaxed);
+    /// Waits until nothing more can reach these members, and nothing is queued on them.
+    pub(crate) fn drain(&self, control: &Control<P>, ids: &[usize], deadline: Instant) {
+        let members = self.members_of(ids);
+        for member in &members {
+            member.stop.request();
             #[cfg(seeded = "early_close")]
-            crate::server::blocking::shut_down(P::descriptor(post.socket()));
+            P::leave_group(member).unwrap();
         }
-        drop(crew);
-        if !plans.site.inherited && !cfg!(seeded = "no_drain") {
-            P::finish(self, plans, indexes, deadline);
+        if !control.config.inherited && !cfg!(seeded = "no_drain") {
+            P::drain(self, control, &members, deadline);
         }
     }
 
-    /// Tells the members at `indexes` to leave, and returns their numbers. The last goes first,
-    /// here and in the kernel, so that the places of the others among them do not change.
-    pub(crate) fn remove(&self, indexes: &[usize]) -> Vec<usize> {
-        let mut crew = self.crew();
-        let mut left = Vec::new();
-        for index in indexes.iter().rev() {
-            let Some(id) = crew.posts.get(*index).map(Post::id) else {
+    /// Takes the members out of the kernel's group and of the list, the last one first: so the
+    /// indexes of the others among them do not change. A member stays on which connections are
+    /// queued, unless `reset` has them reset and counted.
+    pub(crate) fn leave(&self, ids: &[usize], reset: bool) -> Result<(), GroupError> {
+        let mut state = self.pool.lock();
+        for entry in state
+            .departed
+            .iter()
+            .filter(|entry| ids.contains(&entry.id()))
+        {
+            _ = P::leave_group(&entry.member);
+        }
+        let mut result = Ok(());
+        for index in (0..state.members.len()).rev() {
+            let member = Arc::clone(&state.members[index].member);
+            if !ids.contains(&member.id) {
                 continue;
-            };
-            crew.remove(*index);
-            // Under its number there may be a helper too, on the same listener.
-            crew.leaving
-                .iter()
-                .filter(|post| post.id() == id)
-                .for_each(P::dismiss);
-            left.push(id);
+            }
+            let queued = P::queued(&member);
+            if queued > 0 && !reset {
+                result = Err(GroupError::StillQueued {
+                    id: member.id,
+                    queued,
+                });
+                continue;
+            }
+            match P::leave_group(&member) {
+                Ok(()) => {
+                    member.counters.reset.fetch_add(queued as usize, Relaxed);
+                    state.depart(index);
+                }
+                Err(error) => result = Err(GroupError::call(error, self.address, index)),
+            }
         }
-        left
+        drop(state);
+        result
     }
 
-    /// Waits for those who leave, of the numbers that are `wanted`, until `deadline`, and a moment
-    /// in any case.
-    pub(crate) fn wait_for_threads(&self, deadline: Instant, wanted: impl Fn(usize) -> bool) {
-        let deadline = deadline.max(after(MOMENT));
-        loop {
-            let mut crew = self.crew();
-            crew.reap();
-            let mut waited_for = crew
-                .leaving
-                .iter()
-                .filter(|post| wanted(post.id()))
-                .peekable();
-            if waited_for.peek().is_none() || Instant::now() >= deadline {
-                return;
-            }
-            // Once more, for a call may have failed.
-            waited_for.for_each(P::dismiss);
-            drop(crew);
-            thread::sleep(BEAT);
-        }
+    /// Waits for the workers of members that have left, until `deadline`, and a short time in any
+    /// case.
+    pub(crate) fn wait_for_workers(&self, ids: &[usize], deadline: Instant) {
+        let deadline = deadline.max(deadline_after(MIN_JOIN_TIMEOUT));
+        self.pool.wait_until(Some(deadline), |state| {
+            !state.departed.iter().any(|entry| ids.contains(&entry.id()))
+        });
     }
 }
 
-/// The time after `wait`; where that is beyond reckoning, one that nobody lives to see.
-pub(crate) fn after(wait: Duration) -> Instant {
+/// Returns now + `wait`, or a time far in the future if the sum overflows.
+pub(crate) fn deadline_after(wait: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(wait)
         .unwrap_or_else(|| now + Duration::from_secs(1 << 32))
 }
 
-impl<P: Protocol> Drop for Server<P> {
+/// The error of a call that was made for the whole group.
+pub(super) fn call<P: Serve>(server: &Server<P>, error: Error) -> GroupError {
+    GroupError::call(error, server.address, 0)
+}
+
+impl<P: Serve> Drop for Server<P> {
     fn drop(&mut self) {
-        let grace = self.plans().site.options.grace;
-        self.end(grace);
+        let mut control = self.control();
+        let deadline = deadline_after(control.config.options.grace);
+        self.end(&mut control, deadline);
     }
 }

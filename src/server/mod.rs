@@ -1,279 +1,420 @@
-//! [`Server`]: a group with its acceptors at work.
+//! [`Server`]: a group at work.
 
-mod away;
-#[cfg(linux_kernel)]
-pub(crate) mod blocking;
-pub(crate) mod drain;
-pub(crate) mod polling;
-#[cfg(linux_kernel)]
-pub(crate) mod stealing;
+mod drain;
+mod error;
+mod handoff;
+mod mark;
+pub(crate) mod member;
+mod polling;
 mod tcp;
 mod udp;
+mod without_worker;
 pub(crate) mod worker;
 
 use core::net::SocketAddr;
+use core::time::Duration;
 use core::{fmt, mem};
-#[cfg(linux_kernel)]
-use std::os::fd::OwnedFd;
-#[cfg(linux_kernel)]
-use std::sync::Arc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
 use std::{boxed::Box, vec::Vec};
+
+pub(crate) use drain::deadline_after;
+pub use error::SpawnError;
+use member::{Entry, Member};
+pub use member::{MemberState, MemberStats};
+use worker::{Order, Pool, Work, Worker};
 
 use crate::acceptors::Stats;
 use crate::error::Error;
-use crate::group::{Group, GroupError, MOST_THAT_STEAL, Site, SpawnError, Steering};
-#[cfg(linux_kernel)]
-use crate::server::stealing::Ring;
-use crate::server::worker::{Crew, Launch, Parked, Post};
+use crate::group::{Group, GroupConfig, GroupError, OldProcess, Slot, Steering};
+use crate::os;
 use crate::socket::protocol::{Protocol, Tcp};
-use crate::socket::queue::Queue;
 
-impl<P: Protocol> Group<P> {
-    pub(crate) fn start(self, launch: Box<Launch<P>>) -> Result<Server<P>, SpawnError<P>> {
-        let ready = self.ready;
-        let mut plans = Plans {
-            site: self.site,
-            launch,
-            next_id: 0,
-            #[cfg(linux_kernel)]
-            ring: Arc::default(),
-            #[cfg(linux_kernel)]
-            dead: None,
+/// What `mark.rs` is made of: a test of its interleavings puts other types here.
+mod atomic {
+    pub(super) use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+}
+
+/// [`Tcp`](crate::Tcp) or [`Udp`](crate::Udp): what a [`Server`] serves. The trait is sealed.
+pub trait Serve: Protocol {
+    /// What the threads are called, before their number.
+    #[doc(hidden)]
+    const THREAD_NAME: &'static str;
+
+    /// How the workers of one member wait, and are woken.
+    #[doc(hidden)]
+    type Source: Send + Sync;
+
+    #[doc(hidden)]
+    fn new_source(
+        config: &GroupConfig<Self>,
+        sibling: Option<&Self::Source>,
+    ) -> Result<Self::Source, Error>;
+
+    /// Returns how many connections are queued on a member.
+    #[doc(hidden)]
+    fn queued(member: &Member<Self>) -> u32;
+
+    /// Has no new connection reach the members with these numbers. `last`: none stays.
+    #[doc(hidden)]
+    fn turn_away(
+        server: &Server<Self>,
+        control: &Control<Self>,
+        ids: &[usize],
+        last: bool,
+    ) -> Result<(), GroupError>;
+
+    /// Waits until nothing more can reach these members, and nothing is queued on them; at most until
+    /// `deadline`.
+    #[doc(hidden)]
+    fn drain(
+        server: &Server<Self>,
+        control: &Control<Self>,
+        members: &[Arc<Member<Self>>],
+        deadline: Instant,
+    );
+
+    /// Takes the member's socket out of the kernel's group, and wakes its workers. It may be called
+    /// again.
+    #[doc(hidden)]
+    fn leave_group(member: &Member<Self>) -> Result<(), Error>;
+}
+
+/// A group at work: threads that accept connections, or receive datagrams, and call a handler.
+///
+/// [`Group::spawn`] makes one. Dropping it is [`stop`](Self::stop) with the group's
+/// [`grace`](crate::GroupOptions::grace) period; a handler that has not returned by then finishes
+/// alone.
+///
+/// # Examples
+/// ```
+/// use reuseport::Group;
+///
+/// let group = Group::bind(([127, 0, 0, 1], 0), 2)?;
+/// let server = group.spawn(|acceptor, connection| {
+///     _ = connection.send(format!("acceptor {acceptor}\n").as_bytes());
+/// })?;
+///
+/// // Replace a member, without losing a connection.
+/// let new = server.add()?;
+/// assert_eq!(new, 2);
+/// server.retire(0)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "dropping a server stops it"]
+pub struct Server<P: Serve = Tcp> {
+    address: SocketAddr,
+    /// Held by whoever changes the group, for as long as that takes: one change at a time.
+    control: Mutex<Control<P>>,
+    pub(crate) pool: Arc<Pool<P>>,
+    monitor: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What a change of the group needs.
+#[derive(Debug)]
+pub struct Control<P: Serve> {
+    pub(crate) config: GroupConfig<P>,
+    next_id: usize,
+    /// The process that handed the group over to this one, until it has left.
+    old_process: Option<OldProcess>,
+    /// [`Server::stop`] has begun.
+    stopped: bool,
+    /// A new process is taking over.
+    pub(crate) handing_over: bool,
+    /// A new process has taken over.
+    pub(crate) handed_over: bool,
+}
+
+impl<P: Serve> Group<P> {
+    /// Starts the threads. `work` makes what a thread does, on that thread.
+    fn start(
+        self,
+        work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
+    ) -> Result<Server<P>, SpawnError<P>> {
+        let options = &self.config.options;
+        let (spare_limit, shared) = (options.spare_threads, options.shared);
+        let spare_limit = if P::HAS_PAYLOAD { 0 } else { spare_limit };
+        let pins = self.config.clone();
+        let pins = Box::new(move |cpu_index| pins.pinned_cpu(cpu_index).ok().flatten());
+        let pool = Pool::new(work, pins, spare_limit, shared);
+        let prepared = self.prepare(&pool);
+        let (ready, monitor) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                pool.close();
+                pool.wait_until(None, |state| state.threads == 0);
+                pool.join_all(deadline_after(Duration::MAX));
+                return Err(SpawnError::new(error, self));
+            }
         };
-        let polls = plans.steals() || plans.site.inherited || cfg!(not(linux_kernel));
-        let started = self.sockets.iter().enumerate().map(|(slot, socket)| {
-            let way = P::way(&mut plans)?;
-            P::descriptor(socket).set_nonblocking(polls)?;
-            Ok((slot, plans.park(slot, slot)?, way))
-        });
-        let started = started.collect::<Result<Vec<_>, Error>>();
-        let given_back = |error, sockets, site, ready| {
-            let group = Box::new(Group {
-                sockets,
-                site,
-                ready,
-            });
-            Err(SpawnError { error, group })
+        let mut control = Control {
+            config: self.config,
+            next_id: self.sockets.len(),
+            old_process: self.old_process,
+            stopped: false,
+            handing_over: false,
+            handed_over: false,
         };
-        let started = match started {
-            Ok(started) => started.into_iter().zip(self.sockets),
-            Err(error) => return given_back(error, self.sockets, plans.site, ready),
-        };
-        let posts = started.map(|((slot, parked, way), socket)| parked.start(socket, way, slot));
-        let posts: Vec<Post<P>> = posts.collect();
-        #[cfg(linux_kernel)]
-        if let Err(error) = P::enter(&plans, posts.iter().collect()) {
-            let sockets = posts.into_iter().map(Post::disband).collect();
-            return given_back(error, sockets, plans.site, ready);
+        control.config.options.nonblocking = polls(&control.config);
+        let address = control.config.address;
+        for (id, ((worker, source), socket)) in ready.into_iter().zip(self.sockets).enumerate() {
+            pool.employ(Member::new(id, id, socket, source), worker);
         }
-        let crew = Crew {
-            posts,
-            leaving: Vec::new(),
-            gone: Vec::new(),
-        };
-        plans.next_id = crew.posts.len();
-        plans.site.options.nonblocking = polls;
-        let address = plans.site.address;
-        if let Some(ready) = ready {
-            ready.say();
+        if let Some(old_process) = &mut control.old_process {
+            old_process.notify();
         }
         Ok(Server {
             address,
-            plans: Mutex::new(plans),
-            crew: Mutex::new(crew),
+            control: Mutex::new(control),
+            pool,
+            monitor: Mutex::new(monitor),
         })
     }
-}
 
-/// A group with its acceptors at work.
-///
-/// Dropping it is [`stop`](Self::stop) with the group's [`grace`](crate::GroupOptions::grace); a
-/// handler that has not returned by then finishes alone.
-pub struct Server<P: Protocol = Tcp> {
-    address: SocketAddr,
-    /// Whoever changes the crew holds this for as long as that takes: one at a time.
-    plans: Mutex<Plans<P>>,
-    /// Held to look at it, or to put a change into effect: never for long.
-    crew: Mutex<Crew<P>>,
-}
-
-/// All that it takes to make one more acceptor.
-pub(crate) struct Plans<P: Protocol = Tcp> {
-    pub(crate) site: Site<P>,
-    launch: Box<Launch<P>>,
-    next_id: usize,
-    /// Where they stand who steal from one another.
-    #[cfg(linux_kernel)]
-    pub(crate) ring: Arc<Ring>,
-    /// What takes the place of a datagram socket that is closed before its owner is gone.
-    #[cfg(linux_kernel)]
-    pub(crate) dead: Option<Arc<OwnedFd>>,
-}
-
-impl<P: Protocol> Plans<P> {
-    pub(crate) fn steals(&self) -> bool {
-        self.site.options.steal && !self.site.inherited
-    }
-
-    /// A thread for the next acceptor, under a number of its own.
-    #[cfg(linux_kernel)]
-    pub(crate) fn next(&mut self) -> Result<Parked<P>, Error> {
-        let parked = self.park(self.next_id, self.next_id)?;
-        self.next_id += 1;
-        Ok(parked)
-    }
-
-    /// Starts a thread, on the CPU of its slot if they are pinned.
-    pub(crate) fn park(&mut self, id: usize, slot: usize) -> Result<Parked<P>, Error> {
-        #[cfg(linux_kernel)]
-        if self.site.options.pin {
-            if let Some(cpu) = self.site.cpu_of(slot)? {
-                return crate::os::linux::affinity::on(cpu, || (self.launch)(id))?;
+    /// Does all that can fail: threads that wait for their member, and how they will wait.
+    #[allow(clippy::type_complexity)] // named nowhere else
+    fn prepare(
+        &self,
+        pool: &Arc<Pool<P>>,
+    ) -> Result<(Vec<(Arc<Worker<P>>, P::Source)>, Option<JoinHandle<()>>), Error> {
+        let mut ready = Vec::new();
+        let mut prepare = || {
+            for (id, socket) in self.sockets.iter().enumerate() {
+                let sibling = ready.first().map(|(_, source)| source);
+                let source = P::new_source(&self.config, sibling)?;
+                P::descriptor(socket).set_nonblocking(polls(&self.config))?;
+                let cpu = self.config.pinned_cpu(id)?;
+                ready.push((pool.start_worker(id, cpu)?, source));
             }
+            match pool.spare_limit {
+                0 => Ok(None),
+                _ => handoff::start_monitor(pool).map(Some),
+            }
+        };
+        let monitor = prepare();
+        if monitor.is_err() {
+            ready.iter().for_each(|(worker, _)| worker.give(Order::End));
         }
-        _ = slot;
-        (self.launch)(id)
+        Ok((ready, monitor?))
     }
 }
 
-impl<P: Protocol> Server<P> {
-    /// The address of every member.
+/// Whether workers poll: where a shutdown would wake nobody, or would close what others hold too.
+fn polls<P: Serve>(config: &GroupConfig<P>) -> bool {
+    config.inherited || !os::SHUTDOWN_WAKES
+}
+
+impl<P: Serve> Pool<P> {
+    /// Enters a member at the end of the list, and gives it to a worker.
+    fn employ(&self, member: Arc<Member<P>>, worker: Arc<Worker<P>>) {
+        let mut entry = Entry::new(Arc::clone(&member), MemberState::Serving);
+        entry.holders.push(Arc::clone(&worker));
+        self.lock().members.push(entry);
+        worker.give(Order::Serve(member));
+    }
+}
+
+impl<P: Serve> Server<P> {
+    /// Returns the address of every member.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// What each acceptor at work has done so far, and what waits for it now, in index order.
-    pub fn members(&self) -> Vec<Member> {
-        self.crew().posts.iter().map(Member::of::<P>).collect()
+    /// Returns what each member has done so far, and what is queued on it now, in index order.
+    pub fn members(&self) -> Vec<MemberStats<P>> {
+        let state = self.pool.lock();
+        let members = state.members.iter().map(|entry| MemberStats {
+            stats: entry.stats(),
+            queue: P::queue(&entry.member.socket),
+            state: entry.state,
+        });
+        members.collect()
     }
 
-    /// What every acceptor has done so far, also those that have left, in the order of their
-    /// numbers.
+    /// Returns what was done for every member so far, also for those that have left, in the order of
+    /// their numbers.
     pub fn stats(&self) -> Vec<Stats> {
-        self.crew().counts()
+        self.pool.lock().stats()
     }
 
-    /// Adds a member with its acceptor, and returns the acceptor's number: one that no other had.
+    /// Returns how many threads there are beside one for each member, and the most that there were:
+    /// see [`spare_threads`](crate::GroupOptions::spare_threads).
+    pub fn spare_threads(&self) -> SpareThreads {
+        let state = self.pool.lock();
+        SpareThreads {
+            now: state.spares(),
+            idle: state.spares.len(),
+            most: state.most_spares,
+        }
+    }
+
+    /// Adds a member with its worker, and returns its number: one that no other member had.
     ///
-    /// Connections do not move: those under way stay with the member that the kernel chose.
-    /// Fails with `pthread_create: EAGAIN` if no thread can be had, with
-    /// [`GroupError::UserMismatch`] after privileges were dropped, and for inherited listeners; the
-    /// group is then as it was.
+    /// Connections do not move: each stays with the member that the kernel chose for it.
+    ///
+    /// # Errors
+    /// The group is then as it was.
+    /// - [`GroupError::Call`]: a system call failed; `pthread_create` with `EAGAIN` if no thread can
+    ///   be had.
+    /// - [`GroupError::UserMismatch`]: the process has dropped its privileges since.
+    /// - [`GroupError::Inherited`]: other processes hold the sockets too.
+    /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
     pub fn add(&self) -> Result<usize, GroupError> {
-        let mut plans = self.plans();
-        self.tidy(&plans);
-        if plans.site.inherited {
-            return Err(GroupError::Inherited);
-        }
-        if plans.steals() && self.crew().posts.len() >= MOST_THAT_STEAL {
-            return Err(GroupError::TooMany);
-        }
-        let crew = self.crew();
-        let index = crew.posts.len();
-        let taken = |slot: &usize| crew.posts.iter().any(|post| post.slot == *slot);
-        let slot = (0..=index).find(|slot| !taken(slot)).unwrap_or_default();
-        let only = match crew.posts.first() {
-            Some(first) if plans.site.options.shared => {
-                Some(plans.site.share(first.socket(), index)?)
-            }
-            _ => None,
+        let mut control = self.change()?;
+        let (index, cpu_index, first) = {
+            let state = self.pool.lock();
+            let index = state.members.len();
+            let taken = |cpu: &usize| state.members.iter().any(|e| e.member.cpu_index == *cpu);
+            let cpu_index = (0..=index).find(|cpu| !taken(cpu)).unwrap_or_default();
+            let first = state.members.first().map(|entry| Arc::clone(&entry.member));
+            (index, cpu_index, first)
         };
-        drop(crew);
-        let id = plans.next_id;
+        let config = &control.config;
         let call = |error| GroupError::call(error, self.address, index);
-        let way = P::way(&mut plans).map_err(call)?;
-        let parked = plans.park(id, slot).map_err(call)?;
-        let socket = only.map_or_else(|| plans.site.open(index), Ok)?;
-        plans.next_id += 1;
-        let entered = self
-            .enlist(&plans, parked.start(socket, way, slot))
-            .map_err(call);
-        if let Err(error) = entered.and_then(|()| self.steer_all(&plans)) {
-            self.take_back(&mut plans, index);
+        let sibling = first.as_ref().map(|first| &first.source);
+        let source = P::new_source(config, sibling).map_err(call)?;
+        let only = match first.filter(|_| config.options.shared) {
+            Some(first) => Some(config.share(&first.socket, index)?),
+            None => None,
+        };
+        let id = control.next_id;
+        let worker = self.spare_or_new_worker(config, id, cpu_index);
+        let worker = worker.map_err(call)?;
+        let socket = match only.map_or_else(|| config.open(index), Ok) {
+            Ok(socket) => socket,
+            Err(error) => {
+                worker.give(Order::End);
+                return Err(error);
+            }
+        };
+        control.next_id += 1;
+        self.pool
+            .employ(Member::new(id, cpu_index, socket, source), worker);
+        if let Err(error) = self.steer(&control) {
+            self.undo_add(&control, id);
             return Err(error);
         }
         Ok(id)
     }
 
-    /// Takes a post into the crew, at the end; and among those who steal, which may fail.
-    pub(crate) fn enlist(&self, plans: &Plans<P>, post: Post<P>) -> Result<(), Error> {
-        let entered = P::enter(plans, Vec::from([&post]));
-        self.crew().posts.push(post);
-        entered
+    fn spare_or_new_worker(
+        &self,
+        config: &GroupConfig<P>,
+        id: usize,
+        cpu_index: usize,
+    ) -> Result<Arc<Worker<P>>, Error> {
+        let spare = self.pool.lock().spares.pop();
+        let new = || self.pool.start_worker(id, config.pinned_cpu(cpu_index)?);
+        spare.map_or_else(new, Ok)
     }
 
-    /// Changes how the kernel chooses a member: [`Group::set_steering`] while they are at work.
+    /// Sets how the kernel chooses a member, as [`Group::set_steering`].
+    ///
+    /// # Errors
+    /// Those of [`Group::set_steering`], and [`GroupError::PredecessorLeaving`] and
+    /// [`GroupError::HandingOver`]: try again later.
     pub fn set_steering(&self, steering: Steering) -> Result<(), GroupError> {
-        let mut plans = self.plans();
-        self.tidy(&plans);
-        if plans.site.inherited {
-            return Err(GroupError::Inherited);
-        }
-        steering.check(self.crew().posts.len())?;
-        let before = plans.site.options.set_steering(steering)?;
-        let steered = self.steer_all(&plans);
+        let mut control = self.change()?;
+        steering.check(self.pool.lock().members.len())?;
+        let before = control.config.options.set_steering(steering)?;
+        let steered = self.steer(&control);
         if steered.is_err() {
-            plans.site.options.set_steering(before)?;
+            control.config.options.set_steering(before)?;
         }
         steered
     }
 
-    /// Waits until every acceptor has left of itself: for ever, unless their listeners fail.
+    /// Waits until every worker has ended by itself: it never returns unless their sockets fail.
     pub fn join(self) -> Vec<Stats> {
-        let mut crew = self.crew();
-        let posts = mem::take(&mut crew.posts);
-        let counts = posts.into_iter().map(|post| post.acceptor.join());
-        crew.gone.extend(counts.collect::<Vec<_>>());
-        crew.counts()
+        let idle = |entry: &Entry<P>| !entry.is_running();
+        self.pool
+            .wait_until(None, |state| state.members.iter().all(idle));
+        self.pool.join_ended();
+        self.stats()
     }
 
-    /// Brings the kernel's choice into line with the members that there are.
-    pub(crate) fn steer_all(&self, plans: &Plans<P>) -> Result<(), GroupError> {
-        #[cfg(linux_kernel)]
-        if !plans.site.options.join && !plans.site.options.shared {
-            let crew = self.crew();
-            let rows: Vec<_> = crew.posts.iter().map(Post::row).collect();
-            if let Some(first) = crew.posts.first() {
-                return plans.site.steer(first.socket(), &rows);
-            }
+    /// Attaches the program that has what is new go to the serving members.
+    pub(crate) fn steer(&self, control: &Control<P>) -> Result<(), GroupError> {
+        self.steer_to(control, MemberState::Serving)
+    }
+
+    /// Attaches the program that has what is new go to the members in `state`.
+    pub(crate) fn steer_to(
+        &self,
+        control: &Control<P>,
+        state: MemberState,
+    ) -> Result<(), GroupError> {
+        if !control.config.can_steer() {
+            return Ok(());
         }
-        _ = plans;
-        Ok(())
+        let slots = self.slots(state);
+        let member = |entry: &Entry<P>| Arc::clone(&entry.member);
+        let through = self.pool.lock().members.last().map(member);
+        let Some(through) = through.filter(|_| slots.iter().any(|slot| slot.eligible)) else {
+            return Ok(());
+        };
+        control.config.steer(&through.socket, &slots)
     }
 
-    /// Strikes out those whose thread has ended by itself: their listener has failed, and with it
-    /// they have left the kernel's group.
-    pub(crate) fn tidy(&self, plans: &Plans<P>) {
-        let mut crew = self.crew();
-        crew.reap();
-        let before = crew.posts.len();
-        for index in (0..before).rev() {
-            if crew.posts[index].acceptor.thread.is_finished() {
-                crew.remove(index);
-            }
+    /// The members in index order, as a steering program has to know them.
+    pub(crate) fn slots(&self, state: MemberState) -> Vec<Slot> {
+        let list = self.pool.lock();
+        let entries = list.members.iter().enumerate();
+        entries.map(|(at, entry)| entry.slot(at, state)).collect()
+    }
+
+    /// Begins a change of the group, after those before it.
+    pub(crate) fn change(&self) -> Result<MutexGuard<'_, Control<P>>, GroupError> {
+        let mut control = self.control();
+        self.reap_failed(&control);
+        if control.stopped {
+            return Err(GroupError::Stopped);
         }
-        crew.reap();
-        let changed = crew.posts.len() < before;
-        drop(crew);
-        if changed {
-            // What follows tells of what is wrong with the group, if anything.
-            _ = self.steer_all(plans);
+        if control.handed_over {
+            return Err(GroupError::HandedOver);
         }
+        if control.handing_over {
+            return Err(GroupError::HandingOver);
+        }
+        if control.config.inherited {
+            return Err(GroupError::Inherited);
+        }
+        if control
+            .old_process
+            .as_ref()
+            .is_some_and(OldProcess::is_leaving)
+        {
+            return Err(GroupError::PredecessorLeaving);
+        }
+        control.old_process = None;
+        Ok(control)
     }
 
-    pub(crate) fn plans(&self) -> MutexGuard<'_, Plans<P>> {
-        // If a `make` has panicked, no acceptor has come of it: the plans are as they were.
-        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn control(&self) -> MutexGuard<'_, Control<P>> {
+        // No change leaves it half made when it panics: it runs no code of the user.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn crew(&self) -> MutexGuard<'_, Crew<P>> {
-        // Nothing that could panic half way is done while it is locked.
-        self.crew.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes the members out of the list whose sockets have failed, in the order in which they did:
+    /// the kernel has taken them out of the group so.
+    fn reap_failed(&self, control: &Control<P>) {
+        self.pool.join_ended();
+        let mut state = self.pool.lock();
+        let failed = mem::take(&mut state.failed);
+        for id in &failed {
+            let at = state.members.iter().position(|entry| entry.id() == *id);
+            at.into_iter().for_each(|at| state.depart(at));
+        }
+        drop(state);
+        if !failed.is_empty() {
+            // If this fails, so does the change that follows.
+            _ = self.steer(control);
+        }
     }
 }
 
-impl<P: Protocol> fmt::Debug for Server<P> {
+impl<P: Serve> fmt::Debug for Server<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
             .field("members", &self.members())
@@ -281,21 +422,14 @@ impl<P: Protocol> fmt::Debug for Server<P> {
     }
 }
 
-/// One member of a group at work.
-#[derive(Clone, Copy, Debug)]
+/// The threads of a server beside one for each member: see [`Server::spare_threads`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Member {
-    /// What its acceptor has done.
-    pub stats: Stats,
-    /// What waits to be accepted; `None` where the kernel does not say.
-    pub queue: Option<Queue>,
-}
-
-impl Member {
-    fn of<P: Protocol>(post: &Post<P>) -> Member {
-        Member {
-            stats: post.acceptor.count(),
-            queue: P::queue(post.socket()),
-        }
-    }
+pub struct SpareThreads {
+    /// How many there are.
+    pub now: usize,
+    /// How many of these wait for work. The others are in a handler, or accept.
+    pub idle: usize,
+    /// The most that there were at a time.
+    pub most: usize,
 }

@@ -1,53 +1,50 @@
-//! How a thread waits on a listener that other processes hold too, and on every socket of a kernel
-//! where a shutdown wakes nobody.
+//! How a worker waits on a socket that other processes hold too, and on every socket of a kernel
+//! where a shutdown wakes no thread: `poll(2)`, with a pipe on which it is woken.
 
+use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use crate::acceptors::{Leave, Next, Seat};
-use crate::error::{Call, check};
-use crate::listener::Connection;
+use crate::acceptors::Stopped;
+use crate::error::{Call, Error, check};
 
-/// Three: `poll`, `accept`, `close`. For listeners that somebody else holds too, which must not be
-/// shut down; and for kernels where that would wake nobody.
-pub(crate) struct Polling {
-    hung_up: UnixStream,
-    inherited: bool,
+/// Wakes all workers of one member, permanently: one end hangs up, and all poll the other.
+#[derive(Debug)]
+pub(super) struct WakePipe {
+    near: UnixStream,
+    far: UnixStream,
 }
 
-impl Polling {
-    /// Leaves when the other end of `hung_up` is closed.
-    pub(crate) fn new(hung_up: UnixStream, inherited: bool) -> Polling {
-        Polling { hung_up, inherited }
+impl WakePipe {
+    pub(super) fn new() -> Result<WakePipe, Error> {
+        let errno = |error: io::Error| error.raw_os_error().unwrap_or_default();
+        let pair = UnixStream::pair();
+        let (near, far) = pair.map_err(|error| Error::new(Call::SocketPair, errno(error)))?;
+        Ok(WakePipe { near, far })
     }
-}
 
-impl Next for Polling {
-    fn next(&mut self, seat: &Seat) -> Result<Connection, Leave> {
-        loop {
-            wait(seat.socket.raw(), &self.hung_up, self.inherited)?;
-            if let Some(connection) = seat.accept()? {
-                return Ok(connection);
-            }
+    /// Has every worker that [waits](Self::wait) here return, and every one that will.
+    pub(super) fn wake(&self) {
+        _ = self.near.shutdown(Shutdown::Both);
+    }
+
+    /// Waits until the socket `fd` is readable, or the workers are woken. What is queued on an
+    /// `inherited` socket is left to the processes that hold it.
+    pub(super) fn wait(&self, fd: RawFd, inherited: bool) -> Result<(), Stopped> {
+        let entry = |fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let mut entries = [entry(fd), entry(self.far.as_raw_fd())];
+        // SAFETY: two entries, readable and writable; the descriptors are open.
+        let result = unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) };
+        let [socket, pipe] = entries;
+        let woken = check(Call::Poll, result).is_ok() && pipe.revents != 0;
+        if woken && (inherited || socket.revents == 0) {
+            return Err(Stopped);
         }
+        Ok(())
     }
-}
-
-/// Waits until something may be had from the socket `fd`, or it is time to leave.
-pub(crate) fn wait(fd: RawFd, hung_up: &UnixStream, inherited: bool) -> Result<(), Leave> {
-    let row = |fd| libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
-    let mut rows = [row(fd), row(hung_up.as_raw_fd())];
-    // SAFETY: two rows, readable and writable; the descriptors are open.
-    let result = unsafe { libc::poll(rows.as_mut_ptr(), 2, -1) };
-    let [socket, hung_up] = rows;
-    let leaving = check(Call::Poll, result).is_ok() && hung_up.revents != 0;
-    // What waits on an inherited listener is for those who hold it on.
-    if leaving && (inherited || socket.revents == 0) {
-        return Err(Leave);
-    }
-    Ok(())
 }

@@ -1,38 +1,66 @@
 //! A group that accepts connections: what only [`Tcp`] has.
 
-use core::net::SocketAddr;
-#[cfg(linux_kernel)]
-use core::{panic::AssertUnwindSafe, sync::atomic::Ordering::Relaxed};
-use std::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::boxed::Box;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::sleep;
 use std::time::Instant;
-#[cfg(linux_kernel)]
-use std::{panic::catch_unwind, thread::sleep, vec::Vec};
+use std::vec::Vec;
 
-use crate::acceptors::{Seat, StopToken};
+use super::drain::{POLL_INTERVAL, call};
+use super::member::Member;
+use super::polling::WakePipe;
+use super::worker::{Outcome, Pool, Work, Worker};
+use super::{Control, Serve, Server, SpawnError, polls};
+use crate::acceptors::{StopToken, Stopped};
 use crate::error::Error;
-use crate::group::{Group, GroupOptions, SpawnError};
-use crate::listener::{Connection, Descriptor, Listener};
-#[cfg(linux_kernel)]
-use crate::server::drain::BEAT;
-use crate::server::polling::Polling;
-use crate::server::worker::{Exit, Post, Way, launch, line};
-use crate::server::{Plans, Server};
-use crate::socket::exclusive::claim;
-use crate::socket::protocol::{First, Protocol, Tcp};
-use crate::socket::queue::Queue;
-#[cfg(linux_kernel)]
-use crate::{
-    os::linux::sock_diag as diag,
-    server::blocking::{Alone, Flags, nothing_waits},
-    server::stealing::{Epoll, Place, Stealing},
-};
+use crate::group::{Group, GroupConfig, GroupError};
+use crate::listener::Connection;
+use crate::socket::bpf::DROP_SYNS;
+use crate::socket::protocol::Tcp;
+use crate::{os, sys};
 
 impl Group {
-    /// Gives each member a thread: [`Acceptors::spawn`](crate::Acceptors::spawn) for a group.
+    /// Starts a thread for each member, which accepts connections and calls `handler` with the
+    /// member's number.
     ///
-    /// Fails if a thread cannot be started, or not [pinned](crate::GroupOptions::pin). The group
-    /// comes back with the error, and nothing has been accepted; unless its acceptors
-    /// [steal](crate::GroupOptions::steal), and one of them has while others could not be let in.
+    /// **A handler that blocks** keeps its thread. The connections behind it wait about 1 ms; then a
+    /// spare thread accepts in its place. So handlers may wait for their clients, and there may be
+    /// more handlers at a time than members. **The limit** is
+    /// [`spare_threads`](crate::GroupOptions::spare_threads), 512 by default: as many silent clients
+    /// as threads stop the server, so a handler that reads wants a
+    /// [read timeout](Connection::set_read_timeout). **[`stop`](Server::stop) cannot interrupt** a
+    /// handler that is in `recv`; at the end of the grace period it is left to finish alone.
+    ///
+    /// A handler that computes for longer than 1 ms is treated alike: its spare competes for the
+    /// CPU, on the same one if workers are [pinned](crate::GroupOptions::pin).
+    ///
+    /// A handler that panics is counted, its connection is closed, and the thread goes on; with
+    /// `panic = "abort"` the process ends. A spare thread has the signal mask and the capabilities
+    /// of the thread that called this.
+    ///
+    /// # Errors
+    /// A thread cannot be started, or not [pinned](crate::GroupOptions::pin). The group comes back
+    /// with the error, and no connection has been accepted.
+    ///
+    /// # Examples
+    /// ```
+    /// use reuseport::Group;
+    /// use std::time::Duration;
+    ///
+    /// let group = Group::bind(([127, 0, 0, 1], 0), 2)?;
+    /// let server = group.spawn(|_, connection| {
+    ///     // A client that says nothing keeps this thread for 10 s, and no other client.
+    ///     _ = connection.set_read_timeout(Some(Duration::from_secs(10)));
+    ///     let mut request = [0; 512];
+    ///     if let Ok(length) = connection.recv(&mut request) {
+    ///         _ = connection.send(&request[..length]);
+    ///     }
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn spawn<H>(self, handler: H) -> Result<Server, SpawnError>
     where
         H: Fn(usize, Connection) + Send + Sync + 'static,
@@ -44,248 +72,236 @@ impl Group {
         })
     }
 
-    /// As [`spawn`](Self::spawn), with a handler of its own for each acceptor, which also learns
-    /// when it is to come to an end. `make` is kept: it makes the handlers of later members too,
-    /// and a second one for an acceptor that is to leave while its first does not return.
-    pub fn spawn_with<M, H>(self, mut make: M) -> Result<Server, SpawnError>
+    /// Starts a thread for each member, as [`spawn`](Self::spawn), with a handler of its own.
+    ///
+    /// `make` is called with the member's number, on the thread that will use the handler: also on
+    /// a spare thread, before it accepts for that member. So there may be several handlers with one
+    /// number at a time; [`spare_threads(0)`](crate::GroupOptions::spare_threads) rules that out. A
+    /// handler's state belongs to one thread, and needs no lock. A `make` that panics is counted as
+    /// a handler that does, and called again after 50 ms.
+    ///
+    /// The handler also learns when its member is to come to an end.
+    pub fn spawn_with<M, H>(self, make: M) -> Result<Server, SpawnError>
     where
-        M: FnMut(usize) -> H + Send + 'static,
-        H: FnMut(Connection, &StopToken) + Send + 'static,
+        M: Fn(usize) -> H + Send + Sync + 'static,
+        H: FnMut(Connection, &StopToken) + 'static,
     {
-        self.start(launch::<Tcp, _, _>(move |acceptor| {
-            let handler = make(acceptor);
-            move |seat: &Seat, source: Source| match source {
-                #[cfg(linux_kernel)]
-                Source::Alone(source) => seat.work(source, handler),
-                #[cfg(linux_kernel)]
-                Source::Stealing(source) => seat.work(source, handler),
-                Source::Polling(source) => seat.work(source, handler),
-            }
+        let make = Arc::new(make);
+        self.start(Box::new(move || {
+            let make = Arc::clone(&make);
+            Box::new(Acceptor {
+                make,
+                handler: None,
+            })
         }))
     }
 }
 
-/// Where connections come from.
-#[allow(missing_debug_implementations, private_interfaces)] // nobody outside can name it
-pub enum Source {
-    #[cfg(linux_kernel)]
-    Alone(Alone),
-    #[cfg(linux_kernel)]
-    Stealing(Stealing),
-    Polling(Polling),
+/// What an acceptor thread does.
+struct Acceptor<M, H> {
+    make: Arc<M>,
+    /// The handler of the member that it has served last, and its number.
+    handler: Option<(usize, H)>,
 }
 
-#[allow(private_interfaces)]
-impl Protocol for Tcp {
-    type Socket = Listener;
+impl<M, H> Work<Tcp> for Acceptor<M, H>
+where
+    M: Fn(usize) -> H,
+    H: FnMut(Connection, &StopToken),
+{
+    fn prepare(&mut self, member: &Member<Tcp>) -> bool {
+        if matches!(self.handler, Some((id, _)) if id == member.id) {
+            return true;
+        }
+        let handler = &mut self.handler;
+        let make = &self.make;
+        member
+            .counters
+            .catch(|| *handler = Some((member.id, make(member.id))))
+    }
+
+    fn serve(
+        &mut self,
+        pool: &Pool<Tcp>,
+        worker: &Arc<Worker<Tcp>>,
+        member: &Member<Tcp>,
+    ) -> Outcome {
+        let Some((_, handler)) = &mut self.handler else {
+            return Outcome::Ended;
+        };
+        loop {
+            let connection = match member.accept() {
+                Ok(Some(connection)) => connection,
+                Ok(None) => continue,
+                Err(Stopped) => return Outcome::Ended,
+            };
+            let entered = worker.mark.enter();
+            pool.wake_monitor();
+            member.counters.run(|| handler(connection, &member.stop));
+            if !worker.mark.leave(entered) {
+                return Outcome::Taken;
+            }
+            if member.has_surplus.load(Relaxed) && pool.release_surplus(worker, member) {
+                return Outcome::Surplus;
+            }
+        }
+    }
+}
+
+impl Member<Tcp> {
+    /// Accepts one connection. `None`: there was none, try again.
+    #[inline]
+    fn accept(&self) -> Result<Option<Connection>, Stopped> {
+        if let Some(pipe) = &self.source.pipe {
+            pipe.wait(self.socket.raw(), self.source.inherited)?;
+        }
+        match self.socket.accept() {
+            Ok(connection) => {
+                if self.source.filtered.load(Relaxed) {
+                    // It has inherited the filter of its listener, or not, if it is older.
+                    _ = os::detach_filter(&connection.0);
+                }
+                Ok(Some(connection))
+            }
+            Err(error) => {
+                let handled = self.counters.handle_error(self.id, error, &self.stop);
+                handled.map(|()| None)
+            }
+        }
+    }
+}
+
+/// How the workers of one listener wait. Without a pipe they block in `accept`, two system calls a
+/// connection; a shutdown wakes them.
+#[derive(Debug)]
+pub struct Source {
+    pipe: Option<WakePipe>,
+    inherited: bool,
+    /// The listener has a packet filter, which its connections inherit.
+    filtered: AtomicBool,
+    /// The handshakes that were under way when it began to leave.
+    handshakes: Mutex<Option<HashSet<SocketAddr>>>,
+}
+
+impl Serve for Tcp {
+    const THREAD_NAME: &'static str = "acceptor";
     type Source = Source;
-    const WHO: &'static str = "acceptor";
-    const HAS_BYTES: bool = false;
 
-    fn open(
-        options: &GroupOptions<Tcp>,
-        how: First,
-        address: SocketAddr,
-    ) -> Result<Listener, Error> {
-        let options = options.of_a_listener();
-        match how {
-            First::Claims => claim(&options, address),
-            First::Joins => options.bind(address),
-            First::Alone => options.reuse_port(false).bind(address),
-        }
-    }
-
-    fn descriptor(listener: &Listener) -> &Descriptor {
-        &listener.0
-    }
-
-    fn queue(listener: &Listener) -> Option<Queue> {
-        #[cfg(linux_kernel)]
-        return listener.queue().ok();
-        #[cfg(not(linux_kernel))]
-        return (_ = listener, None).1;
-    }
-
-    fn way(plans: &mut Plans<Tcp>) -> Result<Way<Tcp>, Error> {
-        #[cfg(linux_kernel)]
-        if plans.steals() {
-            let (ring, flags) = (Arc::clone(&plans.ring), Arc::default());
-            let epoll = Arc::new(Epoll::new()?);
-            let exit = Exit::Dismiss(Arc::clone(&ring), Arc::clone(&flags), Arc::clone(&epoll));
-            let source = Source::Stealing(Stealing { ring, flags, epoll });
-            return Ok(Way { source, exit });
-        }
-        #[cfg(linux_kernel)]
-        if !plans.site.inherited {
-            return Ok(alone());
-        }
-        let (near, far) = line()?;
-        Ok(Way {
-            source: Source::Polling(Polling::new(far, plans.site.inherited)),
-            exit: Exit::HangUp(near),
+    fn new_source(config: &GroupConfig<Tcp>, _: Option<&Source>) -> Result<Source, Error> {
+        let pipe = polls(config).then(WakePipe::new).transpose()?;
+        Ok(Source {
+            pipe,
+            inherited: config.inherited,
+            filtered: AtomicBool::new(false),
+            handshakes: Mutex::new(None),
         })
     }
 
-    /// Into the ring of those who steal; they get nothing before.
-    #[cfg(linux_kernel)]
-    fn enter(plans: &Plans<Tcp>, newcomers: Vec<&Post<Tcp>>) -> Result<(), Error> {
-        let place = |post: &Post<Tcp>| {
-            let Exit::Dismiss(_, flags, epoll) = &post.exit else {
-                return None;
-            };
-            Some(Place {
-                seat: Arc::clone(&post.acceptor.seat),
-                flags: Arc::clone(flags),
-                epoll: Arc::clone(epoll),
-            })
-        };
-        let places = newcomers.into_iter().filter_map(place);
-        plans.ring.enter(places.collect())
+    fn queued(member: &Member<Tcp>) -> u32 {
+        os::accept_queue(&member.socket.0).map_or(0, |[queued, _]| queued)
     }
 
-    /// Has them drop every SYN.
+    /// Steers around them, and has them drop every SYN.
     ///
-    /// Recent kernels give a TCP socket a filter only with `CAP_NET_ADMIN`. Where the group has
-    /// been steered around a member, the filter is but a second belt, and it leaves without.
-    #[cfg(linux_kernel)]
-    fn take_no_more(
-        server: &Server<Tcp>,
-        plans: &Plans<Tcp>,
-        indexes: &[usize],
-        _all: bool,
-    ) -> Result<(), Error> {
-        let steered = !plans.site.options.join;
-        let crew = server.crew();
-        let mut result = Ok(());
-        let posts: Vec<_> = indexes.iter().filter_map(|i| crew.posts.get(*i)).collect();
-        for post in &posts {
-            if let Some(flags) = post.flags() {
-                // First the flag: whoever inherits the filter is accepted later.
-                flags.filtered.store(true, Relaxed);
-                result = result.and_then(|()| match post.socket().attach_syn_filter() {
-                    Err(error) if error.errno() == libc::EPERM && steered => Ok(()),
-                    result => result,
-                });
-            }
+    /// Recent kernels give a TCP socket a filter only with `CAP_NET_ADMIN`. Where the group is
+    /// steered around the members, the filter is a second guard, and they leave without it.
+    fn turn_away(
+        server: &Server,
+        control: &Control<Tcp>,
+        ids: &[usize],
+        last: bool,
+    ) -> Result<(), GroupError> {
+        if control.config.inherited || !os::STEERS {
+            return Ok(());
         }
-        if result.is_err() {
-            for post in posts {
-                _ = post.socket().detach_filter();
-                if let Some(flags) = post.flags() {
-                    flags.filtered.store(false, Relaxed);
+        let steered = !last && control.config.can_steer();
+        if steered && !cfg!(seeded = "no_steer") {
+            server.steer(control)?;
+        }
+        let members = server.members_of(ids);
+        for member in &members {
+            // The flag first: a connection that inherits the filter is accepted later.
+            member.source.filtered.store(true, Relaxed);
+            match os::attach_filter(&member.socket.0, &DROP_SYNS) {
+                Err(error) if error.errno() == libc::EPERM && !control.config.options.join => {}
+                Err(error) => {
+                    members
+                        .iter()
+                        .for_each(|member| member.source.detach_filter(member));
+                    return Err(call(server, error));
                 }
+                Ok(()) => {}
             }
         }
-        result
+        Ok(())
     }
 
-    fn finish(server: &Server<Tcp>, plans: &mut Plans<Tcp>, indexes: &[usize], deadline: Instant) {
-        #[cfg(linux_kernel)]
-        {
-            let begun = Instant::now();
-            wait_for_handshakes(server.local_addr(), deadline);
-            let halfway = begun + deadline.saturating_duration_since(begun) / 2;
-            let mut helped = false;
-            while Instant::now() < deadline && !all_are_empty(server, indexes) {
-                if Instant::now() > halfway && !core::mem::replace(&mut helped, true) {
-                    help(server, plans, indexes);
-                }
-                sleep(BEAT);
-            }
+    fn drain(server: &Server, _: &Control<Tcp>, members: &[Arc<Member<Tcp>>], deadline: Instant) {
+        if !os::STEERS {
+            return;
         }
-        _ = (server, plans, indexes, deadline);
+        wait_for_handshakes(server.local_addr(), members, deadline);
+        let mut interval = POLL_INTERVAL;
+        while members.iter().any(|member| Tcp::queued(member) > 0) && Instant::now() < deadline {
+            sleep(interval);
+            interval = (2 * interval).min(16 * POLL_INTERVAL);
+        }
     }
 
-    /// What still waits behind its handler is taken from the queue, for the acceptor to handle
-    /// before it leaves.
-    fn dismiss(post: &Post<Tcp>) {
-        match &post.exit {
-            #[cfg(linux_kernel)]
-            Exit::ShutDown(flags) => flags.close(post.socket()),
-            #[cfg(linux_kernel)]
-            Exit::Dismiss(ring, flags, epoll) => {
-                ring.leave(post.id());
-                flags.close(post.socket());
-                epoll.dismiss();
-            }
-            #[cfg(linux_kernel)]
-            Exit::Replace(_) => {}
-            Exit::HangUp(near) => _ = near.shutdown(std::net::Shutdown::Both),
+    fn leave_group(member: &Member<Tcp>) -> Result<(), Error> {
+        if let Some(pipe) = &member.source.pipe {
+            pipe.wake();
+            return Ok(());
+        }
+        // SAFETY: the descriptor is the member's.
+        match unsafe { sys::shutdown(member.raw(), sys::SHUT_RD) } {
+            // It was shut down before.
+            Err(error) if error.errno() == libc::ENOTCONN => Ok(()),
+            result => result,
         }
     }
 }
 
-/// How an acceptor waits whose listener is this process's alone.
-#[cfg(linux_kernel)]
-fn alone() -> Way<Tcp> {
-    let flags = Arc::new(Flags::default());
-    let source = Source::Alone(Alone::new(Arc::clone(&flags)));
-    Way {
-        source,
-        exit: Exit::ShutDown(flags),
-    }
-}
-
-#[cfg(linux_kernel)]
-fn all_are_empty(server: &Server, indexes: &[usize]) -> bool {
-    let crew = server.crew();
-    let mut posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
-    posts.all(|post| nothing_waits(post.socket()))
-}
-
-/// Puts a second acceptor, under the same number, on each of the listeners at `indexes` where
-/// something waits: their handlers have not returned for half the grace. Where one cannot be had,
-/// what waits is served when the handler returns.
-#[cfg(linux_kernel)]
-fn help(server: &Server, plans: &mut Plans, indexes: &[usize]) {
-    let crew = server.crew();
-    let mut wanted = Vec::new();
-    for (index, post) in indexes
-        .iter()
-        .filter_map(|i| Some((*i, crew.posts.get(*i)?)))
-    {
-        // Those who steal help each other.
-        let helps_itself = matches!(post.exit, Exit::Dismiss(..));
-        if !helps_itself && !nothing_waits(post.socket()) {
-            let listener = plans.site.share(post.socket(), index);
-            wanted.push((post.id(), post.slot, listener));
-        }
-    }
-    // What makes its handler is the user's: it may panic, and may look at the crew.
-    drop(crew);
-    for (id, slot, listener) in wanted {
-        let Ok(listener) = listener else { continue };
-        let Ok(Ok(parked)) = catch_unwind(AssertUnwindSafe(|| plans.park(id, slot))) else {
-            continue;
-        };
-        let way = alone();
-        if let Exit::ShutDown(flags) = &way.exit {
-            flags.filtered.store(true, Relaxed);
-        }
-        let helper = parked.start(listener, way, slot);
-        helper.acceptor.seat.stop.0.store(true, Relaxed);
-        server.crew().leaving.push(helper);
+impl Source {
+    fn detach_filter(&self, member: &Member<Tcp>) {
+        // It fails where there is none.
+        _ = os::detach_filter(&member.socket.0);
+        self.filtered.store(false, Relaxed);
     }
 }
 
 /// Waits until the handshakes that are under way on the group's port have ended, at most until
-/// `deadline`. The kernel does not tell which member began them, so all are awaited.
-#[cfg(linux_kernel)]
-fn wait_for_handshakes(local: SocketAddr, deadline: Instant) {
+/// `deadline`. The kernel does not tell which member began them, so all are awaited. A member that
+/// could not leave before waits for those of its first attempt only.
+fn wait_for_handshakes(local: SocketAddr, members: &[Arc<Member<Tcp>>], deadline: Instant) {
     // A SYN that was being looked up when the steering changed has become a handshake by now.
-    sleep(BEAT);
-    let Ok(begun) = diag::handshakes(local) else {
-        // Nobody tells which there are.
-        return sleep(deadline.saturating_duration_since(Instant::now()));
+    sleep(POLL_INTERVAL);
+    let list = |member: &Arc<Member<Tcp>>| {
+        let list = member.source.handshakes.lock();
+        list.unwrap_or_else(PoisonError::into_inner).clone()
     };
+    let begun = match members.iter().map(list).collect::<Option<Vec<_>>>() {
+        Some(lists) => lists.into_iter().flatten().collect(),
+        None => match os::handshakes(local) {
+            Ok(list) => HashSet::from_iter(list),
+            // The list is not available: wait for the whole grace period.
+            Err(_) => return sleep(deadline.saturating_duration_since(Instant::now())),
+        },
+    };
+    for member in members {
+        let list = member.source.handshakes.lock();
+        *list.unwrap_or_else(PoisonError::into_inner) = Some(begun.clone());
+    }
+    let mut interval = POLL_INTERVAL;
     loop {
-        sleep(BEAT);
-        let now = diag::handshakes(local);
+        sleep(interval);
+        let now = os::handshakes(local);
         let ended = now.is_ok_and(|now| !now.iter().any(|one| begun.contains(one)));
-        // Between its handshake's end and the queue a connection is in neither list for a moment:
-        // this sleep is behind the look at the one, and before the look at the other.
+        // A connection is in neither list for a short time between handshake and queue, so sleep
+        // between the two checks.
         if ended || Instant::now() >= deadline {
-            return sleep(BEAT);
+            return sleep(POLL_INTERVAL);
         }
+        interval = (2 * interval).min(16 * POLL_INTERVAL);
     }
 }

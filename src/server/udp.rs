@@ -1,52 +1,63 @@
 //! A group that receives datagrams: what only [`Udp`] has.
 //!
-//! A socket that is shut down still receives, and what reaches it while it is being closed is lost.
-//! So a member leaves in this order: it is connected to itself, which closes its port to all others
-//! at once and leaves it what waits there (on the wildcard address, the group is steered around it
-//! instead); it is shut down, which wakes its thread, and lets it read on until nothing waits; the
-//! thread has left; its descriptor is replaced by a dead one, and with that the socket is closed.
+//! A UDP socket that is shut down still receives, and a datagram that arrives while it is being
+//! closed is lost. So a member leaves in this order:
+//!
+//! 1. It is connected to its own address: its port is closed to all other senders, and it keeps what
+//!    is queued. (A socket on the wildcard address would then answer from another address, so the
+//!    group is steered around it instead.)
+//! 2. It is shut down, which wakes its thread; the thread reads on until the queue is empty.
+//! 3. Its descriptor is replaced by a placeholder, which closes the socket.
 
-use core::net::SocketAddr;
-#[cfg(linux_kernel)]
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::boxed::Box;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Instant;
 
-use crate::acceptors::{Leave, Seat, StopToken, add_one};
+use super::drain::{POLL_INTERVAL, call};
+use super::member::{Member, MemberState};
+use super::polling::WakePipe;
+use super::worker::{Outcome, Pool, Work, Worker};
+use super::{Control, Serve, Server, SpawnError, polls};
+use crate::acceptors::{StopToken, Stopped};
 use crate::address::SockAddr;
 use crate::error::Error;
-use crate::group::{Group, GroupOptions, SpawnError};
-use crate::listener::Descriptor;
-use crate::server::drain::BEAT;
-use crate::server::polling;
-use crate::server::worker::{Exit, Post, Way, launch};
-use crate::server::{Plans, Server};
-use crate::socket::batch::Datagram;
-use crate::socket::exclusive::claim_datagrams;
-use crate::socket::protocol::{First, Protocol, Udp};
-use crate::socket::queue::Queue;
+use crate::group::{Group, GroupConfig, GroupError};
+use crate::socket::bpf::DROP_ALL;
+use crate::socket::datagram::Datagram;
+use crate::socket::protocol::Udp;
 use crate::socket::udp::UdpSocket;
-#[cfg(linux_kernel)]
-use crate::{
-    error::{AcceptAction, Call, check},
-    os::linux,
-    server::blocking::shut_down,
-    server::worker::eventfd,
-    socket::batch::Batch,
-};
+use crate::{os, sys};
 
 /// How many datagrams a batch has at most.
 #[cfg(linux_kernel)]
-const BATCH: usize = 32;
+const BATCH_SIZE: usize = 32;
 
 impl Group<Udp> {
-    /// Gives each member a thread, which hands its number and every datagram to `handler`.
+    /// Starts a thread for each member, which receives datagrams and calls `handler` with the
+    /// member's number.
     ///
-    /// While a handler runs, what comes to this member waits, and is dropped where there is no more
-    /// room: [`Queue::drops`]. Panics and failures are as for [`Group::spawn`](Group::spawn); an
-    /// answer that cannot be sent counts as a [transient error](crate::Stats::transient_errors).
+    /// A member has one thread, so that the datagrams of a flow are handled in order: while a
+    /// handler runs, what comes to its member waits, and is dropped when the buffer is full
+    /// ([`ReceiveBuffer::drops`](crate::ReceiveBuffer::drops)). Panics and failures are as for
+    /// [`Group::spawn`](Group::spawn); a reply that cannot be sent counts as a
+    /// [transient error](crate::Stats::transient_errors).
+    ///
+    /// # Errors
+    /// A thread cannot be started, or not [pinned](crate::GroupOptions::pin). The group comes back
+    /// with the error.
+    ///
+    /// # Examples
+    /// ```
+    /// use reuseport::Group;
+    ///
+    /// let group = Group::bind_udp(([127, 0, 0, 1], 0), 2)?;
+    /// let server = group.spawn(|_, datagram| {
+    ///     let len = datagram.payload().len();
+    ///     datagram.reply(len); // an echo
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn spawn<H>(self, handler: H) -> Result<Server<Udp>, SpawnError<Udp>>
     where
         H: Fn(usize, Datagram<'_>) + Send + Sync + 'static,
@@ -54,257 +65,268 @@ impl Group<Udp> {
         let handler = Arc::new(handler);
         self.spawn_with(move |receiver| {
             let handler = Arc::clone(&handler);
-            move |message: Datagram<'_>, _: &StopToken| handler(receiver, message)
+            move |datagram: Datagram<'_>, _: &StopToken| handler(receiver, datagram)
         })
     }
 
-    /// As [`spawn`](Self::spawn), with a handler of its own for each receiver, which also learns
-    /// when it is to come to an end. `make` is kept, for members that are added.
-    pub fn spawn_with<M, H>(self, mut make: M) -> Result<Server<Udp>, SpawnError<Udp>>
+    /// Starts a thread for each member, as [`spawn`](Self::spawn), with a handler of its own.
+    ///
+    /// `make` is called with the member's number, on the thread that will use the handler. The
+    /// handler also learns when its member is to come to an end.
+    pub fn spawn_with<M, H>(self, make: M) -> Result<Server<Udp>, SpawnError<Udp>>
     where
-        M: FnMut(usize) -> H + Send + 'static,
-        H: FnMut(Datagram<'_>, &StopToken) + Send + 'static,
+        M: Fn(usize) -> H + Send + Sync + 'static,
+        H: FnMut(Datagram<'_>, &StopToken) + 'static,
     {
-        self.start(launch::<Udp, _, _>(move |receiver| {
-            let handler = make(receiver);
-            move |seat: &Seat<UdpSocket>, source: Source| source.work(seat, handler)
+        let make = Arc::new(make);
+        self.start(Box::new(move || {
+            let make = Arc::clone(&make);
+            Box::new(Receiver {
+                make,
+                handler: None,
+            })
         }))
     }
 }
 
-/// How datagrams come.
-#[allow(missing_debug_implementations)] // nobody outside can name it
-pub struct Source {
-    room: usize,
-    #[cfg(linux_kernel)]
-    batch: bool,
-    #[cfg(linux_kernel)]
-    dead: Arc<OwnedFd>,
-    /// Where a shutdown wakes nobody: what hangs up.
-    hung_up: Option<UnixStream>,
+/// What a receiver thread does.
+struct Receiver<M, H> {
+    make: Arc<M>,
+    handler: Option<H>,
 }
 
-impl Source {
-    /// The thread.
-    fn work(&self, seat: &Seat<UdpSocket>, handler: impl FnMut(Datagram<'_>, &StopToken)) {
-        #[cfg(linux_kernel)]
-        let end = if self.batch {
-            self.in_batches(seat, handler)
-        } else {
-            self.one_by_one(seat, handler)
-        };
-        #[cfg(not(linux_kernel))]
-        let end = self.one_by_one(seat, handler);
-        let Err(Leave) = end else { return };
-        #[cfg(linux_kernel)]
-        let failed = seat.counters.failed.get();
-        #[cfg(linux_kernel)]
-        if failed.is_some_and(|error| error.accept_action() == AcceptAction::Closed) {
-            // Somebody has shut it down. While it is open the kernel goes on choosing it, and
-            // nobody would receive.
-            _ = replace(&seat.socket, &self.dead);
-        }
+impl<M, H> Work<Udp> for Receiver<M, H>
+where
+    M: Fn(usize) -> H,
+    H: FnMut(Datagram<'_>, &StopToken),
+{
+    fn prepare(&mut self, member: &Member<Udp>) -> bool {
+        let (make, handler) = (&self.make, &mut self.handler);
+        member.counters.catch(|| *handler = Some(make(member.id)))
     }
 
-    fn one_by_one(
-        &self,
-        seat: &Seat<UdpSocket>,
-        mut handler: impl FnMut(Datagram<'_>, &StopToken),
-    ) -> Result<(), Leave> {
-        let socket = &seat.socket;
-        let mut room = std::vec![0; self.room];
-        let mut from = SockAddr::empty();
+    fn serve(&mut self, _: &Pool<Udp>, _: &Arc<Worker<Udp>>, member: &Member<Udp>) -> Outcome {
+        let Some(handler) = &mut self.handler else {
+            return Outcome::Ended;
+        };
+        let Stopped = if member.source.batch {
+            member.receive_batches(handler)
+        } else {
+            member.receive_one_by_one(handler)
+        };
+        Outcome::Ended
+    }
+}
+
+impl Member<Udp> {
+    fn receive_one_by_one(&self, handler: &mut impl FnMut(Datagram<'_>, &StopToken)) -> Stopped {
+        let socket = &self.socket;
+        let mut buffer = std::vec![0; self.source.max_datagram_size];
+        let mut peer = SockAddr::empty();
         loop {
-            self.wait(seat)?;
-            let (len, truncated) = match socket.receive(&mut room, &mut from) {
-                Ok(received) => received,
-                Err(error) => {
-                    seat.heed(error)?;
-                    continue;
+            if let Some(pipe) = &self.source.pipe {
+                if let Err(stopped) = pipe.wait(socket.raw(), false) {
+                    return stopped;
                 }
+            }
+            let (len, truncated) = match socket.receive(&mut buffer, &mut peer) {
+                Ok(received) => received,
+                Err(error) => match self.counters.handle_error(self.id, error, &self.stop) {
+                    Ok(()) => continue,
+                    Err(stopped) => return stopped,
+                },
             };
-            let mut answer = None;
-            let message = Datagram {
+            let mut reply = None;
+            let datagram = Datagram {
                 socket,
-                buffer: &mut room,
+                buffer: &mut buffer,
                 len,
                 truncated,
-                from: &from,
-                answer: &mut answer,
+                peer: &peer,
+                reply: &mut reply,
             };
-            seat.handle(|| handler(message, &seat.stop));
-            let answer = answer.and_then(|len| room.get(..len));
-            if answer.is_some_and(|bytes| send(socket, bytes, &from).is_err()) {
-                add_one(&seat.counters.transient_errors);
+            self.counters.run(|| handler(datagram, &self.stop));
+            let reply = reply.and_then(|len| buffer.get(..len));
+            if reply.is_some_and(|bytes| send(socket, bytes, &peer).is_err()) {
+                self.counters.count_transient_error();
             }
         }
     }
 
     #[cfg(linux_kernel)]
-    fn in_batches(
-        &self,
-        seat: &Seat<UdpSocket>,
-        mut handler: impl FnMut(Datagram<'_>, &StopToken),
-    ) -> Result<(), Leave> {
-        let mut buffer = std::vec![0; BATCH * self.room];
-        let mut batch = Batch::<BATCH>::new(&mut buffer);
+    fn receive_batches(&self, handler: &mut impl FnMut(Datagram<'_>, &StopToken)) -> Stopped {
+        let mut buffer = std::vec![0; BATCH_SIZE * self.source.max_datagram_size];
+        let mut batch = os::Batch::<BATCH_SIZE>::new(&mut buffer);
         loop {
-            if let Err(error) = batch.receive(&seat.socket) {
-                seat.heed(error)?;
-                continue;
+            if let Err(error) = batch.receive(&self.socket) {
+                match self.counters.handle_error(self.id, error, &self.stop) {
+                    Ok(()) => continue,
+                    Err(stopped) => return stopped,
+                }
             }
-            for message in batch.messages(&seat.socket) {
-                seat.handle(|| handler(message, &seat.stop));
+            for datagram in batch.datagrams(&self.socket) {
+                self.counters.run(|| handler(datagram, &self.stop));
             }
-            let (_, failed, _) = batch.try_answers(&seat.socket);
-            (0..failed).for_each(|_| add_one(&seat.counters.transient_errors));
+            let (_, failed, _) = batch.try_replies(&self.socket);
+            (0..failed).for_each(|_| self.counters.count_transient_error());
         }
     }
 
-    /// Waits here where nothing could wake `recvmsg`.
-    fn wait(&self, seat: &Seat<UdpSocket>) -> Result<(), Leave> {
-        let Some(hung_up) = &self.hung_up else {
-            return Ok(());
-        };
-        polling::wait(seat.socket.raw(), hung_up, false)
+    /// The option is refused here, so this is not reached.
+    #[cfg(not(linux_kernel))]
+    fn receive_batches(&self, handler: &mut impl FnMut(Datagram<'_>, &StopToken)) -> Stopped {
+        self.receive_one_by_one(handler)
+    }
+
+    /// Wakes the thread, which ends when the queue is empty.
+    fn wake(&self) {
+        if let Some(pipe) = &self.source.pipe {
+            return pipe.wake();
+        }
+        // The kernel says `ENOTCONN`, and wakes the thread all the same.
+        // SAFETY: the descriptor is the member's.
+        _ = unsafe { sys::shutdown(self.raw(), sys::SHUT_RD) };
     }
 }
 
-#[allow(private_interfaces)]
-impl Protocol for Udp {
-    type Socket = UdpSocket;
+/// How the thread of one socket receives. Without a pipe it blocks in `recvmsg`; a shutdown wakes
+/// it.
+#[derive(Debug)]
+pub struct Source {
+    max_datagram_size: usize,
+    batch: bool,
+    pipe: Option<WakePipe>,
+    /// One for all members: had in time, for later there may be no descriptor left.
+    placeholder: Arc<os::Placeholder>,
+}
+
+impl Serve for Udp {
+    const THREAD_NAME: &'static str = "receiver";
     type Source = Source;
-    const WHO: &'static str = "receiver";
-    const HAS_BYTES: bool = true;
 
-    fn open(
-        options: &GroupOptions<Udp>,
-        how: First,
-        address: SocketAddr,
-    ) -> Result<UdpSocket, Error> {
-        let options = options.of_a_member();
-        match how {
-            First::Claims => claim_datagrams(&options, address),
-            First::Joins => options.bind(address),
-            First::Alone => options.reuse_port(false).bind(address),
-        }
-    }
-
-    fn descriptor(socket: &UdpSocket) -> &Descriptor {
-        &socket.0
-    }
-
-    fn queue(socket: &UdpSocket) -> Option<Queue> {
-        #[cfg(linux_kernel)]
-        return socket.queue().ok();
-        #[cfg(not(linux_kernel))]
-        return (_ = socket, None).1;
-    }
-
-    fn way(plans: &mut Plans<Udp>) -> Result<Way<Udp>, Error> {
-        // Had in time: later there may be no descriptor left.
-        #[cfg(linux_kernel)]
-        let dead = match &plans.dead {
-            Some(dead) => Arc::clone(dead),
-            None => Arc::clone(plans.dead.insert(Arc::new(eventfd()?))),
+    fn new_source(config: &GroupConfig<Udp>, sibling: Option<&Source>) -> Result<Source, Error> {
+        let placeholder = match sibling {
+            Some(sibling) => Arc::clone(&sibling.placeholder),
+            None => Arc::new(os::Placeholder::new()?),
         };
-        #[cfg(linux_kernel)]
-        let (hung_up, exit) = (None, Exit::Replace(Arc::clone(&dead)));
-        #[cfg(not(linux_kernel))]
-        let (hung_up, exit) =
-            crate::server::worker::line().map(|(near, far)| (Some(far), Exit::HangUp(near)))?;
-        let source = Source {
-            room: plans.site.options.room,
-            #[cfg(linux_kernel)]
-            batch: plans.site.options.batch,
-            #[cfg(linux_kernel)]
-            dead,
-            hung_up,
-        };
-        Ok(Way { source, exit })
+        Ok(Source {
+            max_datagram_size: config.options.max_datagram_size,
+            batch: config.options.batch,
+            pipe: polls(config).then(WakePipe::new).transpose()?,
+            placeholder,
+        })
     }
 
-    /// Where the socket has an address of its own. Connected, one that is bound to the wildcard
-    /// would answer from another address than before.
-    #[cfg(linux_kernel)]
-    fn leaves_first(plans: &Plans<Udp>) -> bool {
-        !plans.site.address.ip().to_canonical().is_unspecified()
+    /// What is queued at the end of the grace period is lost: a datagram is no connection.
+    fn queued(_: &Member<Udp>) -> u32 {
+        0
     }
 
-    /// Connects them, each to itself: to others their port is closed then, but what waits there
-    /// already is theirs. The kernel takes them out of their group (since 6.13), so the others have
-    /// new places, and are steered to at once.
+    /// Connects the members, each to its own address. The kernel then takes them out of the group
+    /// (since 6.13), and the others have new indexes: they are steered to at once.
     ///
-    /// On the wildcard address, and on a broadcast address, which cannot be connected to, they drop
-    /// what is new, where none stays who could have it.
-    #[cfg(linux_kernel)]
-    fn take_no_more(
+    /// On the wildcard address, and on a broadcast address, which cannot be connected to, the group
+    /// is steered around them; where no member stays, they drop what is new.
+    fn turn_away(
         server: &Server<Udp>,
-        plans: &Plans<Udp>,
-        indexes: &[usize],
-        all: bool,
-    ) -> Result<(), Error> {
-        let crew = server.crew();
-        // The last first, as the kernel is to have it. And none more after one that cannot be
-        // connected, for that would leave later than those before it.
-        let leaving = || indexes.iter().rev().filter_map(|i| crew.posts.get(*i));
-        let connect = |post: &Post<Udp>| post.socket().connect(server.local_addr()).is_ok();
-        let connected = Udp::leaves_first(plans) && leaving().all(connect);
-        if !connected && all && !plans.site.options.join {
-            return leaving().try_for_each(|post| post.socket().attach_drop_filter());
+        control: &Control<Udp>,
+        ids: &[usize],
+        last: bool,
+    ) -> Result<(), GroupError> {
+        let config = &control.config;
+        if config.inherited || !os::STEERS {
+            return Ok(());
         }
-        drop(crew);
-        if connected && !all {
-            // Where this fails, it fails again when they are gone, and is told.
-            _ = server.steer_without(plans, indexes);
-        } else if Udp::leaves_first(plans) && !all {
-            // It could not be connected after all, and has not been steered around.
-            let steered = server.steer_around_through(None, plans, indexes);
-            let unknown = Error::new(Call::SetSockOpt, libc::EINVAL);
-            return steered.map_err(|error| error.error().unwrap_or(unknown));
+        let members = server.members_of(ids);
+        let unspecified = config.address.ip().to_canonical().is_unspecified();
+        // The last first, in the order in which the list is to have it. And none more after one that
+        // cannot be connected, for that one leaves later than those before it.
+        let connect = |member: &Arc<Member<Udp>>| member.socket.connect(config.address).is_ok();
+        let connected = !unspecified && members.iter().rev().all(connect);
+        if connected && last {
+            return Ok(());
         }
-        Ok(())
+        if connected {
+            // If this fails it fails again when they are gone, and is reported then.
+            _ = steer_without(server, control, ids, &members);
+            return Ok(());
+        }
+        if last && !config.options.join {
+            let drop_all = |member: &Arc<Member<Udp>>| {
+                os::attach_filter(&member.socket.0, &DROP_ALL).map_err(|error| call(server, error))
+            };
+            return members.iter().try_for_each(drop_all);
+        }
+        if last || cfg!(seeded = "no_steer") {
+            return Ok(());
+        }
+        server.steer(control)
     }
 
-    fn finish(server: &Server<Udp>, _: &mut Plans<Udp>, indexes: &[usize], deadline: Instant) {
-        // A datagram that was being looked up when the steering changed has come by then.
-        sleep(BEAT);
-        // Again and again, for a call may fail.
-        let working = || {
-            let crew = server.crew();
-            let posts = indexes.iter().filter_map(|index| crew.posts.get(*index));
-            let mut working = posts
-                .filter(|post| !post.acceptor.thread.is_finished())
-                .peekable();
-            let any = working.peek().is_some();
-            working.for_each(have_leave);
-            any
+    fn drain(
+        server: &Server<Udp>,
+        _: &Control<Udp>,
+        members: &[Arc<Member<Udp>>],
+        deadline: Instant,
+    ) {
+        // A datagram that was being looked up when the steering changed has come by now.
+        sleep(POLL_INTERVAL);
+        let ended = || {
+            let mut state = server.pool.lock();
+            let running = |member: &Arc<Member<Udp>>| {
+                state
+                    .entry(member.id)
+                    .is_some_and(|entry| entry.is_running())
+            };
+            !members
+                .iter()
+                .map(running)
+                .fold(false, |any, one| any | one)
         };
-        while working() && Instant::now() < deadline {
-            sleep(BEAT);
+        // Again and again, for a call may fail.
+        while !ended() && Instant::now() < deadline {
+            members.iter().for_each(|member| member.wake());
+            sleep(POLL_INTERVAL);
         }
     }
 
-    fn dismiss(post: &Post<Udp>) {
-        have_leave(post);
-        #[cfg(linux_kernel)]
-        if let Exit::Replace(dead) = &post.exit {
-            _ = replace(post.socket(), dead);
+    fn leave_group(member: &Member<Udp>) -> Result<(), Error> {
+        member.wake();
+        if member.source.pipe.is_some() {
+            return Ok(());
+        }
+        member.source.placeholder.replace(&member.socket.0)
+    }
+}
+
+/// Steers to the members that stay, after these were connected: they have left the kernel's group,
+/// or, before Linux 6.13, they are still in it and are steered around.
+fn steer_without(
+    server: &Server<Udp>,
+    control: &Control<Udp>,
+    ids: &[usize],
+    members: &[Arc<Member<Udp>>],
+) -> Result<(), GroupError> {
+    let Some(connected) = members.first().filter(|_| control.config.can_steer()) else {
+        return Ok(());
+    };
+    let slots = server.slots(MemberState::Serving);
+    // A socket that has no group cannot have a program.
+    let steered = control.config.steer(&connected.socket, &slots);
+    if steered.map_err(|error| error.error().map(Error::errno)) != Err(Some(libc::EINVAL)) {
+        return steered;
+    }
+    let mut state = server.pool.lock();
+    for index in (0..state.members.len()).rev() {
+        if ids.contains(&state.members[index].id()) {
+            state.depart(index);
         }
     }
+    drop(state);
+    server.steer(control)
 }
 
-/// Wakes the thread of a member, which leaves when nothing waits.
-fn have_leave(post: &Post<Udp>) {
-    match &post.exit {
-        Exit::HangUp(near) => _ = near.shutdown(std::net::Shutdown::Both),
-        // The kernel says that nobody is connected, but wakes who waits all the same.
-        #[cfg(linux_kernel)]
-        _ => shut_down(&post.socket().0),
-    }
-}
-
-/// Sends an answer, in spite of signals.
+/// Sends a reply, in spite of signals.
 fn send(socket: &UdpSocket, bytes: &[u8], to: &SockAddr) -> Result<(), Error> {
     loop {
         match socket.send_to_addr(bytes, to) {
@@ -312,14 +334,4 @@ fn send(socket: &UdpSocket, bytes: &[u8], to: &SockAddr) -> Result<(), Error> {
             result => return result,
         }
     }
-}
-
-/// Puts a descriptor that is no socket in the place of this one, and with that closes the socket,
-/// although a handler may go on for long which could still use it. No thread waits in it: all that
-/// do were woken.
-#[cfg(linux_kernel)]
-fn replace(socket: &UdpSocket, dead: &OwnedFd) -> Result<(), Error> {
-    // SAFETY: takes three integers. The number stays the socket's own, who will close it.
-    let fd = unsafe { linux::dup3(dead.as_raw_fd(), socket.raw(), libc::O_CLOEXEC) };
-    check(Call::Dup, fd).map(drop)
 }

@@ -1,211 +1,449 @@
-//! The acceptors of a group: how each waits, how it is woken, and the order that the kernel keeps.
+//! The threads of a server: [`Worker`]s, which serve one member after the other, and the [`Pool`] in
+//! which those without a member wait as spares.
 
 use core::mem;
-#[cfg(linux_kernel)]
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::sync::{Arc, mpsc};
-use std::thread::Builder;
-use std::{boxed::Box, io, vec::Vec};
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::time::Duration;
+use std::boxed::Box;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Builder, JoinHandle, Thread};
+use std::time::Instant;
+use std::vec::Vec;
 
-use crate::acceptors::{Acceptor, Seat, Stats};
+use super::Serve;
+use super::mark::{Mark, Sleep};
+use super::member::{Entry, Member, MemberState};
+use crate::acceptors::Stats;
 use crate::error::{Call, Error};
-#[cfg(linux_kernel)]
-use crate::server::blocking::Flags;
-use crate::socket::protocol::Protocol;
-#[cfg(linux_kernel)]
-use crate::{
-    error::check,
-    group::Row,
-    server::stealing::{Epoll, Ring},
-};
+use crate::os;
 
-/// Every acceptor at work, in index order: where one leaves, the last takes its place, as in the
-/// kernel's own array.
-pub(crate) struct Crew<P: Protocol> {
-    pub(crate) posts: Vec<Post<P>>,
-    /// Those whose listener is closed to new connections, while a handler still runs.
-    pub(crate) leaving: Vec<Post<P>>,
-    /// What those did who are gone.
+/// How long a spare worker waits for a member before its thread ends.
+const IDLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a worker waits whose handler could not be made, before it tries again.
+const MAKE_BACKOFF: Duration = Duration::from_millis(50);
+
+/// What a thread does with a member. It lives on that thread, and keeps the handler there.
+pub(crate) trait Work<P: Serve> {
+    /// Makes the handler for this member, which is the user's code. Returns false if it panicked.
+    fn prepare(&mut self, member: &Member<P>) -> bool;
+
+    /// Serves the member until its listener is taken from this worker, or the member ends.
+    fn serve(&mut self, pool: &Pool<P>, worker: &Arc<Worker<P>>, member: &Member<P>) -> Outcome;
+}
+
+/// Why a worker no longer serves a member.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The listener was handed to another worker while this one was in a handler.
+    Taken,
+    /// Other workers accept on the listener, and this one is not needed.
+    Surplus,
+    /// The member was stopped, or its socket has failed.
+    Ended,
+}
+
+/// One thread.
+pub(crate) struct Worker<P: Serve> {
+    pub(crate) mark: Mark,
+    /// The mark at the monitor's last look.
+    pub(crate) seen: AtomicUsize,
+    order: Mutex<Option<Order<P>>>,
+    ordered: Condvar,
+}
+
+/// What a worker is to do next.
+pub(crate) enum Order<P: Serve> {
+    /// Serve a member that it holds already.
+    Serve(Arc<Member<P>>),
+    /// Take a member from workers that are blocked in their handlers. `extra`: also if others have
+    /// taken it, as long as more connections are queued than they can accept.
+    Take {
+        member: Arc<Member<P>>,
+        extra: bool,
+    },
+    End,
+}
+
+/// All threads and all members of a server.
+pub(crate) struct Pool<P: Serve> {
+    /// Makes what a thread does, on that thread.
+    work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
+    /// The CPUs in the order of the members, if workers are pinned.
+    pub(crate) pins: Box<dyn Fn(usize) -> Option<u32> + Send + Sync>,
+    /// The most threads beside one for each member.
+    pub(crate) spare_limit: usize,
+    /// All members are one socket.
+    pub(crate) shared: bool,
+    pub(crate) sleep: Sleep,
+    state: Mutex<PoolState<P>>,
+    changed: Condvar,
+}
+
+/// The lists. Nothing that waits is done while this is locked, and no code of the user runs.
+pub(crate) struct PoolState<P: Serve> {
+    /// The members in the kernel's order. When one leaves, the last takes its index, as in the
+    /// kernel's array. A member is here as long as its socket is in the kernel's group.
+    pub(crate) members: Vec<Entry<P>>,
+    /// Members whose socket has left the kernel's group, and whose handlers still run.
+    pub(crate) departed: Vec<Entry<P>>,
+    /// What was done for members that are gone.
     pub(crate) gone: Vec<Stats>,
+    /// The numbers of members whose socket has failed, in the order in which they failed.
+    pub(crate) failed: Vec<usize>,
+    /// Workers without a member.
+    pub(crate) spares: Vec<Arc<Worker<P>>>,
+    /// All threads, but for the monitor.
+    pub(crate) threads: usize,
+    pub(crate) most_spares: usize,
+    handles: Vec<JoinHandle<()>>,
+    /// The monitor's thread, if there is one.
+    pub(crate) monitor: Option<Thread>,
+    /// A member waits for a spare worker.
+    pub(crate) starving: bool,
+    /// The server is stopping: workers end instead of becoming spares.
+    pub(crate) closing: bool,
 }
 
-/// An acceptor at its place.
-pub(crate) struct Post<P: Protocol> {
-    pub(crate) acceptor: Acceptor<P::Socket>,
-    pub(crate) exit: Exit,
-    /// Which of the allowed CPUs is its own, where that matters.
-    pub(crate) slot: usize,
-}
+impl<P: Serve> Pool<P> {
+    pub(crate) fn new(
+        work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
+        pins: Box<dyn Fn(usize) -> Option<u32> + Send + Sync>,
+        spare_limit: usize,
+        shared: bool,
+    ) -> Arc<Pool<P>> {
+        Arc::new(Pool {
+            work,
+            pins,
+            spare_limit,
+            shared,
+            sleep: Sleep::new(),
+            state: Mutex::new(PoolState {
+                members: Vec::new(),
+                departed: Vec::new(),
+                gone: Vec::new(),
+                failed: Vec::new(),
+                spares: Vec::new(),
+                threads: 0,
+                most_spares: 0,
+                handles: Vec::new(),
+                monitor: None,
+                starving: false,
+                closing: false,
+            }),
+            changed: Condvar::new(),
+        })
+    }
 
-/// How an acceptor is told to leave.
-pub(crate) enum Exit {
-    /// Its listener is this process's alone: shut down, it wakes whoever waits in `accept`.
-    #[cfg(linux_kernel)]
-    ShutDown(Arc<Flags>),
-    /// Its epoll has an event for it.
-    #[cfg(linux_kernel)]
-    Dismiss(Arc<Ring>, Arc<Flags>, Arc<Epoll>),
-    /// Its datagram socket is this process's alone: shut down, it wakes whoever waits there; and
-    /// this takes its place.
-    #[cfg(linux_kernel)]
-    Replace(Arc<OwnedFd>),
-    /// It polls the other end of this, which hangs up.
-    HangUp(UnixStream),
-}
+    pub(crate) fn lock(&self) -> MutexGuard<'_, PoolState<P>> {
+        // Nothing that could panic half way is done while it is locked.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 
-/// What a thread begins with.
-type Start<P> = (Arc<Seat<<P as Protocol>::Socket>>, <P as Protocol>::Source);
-
-/// A thread with its handler, waiting for a socket: what can fail is done before there is one.
-pub(crate) struct Parked<P: Protocol> {
-    id: usize,
-    start: mpsc::Sender<Start<P>>,
-    thread: std::thread::JoinHandle<()>,
-}
-
-pub(crate) type Launch<P> = dyn FnMut(usize) -> Result<Parked<P>, Error> + Send;
-
-/// What parks a thread with the work that `make` makes for its number.
-pub(crate) fn launch<P, M, W>(mut make: M) -> Box<Launch<P>>
-where
-    P: Protocol,
-    M: FnMut(usize) -> W + Send + 'static,
-    W: FnOnce(&Seat<P::Socket>, P::Source) + Send + 'static,
-{
-    Box::new(move |id| {
-        let work = make(id);
-        let (start, begin) = mpsc::channel::<Start<P>>();
-        let thread = Builder::new().name(std::format!("{}-{id}", P::WHO));
-        let thread = thread.spawn(move || {
-            if let Ok((seat, source)) = begin.recv() {
-                work(&seat, source);
-            }
+    /// Starts a thread, which waits for its first order.
+    pub(crate) fn start_thread(self: &Arc<Self>, name: &str) -> Result<Arc<Worker<P>>, Error> {
+        let worker = Arc::new(Worker {
+            mark: Mark::new(),
+            seen: AtomicUsize::new(0),
+            order: Mutex::new(None),
+            ordered: Condvar::new(),
         });
-        let errno = |error: io::Error| error.raw_os_error().unwrap_or(libc::EAGAIN);
-        let thread = thread.map_err(|error| Error::new(Call::PthreadCreate, errno(error)))?;
-        Ok(Parked { id, start, thread })
-    })
-}
-
-impl<P: Protocol> Parked<P> {
-    /// Sets it to work: nothing can fail any more.
-    pub(crate) fn start(self, socket: P::Socket, way: Way<P>, slot: usize) -> Post<P> {
-        let seat = Arc::new(Seat::new(self.id, socket));
-        // It waits for nothing else.
-        _ = self.start.send((Arc::clone(&seat), way.source));
-        Post {
-            acceptor: Acceptor {
-                seat,
-                thread: self.thread,
-            },
-            exit: way.exit,
-            slot,
-        }
-    }
-}
-
-/// How an acceptor is to wait, and how to wake it.
-pub(crate) struct Way<P: Protocol> {
-    pub(crate) source: P::Source,
-    pub(crate) exit: Exit,
-}
-
-/// The two ends of what tells a thread that polls to leave.
-pub(crate) fn line() -> Result<(UnixStream, UnixStream), Error> {
-    let errno = |error: io::Error| error.raw_os_error().unwrap_or_default();
-    UnixStream::pair().map_err(|error| Error::new(Call::SocketPair, errno(error)))
-}
-
-/// A descriptor on which a thread may be told to leave; or that only is no socket.
-#[cfg(linux_kernel)]
-pub(crate) fn eventfd() -> Result<OwnedFd, Error> {
-    // SAFETY: takes two integers.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-    let fd = check(Call::EventFd, fd)?;
-    // SAFETY: the kernel has just opened it for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-impl<P: Protocol> Post<P> {
-    pub(crate) fn id(&self) -> usize {
-        self.acceptor.seat.id
-    }
-
-    pub(crate) fn socket(&self) -> &P::Socket {
-        &self.acceptor.seat.socket
-    }
-
-    /// As those know it who choose a member.
-    #[cfg(linux_kernel)]
-    pub(crate) fn row(&self) -> Row {
-        Row {
-            id: self.id(),
-            slot: self.slot,
-        }
-    }
-
-    /// Takes the socket back from an acceptor that has had nothing to do.
-    #[cfg(linux_kernel)]
-    pub(crate) fn disband(self) -> P::Socket {
-        if let Exit::Dismiss(ring, _, epoll) = &self.exit {
-            ring.leave(self.id());
-            epoll.dismiss();
-        }
-        _ = self.acceptor.thread.join();
-        let seat = self.acceptor.seat;
-        match Arc::try_unwrap(seat) {
-            Ok(seat) => seat.socket,
-            Err(_) => unreachable!("the thread has ended and the ring has let go"),
-        }
-    }
-
-    /// What the acceptor of a listener that is this process's alone has to know.
-    #[cfg(linux_kernel)]
-    pub(crate) fn flags(&self) -> Option<&Flags> {
-        match &self.exit {
-            Exit::ShutDown(flags) | Exit::Dismiss(_, flags, _) => Some(flags),
-            Exit::Replace(_) | Exit::HangUp(_) => None,
-        }
-    }
-}
-
-impl<P: Protocol> Crew<P> {
-    /// What each has done, in the order of their numbers.
-    pub(crate) fn counts(&self) -> Vec<Stats> {
-        let here = self.leaving.iter().chain(&self.posts);
-        let here = here.map(|post| post.acceptor.count());
-        let mut counts: Vec<Stats> = self.gone.iter().copied().chain(here).collect();
-        counts.sort_by_key(|count| count.id);
-        // Two that have worked on one listener, under one number, are told as one.
-        counts.dedup_by(|later, first| {
-            let same = later.id == first.id;
-            if same {
-                first.accepted += later.accepted;
-                first.panicked += later.panicked;
-                first.transient_errors += later.transient_errors;
-                first.backoffs += later.backoffs;
-                first.error = first.error.or(later.error);
-                first.running |= later.running;
-                first.stolen += later.stolen;
+        let (pool, its) = (Arc::clone(self), Arc::clone(&worker));
+        self.lock().threads += 1;
+        let thread = Builder::new().name(name.into());
+        match thread.spawn(move || run(&pool, &its)) {
+            Ok(handle) => {
+                self.lock().handles.push(handle);
+                Ok(worker)
             }
-            same
-        });
-        counts
+            Err(error) => {
+                self.lock().threads -= 1;
+                let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
+                Err(Error::new(Call::PthreadCreate, errno))
+            }
+        }
     }
 
-    /// Takes out the one at `index`; the last moves into its place.
-    pub(crate) fn remove(&mut self, index: usize) {
-        let post = self.posts.swap_remove(index);
-        self.leaving.push(post);
+    /// Starts a thread for the member with this number: on its CPU, if workers are pinned.
+    pub(crate) fn start_worker(
+        self: &Arc<Self>,
+        id: usize,
+        cpu: Option<u32>,
+    ) -> Result<Arc<Worker<P>>, Error> {
+        let name = std::format!("{}-{id}", P::THREAD_NAME);
+        match cpu {
+            Some(cpu) => os::start_on_cpu(cpu, || self.start_thread(&name))?,
+            None => self.start_thread(&name),
+        }
     }
 
-    /// Those whose thread has ended are gone, and their listeners closed.
-    pub(crate) fn reap(&mut self) {
-        let leaving = mem::take(&mut self.leaving).into_iter();
-        let (ended, working) = leaving.partition(|post| post.acceptor.thread.is_finished());
-        self.leaving = working;
-        let ended = Vec::into_iter(ended).map(|post| post.acceptor.join());
-        self.gone.extend(ended);
+    /// Waits until `done` says so of the lists, at most until `deadline`; returns whether it did.
+    pub(crate) fn wait_until(
+        &self,
+        deadline: Option<Instant>,
+        done: impl Fn(&PoolState<P>) -> bool,
+    ) -> bool {
+        let mut state = self.lock();
+        while !done(&state) {
+            let Some(deadline) = deadline else {
+                let waited = self.changed.wait(state);
+                state = waited.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Joins the threads that have ended. Their thread-local destructors run until then, which are
+    /// the user's code: so it is done without the lock.
+    pub(crate) fn join_ended(&self) {
+        let mut state = self.lock();
+        let handles = mem::take(&mut state.handles).into_iter();
+        let (ended, running): (Vec<_>, _) = handles.partition(JoinHandle::is_finished);
+        state.handles = running;
+        drop(state);
+        let this = thread::current().id();
+        for handle in ended {
+            if handle.thread().id() != this {
+                _ = handle.join();
+            }
+        }
+    }
+
+    /// Joins all threads, at most until `deadline`: each has ended, or is about to.
+    pub(crate) fn join_all(&self, deadline: Instant) {
+        loop {
+            self.join_ended();
+            let done = self.lock().handles.is_empty();
+            if done || Instant::now() >= deadline {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Ends all spare workers, and every other worker once it is without a member.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closing = true;
+        let (spares, monitor) = (mem::take(&mut state.spares), state.monitor.take());
+        drop(state);
+        for spare in spares {
+            spare.give(Order::End);
+        }
+        if let Some(monitor) = monitor {
+            self.sleep.end();
+            monitor.unpark();
+        }
+    }
+
+    /// Takes a member for a spare worker. Returns false if it is not needed.
+    fn take(&self, worker: &Arc<Worker<P>>, member: &Member<P>, extra: bool) -> bool {
+        let queued = if extra { P::queued(member) } else { 0 };
+        let mut state = self.lock();
+        let Some(entry) = state.entry(member.id) else {
+            return false;
+        };
+        entry.ordered -= 1;
+        if entry.state == MemberState::Closed {
+            return false;
+        }
+        let before = entry.holders.len();
+        let blocked = |holder: &Arc<Worker<P>>| holder.mark.take(holder.seen.load(Relaxed));
+        entry.holders.retain(|holder| !blocked(holder));
+        entry.detached += before - entry.holders.len();
+        let needed = entry.holders.is_empty() || entry.holders.len() < queued as usize;
+        if needed {
+            entry.holders.push(Arc::clone(worker));
+            member.counters.handed_off.fetch_add(1, Relaxed);
+        }
+        entry.update_surplus();
+        needed
+    }
+
+    /// Takes back an order that was not carried out.
+    pub(crate) fn cancel(&self, member: &Member<P>) {
+        if let Some(entry) = self.lock().entry(member.id) {
+            entry.ordered -= 1;
+        }
+    }
+
+    /// Lets a worker go that has left its handler, if another one accepts on the listener.
+    #[cold]
+    pub(crate) fn release_surplus(&self, worker: &Arc<Worker<P>>, member: &Member<P>) -> bool {
+        let mut state = self.lock();
+        let Some(entry) = state.entry(member.id) else {
+            return false;
+        };
+        let is_other = |holder: &&Arc<Worker<P>>| !Arc::ptr_eq(holder, worker);
+        let mut others = entry.holders.iter().filter(is_other);
+        let released = others.any(|other| other.mark.is_accepting());
+        if released {
+            entry.holders.retain(|holder| !Arc::ptr_eq(holder, worker));
+        }
+        entry.update_surplus();
+        released
+    }
+
+    /// Notes that a worker no longer serves a member.
+    fn left(&self, worker: &Arc<Worker<P>>, member: &Member<P>, outcome: Outcome) {
+        let mut state = self.lock();
+        if let Some(entry) = state.entry(member.id) {
+            match outcome {
+                Outcome::Taken => entry.detached -= 1,
+                Outcome::Surplus => {}
+                Outcome::Ended => entry.holders.retain(|holder| !Arc::ptr_eq(holder, worker)),
+            }
+            entry.update_surplus();
+        }
+        let failed = member.counters.error().is_some() && !state.failed.contains(&member.id);
+        if failed && state.members.iter().any(|entry| entry.id() == member.id) {
+            // The kernel lets the failed members go in this order.
+            _ = P::leave_group(member);
+            state.failed.push(member.id);
+        }
+        state.forget_finished();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Returns what a worker without a member is to do; `None`: its thread ends.
+    fn next_order(&self, worker: &Arc<Worker<P>>) -> Option<Order<P>> {
+        let mut state = self.lock();
+        // Threads are at most as many as members and spares.
+        if state.closing || state.threads > state.members.len() + self.spare_limit {
+            return None;
+        }
+        state.spares.push(Arc::clone(worker));
+        let monitor = state.starving.then(|| state.monitor.clone()).flatten();
+        state.starving = false;
+        drop(state);
+        if let Some(monitor) = monitor {
+            monitor.unpark();
+        }
+        let order = worker.wait_for_order(IDLE_LIMIT);
+        order.or_else(|| {
+            let mut state = self.lock();
+            let waits = |spare: &Arc<Worker<P>>| Arc::ptr_eq(spare, worker);
+            let at = state.spares.iter().position(waits);
+            at.map(|at| state.spares.swap_remove(at));
+            drop(state);
+            // One that is no spare any more has been given an order.
+            if at.is_some() {
+                None
+            } else {
+                worker.wait_for_order(Duration::MAX)
+            }
+        })
+    }
+}
+
+impl<P: Serve> PoolState<P> {
+    /// The entry of a member, whether its socket is in the kernel's group or not.
+    pub(crate) fn entry(&mut self, id: usize) -> Option<&mut Entry<P>> {
+        let mut all = self.members.iter_mut().chain(&mut self.departed);
+        all.find(|entry| entry.id() == id)
+    }
+
+    /// Takes the member at `index` out of the list: its socket has left the kernel's group, and the
+    /// last one has moved to its index.
+    pub(crate) fn depart(&mut self, index: usize) {
+        let mut entry = self.members.swap_remove(index);
+        entry.state = MemberState::Closed;
+        self.departed.push(entry);
+        self.forget_finished();
+    }
+
+    /// Keeps no more than the statistics of members that are gone.
+    fn forget_finished(&mut self) {
+        let departed = mem::take(&mut self.departed).into_iter();
+        let (running, finished): (Vec<_>, Vec<_>) = departed.partition(Entry::is_running);
+        self.departed = running;
+        self.gone.extend(finished.iter().map(Entry::stats));
+    }
+
+    /// What was done for each member, also for those that are gone, in the order of their numbers.
+    pub(crate) fn stats(&self) -> Vec<Stats> {
+        let here = self.members.iter().chain(&self.departed).map(Entry::stats);
+        let mut stats: Vec<_> = self.gone.iter().copied().chain(here).collect();
+        stats.sort_by_key(|stats| stats.id);
+        stats
+    }
+
+    /// The threads beside one for each member.
+    pub(crate) fn spares(&self) -> usize {
+        self.threads.saturating_sub(self.members.len())
+    }
+}
+
+impl<P: Serve> Worker<P> {
+    pub(crate) fn give(&self, order: Order<P>) {
+        *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
+        self.ordered.notify_one();
+    }
+
+    fn wait_for_order(&self, limit: Duration) -> Option<Order<P>> {
+        let slot = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .ordered
+            .wait_timeout_while(slot, limit, |order| order.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.take()
+    }
+}
+
+/// The thread of a worker.
+fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
+    let mut work = (pool.work)();
+    let mut served = None;
+    let mut order = worker.wait_for_order(Duration::MAX);
+    while let Some(next) = order {
+        match next {
+            Order::End => break,
+            Order::Serve(member) => {
+                if served.replace(member.id).is_some() {
+                    adopt(pool, &member);
+                }
+                while !work.prepare(&member) && !member.stop.requested() {
+                    thread::sleep(MAKE_BACKOFF);
+                }
+                let outcome = work.serve(pool, worker, &member);
+                pool.left(worker, &member, outcome);
+            }
+            Order::Take { member, extra } => {
+                if served.replace(member.id) != Some(member.id) {
+                    adopt(pool, &member);
+                }
+                if !work.prepare(&member) {
+                    thread::sleep(MAKE_BACKOFF);
+                    pool.cancel(&member);
+                } else if pool.take(worker, &member, extra) {
+                    let outcome = work.serve(pool, worker, &member);
+                    pool.left(worker, &member, outcome);
+                }
+            }
+        }
+        order = pool.next_order(worker);
+    }
+    // The handler is the user's: it may panic, and take its time.
+    _ = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| drop(work)));
+    pool.lock().threads -= 1;
+    pool.changed.notify_all();
+}
+
+/// Has the calling thread run where the workers of this member do, under their name.
+fn adopt<P: Serve>(pool: &Pool<P>, member: &Member<P>) {
+    if let Some(cpu) = (pool.pins)(member.cpu_index) {
+        // A worker on another CPU is better than none.
+        _ = os::move_to_cpu(cpu);
+    }
+    let name = std::format!("{}-{}", P::THREAD_NAME, member.id);
+    if let Ok(name) = std::ffi::CString::new(name) {
+        os::name_thread(&name);
     }
 }

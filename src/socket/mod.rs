@@ -1,8 +1,8 @@
-//! One socket: its options, its queue, and datagrams one by one or in batches.
+//! One socket: its options, its queue, UDP, and steering programs as data. `no_std`.
 
-pub(crate) mod batch;
-#[cfg(feature = "std")]
-pub(crate) mod exclusive;
+pub mod bpf;
+mod connection;
+pub(crate) mod datagram;
 pub(crate) mod options;
 pub(crate) mod protocol;
 pub(crate) mod queue;

@@ -1,5 +1,5 @@
-//! [`Listener::options`] and [`UdpSocket::options`]: every option of the calls that make a socket,
-//! visible. None is set that is not asked for, but the one that this crate is about.
+//! [`Listener::options`] and [`UdpSocket::options`]: the options of the calls that make a socket.
+//! Only `SO_REUSEPORT` is set by default.
 
 use core::ffi::c_int;
 use core::fmt;
@@ -9,13 +9,12 @@ use core::net::SocketAddr;
 use crate::address::{SockAddr, socklen};
 use crate::error::Error;
 use crate::listener::{Descriptor, Listener};
-#[cfg(linux_kernel)]
-use crate::os::linux;
+use crate::os;
 use crate::socket::protocol::{Tcp, Udp};
 use crate::socket::udp::UdpSocket;
 use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET};
 
-/// How to make a [`Listener`] or a [`UdpSocket`]. Left alone, it makes the calls of their `bind`.
+/// Options of a [`Listener`] or a [`UdpSocket`]. The defaults make the same system calls as `bind`.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Options<'a, P = Tcp> {
@@ -24,27 +23,27 @@ pub struct Options<'a, P = Tcp> {
     reuse_address: bool,
     only_v6: Option<bool>,
     nonblocking: bool,
-    #[cfg(linux_kernel)]
     incoming_cpu: Option<c_int>,
-    before_bind: Option<Unshown<Hook<'a>>>,
+    before_bind: Option<DebugOpaque<Hook<'a>>>,
     protocol: PhantomData<P>,
 }
 
 /// Called with the new descriptor between `socket` and `bind`.
 type Hook<'a> = &'a (dyn Fn(c_int) -> Result<(), Error> + 'a);
 
-/// Of what has no form that could be shown, only that it is there.
+/// Wraps a value without `Debug`; prints `..`.
 #[derive(Clone, Copy)]
-pub(crate) struct Unshown<T>(pub(crate) T);
+pub(crate) struct DebugOpaque<T>(pub(crate) T);
 
-impl<T> fmt::Debug for Unshown<T> {
+impl<T> fmt::Debug for DebugOpaque<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("..")
     }
 }
 
 impl Listener {
-    /// The general case of [`bind`](Listener::bind).
+    /// Returns the options of a listener, to bind it with: the general case of
+    /// [`bind`](Listener::bind).
     ///
     /// ```
     /// use reuseport::Listener;
@@ -58,38 +57,44 @@ impl Listener {
 }
 
 impl UdpSocket {
-    /// The general case of [`bind`](UdpSocket::bind). `SO_REUSEADDR` is not among the options: on
-    /// UDP it lets a stranger take the port over.
+    /// Returns the options of a UDP socket, to bind it with: the general case of
+    /// [`bind`](UdpSocket::bind). `SO_REUSEADDR` is not among them: on UDP it lets another process
+    /// take the port over.
     pub const fn options<'a>() -> Options<'a, Udp> {
         Options::new()
     }
 }
 
 impl<'a> Options<'a> {
-    /// How many connections may wait to be accepted: `listen(2)`. Unset: as many as the kernel
-    /// allows (on Linux, the sysctl `net.core.somaxconn`). Linux counts one more than told.
+    /// Sets how many connections may wait to be accepted: the backlog of `listen(2)`. Default: the
+    /// kernel's maximum (on Linux the sysctl `net.core.somaxconn`, which also cuts a larger value).
+    /// Linux queues one connection more than `connections`.
     ///
-    /// When the queue is full, Linux drops what comes, and the client tries again after a second.
-    pub const fn backlog(mut self, connections: c_int) -> Options<'a> {
-        self.backlog = connections;
-        self
+    /// When the queue is full, Linux drops the SYN, and the client sends it again after 1 s.
+    pub const fn backlog(self, connections: c_int) -> Options<'a> {
+        self.set_backlog(connections)
     }
 
-    /// `SO_REUSEADDR`: bind although connections of an earlier listener linger in `TIME_WAIT`.
-    /// Linux wants it on that listener too; `SO_REUSEPORT` on both does the same.
+    /// Sets `SO_REUSEADDR`: the bind succeeds although connections of an earlier listener are in
+    /// `TIME_WAIT`. Linux wants the option on that listener too; `SO_REUSEPORT` on both does the
+    /// same. Default: off.
     pub const fn reuse_address(mut self, on: bool) -> Options<'a> {
         self.reuse_address = on;
         self
     }
 
-    /// `socket`, `setsockopt` for each option asked for, `bind`, `listen`.
+    /// Binds a listener: `socket`, `setsockopt` for each option, `bind`, `listen`.
+    ///
+    /// # Errors
+    /// The failed call's: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EMFILE`, and others that the
+    /// manual pages list.
     pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<Listener, Error> {
         let server = self.bind_only(address.into())?;
         self.listen(&server)?;
         Ok(server)
     }
 
-    /// All but `listen`.
+    /// Does all but `listen`.
     pub(crate) fn bind_only(&self, address: SocketAddr) -> Result<Listener, Error> {
         self.open(sys::SOCK_STREAM, address).map(Listener)
     }
@@ -101,21 +106,25 @@ impl<'a> Options<'a> {
 }
 
 impl Options<'_, Udp> {
-    /// `socket`, `setsockopt` for each option asked for, `bind`.
+    /// Binds a UDP socket: `socket`, `setsockopt` for each option, `bind`.
+    ///
+    /// # Errors
+    /// The failed call's: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EMFILE`, and others that the
+    /// manual pages list.
     pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<UdpSocket, Error> {
         self.open(libc::SOCK_DGRAM, address.into()).map(UdpSocket)
     }
 
-    /// Does `first` to the socket before it binds.
+    /// Runs `before` on the socket between `socket` and `bind`.
     #[cfg(all(feature = "std", linux_kernel))]
     pub(crate) fn bind_after(
         &self,
         address: SocketAddr,
-        first: impl FnOnce(&Descriptor) -> Result<(), Error>,
+        before: impl FnOnce(&Descriptor) -> Result<(), Error>,
     ) -> Result<UdpSocket, Error> {
         let addr = SockAddr::from(address);
         let socket = self.make(libc::SOCK_DGRAM, &addr)?;
-        first(&socket)?;
+        before(&socket)?;
         socket.bind(&addr)?;
         Ok(UdpSocket(socket))
     }
@@ -129,44 +138,53 @@ impl<'a, P> Options<'a, P> {
             reuse_address: false,
             only_v6: None,
             nonblocking: false,
-            #[cfg(linux_kernel)]
             incoming_cpu: None,
             before_bind: None,
             protocol: PhantomData,
         }
     }
 
-    /// `SO_REUSEPORT` ([`sys::SO_REUSEPORT`]). Set unless turned off: without it the port is this
-    /// listener's alone.
+    pub(crate) const fn set_backlog(mut self, connections: c_int) -> Options<'a, P> {
+        self.backlog = connections;
+        self
+    }
+
+    /// Sets `SO_REUSEPORT` ([`sys::SO_REUSEPORT`]). Default: on. Without it no other socket can bind
+    /// the port.
     pub const fn reuse_port(mut self, on: bool) -> Options<'a, P> {
         self.reuse_port = on;
         self
     }
 
-    /// `IPV6_V6ONLY`: whether an IPv6 wildcard leaves IPv4 alone. Unset: as the machine is set up
-    /// (on Linux, the sysctl `net.ipv6.bindv6only`). An error for an IPv4 address.
+    /// Sets `IPV6_V6ONLY`: with it an IPv6 wildcard socket receives no IPv4. Default: as the machine
+    /// is set up (on Linux the sysctl `net.ipv6.bindv6only`, usually off). An IPv4 address fails
+    /// with `ENOPROTOOPT`.
     pub const fn only_v6(mut self, on: bool) -> Options<'a, P> {
         self.only_v6 = Some(on);
         self
     }
 
-    /// `SOCK_NONBLOCK`: [`accept`](Listener::accept) fails with `EAGAIN` where nothing waits.
+    /// Sets `SOCK_NONBLOCK`: [`accept`](Listener::accept) fails with `EAGAIN` when the queue is
+    /// empty. Default: off.
     pub const fn nonblocking(mut self, on: bool) -> Options<'a, P> {
         self.nonblocking = on;
         self
     }
 
-    /// `SO_INCOMING_CPU`: among the listeners of a port, this one gets what this CPU handles; a
-    /// CPU that none of them names falls to the hash. Linux and Android; the kernel obeys since
-    /// 6.2 (and before 4.6). It has no effect on a group that is steered by a program.
+    /// Sets `SO_INCOMING_CPU`: among the listeners of a port, this one gets the connections that
+    /// `cpu` handles. For a CPU that no listener names, the kernel takes the hash. The option has no
+    /// effect while the group has a steering program.
+    ///
+    /// # Platforms
+    /// Linux and Android alone; the kernel obeys since 6.2, in some stable trees since 5.15.
     #[cfg(linux_kernel)]
     pub const fn incoming_cpu(mut self, cpu: c_int) -> Options<'a, P> {
         self.incoming_cpu = Some(cpu);
         self
     }
 
-    /// Runs between `socket` and `bind`, for any option that has no method here:
-    /// `SO_BINDTODEVICE`, `IP_FREEBIND`, `TCP_DEFER_ACCEPT`, `TCP_FASTOPEN` …
+    /// Runs `hook` with the descriptor between `socket` and `bind`, for an option without a method
+    /// here: `SO_BINDTODEVICE`, `IP_FREEBIND`, `TCP_DEFER_ACCEPT`, `TCP_FASTOPEN` …
     ///
     /// ```
     /// use core::ffi::c_int;
@@ -182,7 +200,7 @@ impl<'a, P> Options<'a, P> {
     /// # Ok::<(), reuseport::Error>(())
     /// ```
     pub const fn before_bind(mut self, hook: Hook<'a>) -> Options<'a, P> {
-        self.before_bind = Some(Unshown(hook));
+        self.before_bind = Some(DebugOpaque(hook));
         self
     }
 
@@ -193,7 +211,7 @@ impl<'a, P> Options<'a, P> {
         Ok(socket)
     }
 
-    /// All before `bind`.
+    /// Makes the calls before `bind`.
     fn make(&self, kind: c_int, addr: &SockAddr) -> Result<Descriptor, Error> {
         let nonblocking = if self.nonblocking {
             sys::SOCK_NONBLOCK
@@ -214,24 +232,13 @@ impl<'a, P> Options<'a, P> {
         if let Some(on) = self.only_v6 {
             server.set_option(IPPROTO_IPV6, IPV6_V6ONLY, on.into())?;
         }
-        #[cfg(linux_kernel)]
         if let Some(cpu) = self.incoming_cpu {
-            server.set_option(SOL_SOCKET, linux::SO_INCOMING_CPU, cpu)?;
+            os::set_incoming_cpu(&server, cpu)?;
         }
-        if let Some(Unshown(hook)) = self.before_bind {
+        if let Some(DebugOpaque(hook)) = self.before_bind {
             hook(server.raw())?;
         }
         Ok(server)
-    }
-}
-
-impl Listener {
-    /// Lets siblings bind the port of this listener, although it listens already (Linux, Android;
-    /// `socket(7)` speaks of the time before `bind` alone). Bound until then without
-    /// [`reuse_port`](Options::reuse_port), it has kept everybody else out.
-    #[cfg(linux_kernel)]
-    pub fn set_reuse_port(&self) -> Result<(), Error> {
-        self.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)
     }
 }
 

@@ -1,112 +1,129 @@
-//! The two kinds of socket, [`Tcp`] and [`Udp`]; and all in which their groups differ.
+//! The two kinds of socket, [`Tcp`] and [`Udp`], and what a group needs from one socket.
 
 /// Connections, which a [`Listener`](crate::Listener) accepts.
 #[derive(Clone, Copy, Debug)]
 pub enum Tcp {}
 
-/// Datagrams, which a [`UdpSocket`](crate::UdpSocket) socket receives.
+/// Datagrams, which a [`UdpSocket`](crate::UdpSocket) receives.
 #[derive(Clone, Copy, Debug)]
 pub enum Udp {}
 
 #[cfg(feature = "std")]
-pub(crate) use differences::First;
-#[cfg(feature = "std")]
-pub use differences::Protocol;
+pub use with_std::*;
 
 #[cfg(feature = "std")]
-mod differences {
+mod with_std {
     use core::fmt::Debug;
     use core::net::SocketAddr;
     use std::os::fd::{AsFd, OwnedFd};
-    use std::time::Instant;
-    use std::vec::Vec;
 
+    use super::{Tcp, Udp};
     use crate::error::Error;
-    use crate::group::GroupOptions;
-    use crate::listener::Descriptor;
-    use crate::server::worker::{Post, Way};
-    use crate::server::{Plans, Server};
-    use crate::socket::queue::Queue;
+    use crate::listener::{Descriptor, Listener};
+    use crate::os;
+    use crate::socket::options::Options;
+    use crate::socket::queue::{AcceptQueue, ReceiveBuffer};
+    use crate::socket::udp::UdpSocket;
 
-    /// How the first member comes to its port.
+    /// How a socket comes to its port.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum First {
-        /// Without the option, which goes on afterwards.
-        Claims,
-        /// With the option, among strangers.
-        Joins,
-        /// Without the option, for good.
-        Alone,
+    pub enum BindMode {
+        /// Without `SO_REUSEPORT`, which is set afterwards: the first member.
+        Exclusive,
+        /// With it, beside other sockets.
+        Join,
+        /// Without it, permanently.
+        Single,
     }
 
-    /// [`Tcp`](crate::Tcp) or [`Udp`](crate::Udp): what a [`Group`](crate::Group) is of. There is
-    /// no third: what it asks is between the rooms of this crate.
-    #[allow(private_interfaces)]
-    pub trait Protocol: Copy + Debug + Send + Sync + 'static {
+    /// [`Tcp`] or [`Udp`]: what a [`Group`](crate::Group) is made of.
+    ///
+    /// The trait is sealed: there is no third protocol.
+    pub trait Protocol: Sealed + Copy + Debug + Send + Sync + 'static {
         /// A member: [`Listener`](crate::Listener) or [`UdpSocket`](crate::UdpSocket).
         type Socket: AsFd + From<OwnedFd> + Debug + Send + Sync;
-        #[doc(hidden)]
-        /// How its threads wait.
-        type Source: Send;
-        #[doc(hidden)]
-        /// What its threads are called.
-        const WHO: &'static str;
-        #[doc(hidden)]
-        /// Whether what the kernel chooses a member for has bytes to choose by.
-        const HAS_BYTES: bool;
 
+        /// How much is queued on a member: [`AcceptQueue`](crate::AcceptQueue) or
+        /// [`ReceiveBuffer`](crate::ReceiveBuffer).
+        type Queue: Copy + Debug + PartialEq + Send + Sync;
+
+        /// Whether the packet that the kernel chooses a member for has a payload.
+        #[doc(hidden)]
+        const HAS_PAYLOAD: bool;
+
+        /// Makes a socket and binds it; a listener also listens.
         #[doc(hidden)]
         fn open(
-            options: &GroupOptions<Self>,
-            how: First,
+            options: &Options<'_, Self>,
+            mode: BindMode,
             address: SocketAddr,
         ) -> Result<Self::Socket, Error>;
 
         #[doc(hidden)]
         fn descriptor(socket: &Self::Socket) -> &Descriptor;
 
+        /// Returns what is queued; `None` where the kernel does not tell.
         #[doc(hidden)]
-        /// What waits; `None` where the kernel does not say.
-        fn queue(socket: &Self::Socket) -> Option<Queue>;
+        fn queue(socket: &Self::Socket) -> Option<Self::Queue>;
+    }
 
-        #[doc(hidden)]
-        /// How a thread of this group is to wait.
-        fn way(plans: &mut Plans<Self>) -> Result<Way<Self>, Error>;
+    /// Keeps [`Protocol`] to this crate.
+    pub trait Sealed {}
+    impl Sealed for Tcp {}
+    impl Sealed for Udp {}
 
-        #[doc(hidden)]
-        /// Lets the newcomers in among those that help each other.
-        fn enter(_: &Plans<Self>, _: Vec<&Post<Self>>) -> Result<(), Error> {
-            Ok(())
+    impl Protocol for Tcp {
+        type Socket = Listener;
+        type Queue = AcceptQueue;
+        const HAS_PAYLOAD: bool = false;
+
+        fn open(
+            options: &Options<'_>,
+            mode: BindMode,
+            address: SocketAddr,
+        ) -> Result<Listener, Error> {
+            let options = options.reuse_address(true);
+            match mode {
+                BindMode::Exclusive => os::bind_exclusive(&options, address),
+                BindMode::Join => options.bind(address),
+                BindMode::Single => options.reuse_port(false).bind(address),
+            }
         }
 
-        #[doc(hidden)]
-        /// Whether who leaves has left the kernel's group once it takes no more.
-        #[cfg(linux_kernel)]
-        fn leaves_first(_: &Plans<Self>) -> bool {
-            false
+        fn descriptor(listener: &Listener) -> &Descriptor {
+            &listener.0
         }
 
-        #[doc(hidden)]
-        /// Keeps what is new from the members at `indexes`, who leave. `all`: nobody stays.
-        #[cfg(linux_kernel)]
-        fn take_no_more(
-            server: &Server<Self>,
-            plans: &Plans<Self>,
-            indexes: &[usize],
-            all: bool,
-        ) -> Result<(), Error>;
+        fn queue(listener: &Listener) -> Option<AcceptQueue> {
+            let [len, limit] = os::accept_queue(&listener.0).ok()?;
+            let drops = os::receive_buffer(&listener.0).ok()?.drops;
+            Some(AcceptQueue { len, limit, drops })
+        }
+    }
 
-        #[doc(hidden)]
-        /// Waits until nothing more can come to the members at `indexes`, and nothing waits there.
-        fn finish(
-            server: &Server<Self>,
-            plans: &mut Plans<Self>,
-            indexes: &[usize],
-            deadline: Instant,
-        );
+    impl Protocol for Udp {
+        type Socket = UdpSocket;
+        type Queue = ReceiveBuffer;
+        const HAS_PAYLOAD: bool = true;
 
-        #[doc(hidden)]
-        /// Takes a member out of the kernel's group, and has its thread leave. It may come again.
-        fn dismiss(post: &Post<Self>);
+        fn open(
+            options: &Options<'_, Udp>,
+            mode: BindMode,
+            address: SocketAddr,
+        ) -> Result<UdpSocket, Error> {
+            match mode {
+                BindMode::Exclusive => os::bind_exclusive_udp(options, address),
+                BindMode::Join => options.bind(address),
+                BindMode::Single => options.reuse_port(false).bind(address),
+            }
+        }
+
+        fn descriptor(socket: &UdpSocket) -> &Descriptor {
+            &socket.0
+        }
+
+        fn queue(socket: &UdpSocket) -> Option<ReceiveBuffer> {
+            os::receive_buffer(&socket.0).ok()
+        }
     }
 }

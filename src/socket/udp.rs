@@ -66,13 +66,13 @@ impl UdpSocket {
         buffer: &mut [u8],
         from: &mut SockAddr,
     ) -> Result<(usize, bool), Error> {
-        let mut vector = vector(buffer);
+        let mut vector = iovec_of(buffer);
         *from = SockAddr::empty();
-        let mut message = message(&mut vector, from);
+        let mut message = msghdr_of(&mut vector, from);
         // SAFETY: `message` points to `buffer` and to `from`, writable for the lengths it states.
         let result = unsafe { libc::recvmsg(self.raw(), &raw mut message, 0) };
         let len = check(Call::RecvMsg, result)?.unsigned_abs();
-        if !name_of(from, &message) {
+        if !set_peer_len(from, &message) {
             return Err(Error::new(Call::RecvMsg, libc::EINVAL));
         }
         Ok((len, message.msg_flags & libc::MSG_TRUNC != 0))
@@ -131,7 +131,7 @@ impl UdpSocket {
     }
 }
 
-pub(crate) fn vector(buffer: &mut [u8]) -> iovec {
+pub(crate) fn iovec_of(buffer: &mut [u8]) -> iovec {
     iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),
@@ -139,7 +139,7 @@ pub(crate) fn vector(buffer: &mut [u8]) -> iovec {
 }
 
 /// A message whose bytes are those of `vector`, and whose other end is `peer`'s.
-pub(crate) fn message(vector: &mut iovec, peer: &mut SockAddr) -> msghdr {
+pub(crate) fn msghdr_of(vector: &mut iovec, peer: &mut SockAddr) -> msghdr {
     // SAFETY: it is made of integers and pointers, for which zeros are a value.
     let mut message: msghdr = unsafe { zeroed() };
     message.msg_name = peer.as_mut_ptr();
@@ -151,7 +151,7 @@ pub(crate) fn message(vector: &mut iovec, peer: &mut SockAddr) -> msghdr {
 
 /// Takes over how long the name is that the kernel has written to `peer`. False: it came from
 /// nobody.
-pub(crate) fn name_of(peer: &mut SockAddr, message: &msghdr) -> bool {
+pub(crate) fn set_peer_len(peer: &mut SockAddr, message: &msghdr) -> bool {
     // The kernel tells how long it would have been; only so much is there.
     let len = message.msg_namelen.min(peer.len());
     // SAFETY: it points into `peer`, which nobody else uses.

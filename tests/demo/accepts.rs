@@ -1,5 +1,5 @@
 //! Accepts and closes, and does nothing else: tests/costs.rs counts what that costs.
-//! Usage: accepts group|steal|acceptors MEMBERS. Prints its address; ends when its stdin does.
+//! Usage: accepts group|handoff|acceptors MEMBERS. Prints its address; ends when its stdin does.
 
 use std::io::{Read, stdin};
 use std::{env, error, process};
@@ -10,7 +10,8 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let mut args = env::args().skip(1);
     let how = args.next().ok_or("how?")?;
     let members = args.next().ok_or("how many?")?.parse()?;
-    let options = Group::options().steal(how == "steal");
+    let spares = if how == "handoff" { 512 } else { 0 };
+    let options = Group::options().spare_threads(spares);
     let group = options.bind(([127, 0, 0, 1], 0), members)?;
     let address = group.local_addr();
     let (_serving, _acceptors);

@@ -471,7 +471,7 @@ pub(crate) fn receives(error: Error) {
         }
         let mut batch = Batch::<1>::new(&mut room);
         let received = batch.receive(&socket);
-        received.map(|_| batch.messages(&socket).next().unwrap().payload()[0])
+        received.map(|_| batch.datagrams(&socket).next().unwrap().payload()[0])
     };
     let three = || [(); 3].map(|()| receive());
     let received = thread::scope(|scope| scope.spawn(three).join()).unwrap();
@@ -509,7 +509,9 @@ pub(crate) fn answers(error: Error) {
                 client.send_to(text, to).unwrap();
             }
             batch.receive(&server).unwrap();
-            batch.messages(&server).for_each(|message| message.reply(1));
+            batch
+                .datagrams(&server)
+                .for_each(|message| message.reply(1));
             batch.send_replies(&server)
         };
         let both = || [answer(b"1"), answer(b"23")];

@@ -42,9 +42,11 @@ The ways:
   single             one thread accepts, and hands the connections to workers through a channel
   shared             the threads compete for the connections of one listener
   reuseport          each thread has its own listener, and the kernel's hash chooses
+  reuseport + hand-off
+                     the same, and a spare thread accepts while a handler blocks
   reuseport + cpu    each thread runs on one CPU, and the receiving CPU's is chosen: threads
                      beyond the number of CPUs get nothing
-  reuseport + steal  the hash chooses, and idle threads take what waits for busy ones
+  cpu + hand-off     the same, and a spare thread accepts while a handler blocks
 
 With --udp a client sends eight datagrams at once, from a port of its own, and waits until all have
 come back; conn/s counts datagrams, and the times are for all eight:

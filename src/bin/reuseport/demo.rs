@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use reuseport::{Group, Protocol, Server, Stats};
+use reuseport::{AcceptQueue, Group, Serve, Server, Stats};
 
 use crate::args::Args;
 use crate::client::Client;
@@ -43,7 +43,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
 }
 
 /// Has clients come, one after the other, and shows who served them.
-fn show<P: Protocol>(
+fn show<P: Serve>(
     server: Server<P>,
     who: &str,
     connections: usize,
@@ -60,7 +60,10 @@ fn show<P: Protocol>(
         visit(&client).map_err(|error| Failure::Failed(format!("{address}: {error}")))?;
     }
     let counts = server.stop(timeout);
-    let rows: Vec<_> = counts.iter().map(|count| (*count, None)).collect();
+    let rows: Vec<_> = counts
+        .iter()
+        .map(|count| (*count, None::<AcceptQueue>))
+        .collect();
     print(&format!("\n{}", tally(who, &rows, true)));
     if let Some(note) = note(&counts, connections) {
         print(&note);

@@ -16,7 +16,7 @@ mod slow;
 
 use std::process::ExitCode;
 
-use reuseport::{GroupError, Protocol, SpawnError};
+use reuseport::{GroupError, Serve, SpawnError};
 
 use args::Args;
 use output::{explain, print, report};
@@ -35,7 +35,7 @@ impl From<GroupError> for Failure {
     }
 }
 
-impl<P: Protocol> From<SpawnError<P>> for Failure {
+impl<P: Serve> From<SpawnError<P>> for Failure {
     fn from(error: SpawnError<P>) -> Failure {
         Failure::Failed(error.to_string())
     }

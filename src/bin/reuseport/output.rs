@@ -4,7 +4,7 @@ use core::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process;
 
-use reuseport::{Call, GroupError, Queue, Stats};
+use reuseport::{AcceptQueue, Call, GroupError, ReceiveBuffer, Stats};
 
 /// Prints to stdout. Where its reader is gone (`serve | head -3`), the command ends quietly.
 pub(crate) fn print(text: &str) {
@@ -64,9 +64,35 @@ pub(crate) fn explain(failure: &GroupError) -> String {
     format!("{failure}{hint}")
 }
 
-/// One line an acceptor, or whatever `who` says: count, share, bar, queue; and what else happened
-/// to it. `ended`: none is to run any more.
-pub(crate) fn tally(who: &str, members: &[(Stats, Option<Queue>)], ended: bool) -> String {
+/// What is queued on a member, in words.
+pub(crate) trait Queued: Copy {
+    fn describe(self) -> String;
+    fn drops(self) -> u32;
+}
+
+impl Queued for AcceptQueue {
+    fn describe(self) -> String {
+        format!("{} of {} wait", self.len, self.limit)
+    }
+
+    fn drops(self) -> u32 {
+        self.drops
+    }
+}
+
+impl Queued for ReceiveBuffer {
+    fn describe(self) -> String {
+        format!("{} of {} bytes wait", self.bytes, self.limit)
+    }
+
+    fn drops(self) -> u32 {
+        self.drops
+    }
+}
+
+/// One line for each acceptor, or receiver, as `who` says: count, share, bar, queue, and what else
+/// happened to it. `ended`: none should run any more.
+pub(crate) fn tally(who: &str, members: &[(Stats, Option<impl Queued>)], ended: bool) -> String {
     const BAR: usize = 40;
     let total: usize = members.iter().map(|(count, _)| count.accepted).sum();
     let most = members
@@ -86,13 +112,14 @@ pub(crate) fn tally(who: &str, members: &[(Stats, Option<Queue>)], ended: bool) 
             "{who} {id:<3} {accepted:>width$}  {share:5.1} %  {bar:BAR$}"
         );
         if let Some(queue) = queue {
-            let bytes = if who == "receiver" { " bytes" } else { "" };
-            _ = write!(text, "  {} of {}{bytes} wait", queue.len, queue.limit);
+            _ = write!(text, "  {}", queue.describe());
         }
-        let dropped = queue.map_or(0, |queue| queue.drops as usize);
+        let dropped = queue.map_or(0, |queue| queue.drops() as usize);
         for (what, times) in [
             ("dropped", dropped),
-            ("stolen", count.stolen),
+            ("handed off", count.handed_off),
+            ("times without a spare thread", count.starved),
+            ("reset", count.reset),
             ("handlers panicked", count.panicked),
             ("calls went wrong", count.transient_errors),
             ("pauses for want of descriptors", count.backoffs),

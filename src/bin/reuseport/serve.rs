@@ -9,11 +9,14 @@ use std::{env, process};
 #[cfg(linux_kernel)]
 use std::{path::Path, process::Command};
 
-use reuseport::{Group, GroupOptions, Protocol, Server, Steering};
+#[cfg(linux_kernel)]
+use reuseport::HandOverError;
+
+use reuseport::{Group, GroupError, GroupOptions, Protocol, Serve, Server, Steering};
 
 use crate::Failure;
 use crate::args::Args;
-use crate::output::{explain, print, report, report_lines, tally};
+use crate::output::{Queued, explain, print, report, report_lines, tally};
 use crate::signals::{Caught, Signals};
 use crate::slow::Slow;
 
@@ -33,7 +36,8 @@ Usage: reuseport serve [OPTIONS]
                      byte:K, for datagrams: the one whose number is the byte at K [hash]
   --pin              run each acceptor on one CPU
   --grace MS         at the end, how long to wait for handshakes and handlers at most [1000]
-  --steal            idle acceptors take what waits for busy ones
+  --spare-threads N  threads that may be started beside those, for connections that wait behind
+                     a handler that blocks; 0: none [512]
   --slow P:MS        handle P percent of the connections slowly, each for MS milliseconds
   --quiet            print no connections
 
@@ -111,7 +115,9 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         return run_udp(args);
     }
     args.unwanted(&["--echo", "--batch"], "it goes with --udp");
-    let mut options = Group::options().steal(args.flag("--steal"));
+    args.unwanted(&["--steal"], "--spare-threads N has taken its place");
+    let spare_threads = args.number("--spare-threads", 0, 100_000, 512)?;
+    let mut options = Group::options().spare_threads(spare_threads);
     let backlog = args.value("--backlog", "a whole number from 0 up", |value| {
         value.parse().ok().filter(|n| *n >= 0)
     })?;
@@ -145,30 +151,63 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let server = group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))?;
     work(server, "acceptor", &signals, grace, |server| {
         #[cfg(linux_kernel)]
-        match server.hand_over(successor(&program), PATIENCE) {
-            Ok(child) => {
-                notify(&format!("MAINPID={}", child.id()));
-                report(&format!("handed over to pid {}", child.id()));
-                if let (Some(signal), Ok(pid)) = (signals.pending_end(), child.id().try_into()) {
-                    // It was meant for whoever serves.
-                    // SAFETY: takes two integers; the child has not been waited for.
-                    unsafe { libc::kill(pid, signal) };
-                }
-                signals.let_the_next_end_it();
-                return true;
-            }
-            Err(error) => report(&format!("not handed over: {error}")),
-        }
+        return hand_over(server, &program, grace, &signals);
         #[cfg(not(linux_kernel))]
-        report("this kernel cannot hand a port over");
-        _ = server;
-        false
+        {
+            report("this kernel cannot hand a port over");
+            _ = server;
+            HandedOver::No
+        }
     });
     Ok(())
 }
 
+/// What has become of a request to hand over.
+#[derive(PartialEq, Eq)]
+enum HandedOver {
+    Yes,
+    No,
+    /// The old process is still leaving: try again.
+    NotYet,
+}
+
+#[cfg(linux_kernel)]
+fn hand_over(server: &Server, program: &Path, grace: Duration, signals: &Signals) -> HandedOver {
+    let hand_over = match server.hand_over(new_process(program), START_TIMEOUT) {
+        Ok(hand_over) => hand_over,
+        Err(HandOverError::Group(GroupError::PredecessorLeaving)) => return HandedOver::NotYet,
+        Err(error) => {
+            report(&format!("not handed over: {error}"));
+            return HandedOver::No;
+        }
+    };
+    notify(&format!("MAINPID={}", hand_over.pid()));
+    match hand_over.leave(grace) {
+        Ok(child) => {
+            report(&format!("handed over to pid {}", child.id()));
+            if let Ok(pid) = child.id().try_into() {
+                // They were meant for the process that serves.
+                for signal in signals.take_pending() {
+                    // SAFETY: takes two integers; the child has not been waited for.
+                    unsafe { libc::kill(pid, signal) };
+                }
+            }
+            signals.let_the_next_end_it();
+            HandedOver::Yes
+        }
+        Err(error) => {
+            notify(&format!("MAINPID={}", process::id()));
+            report(&format!("not handed over: {error}"));
+            HandedOver::No
+        }
+    }
+}
+
 fn run_udp(mut args: Args) -> Result<(), Failure> {
-    args.unwanted(&["--steal", "--backlog"], "it does not go with --udp");
+    args.unwanted(
+        &["--spare-threads", "--backlog"],
+        "it does not go with --udp",
+    );
     let echo = args.flag("--echo");
     let options = Group::udp_options().batch(args.flag("--batch"));
     let wanted = Wanted::parse(&mut args)?;
@@ -190,19 +229,21 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
     })?;
     work(server, "receiver", &signals, grace, |_| {
         report("datagram sockets are not handed over");
-        false
+        HandedOver::No
     });
     Ok(())
 }
 
-/// Serves until a signal ends it, or `hand_over` has: then it is true.
-fn work<P: Protocol>(
+/// Serves until a signal ends it, or `hand_over` has.
+fn work<P: Serve>(
     server: Server<P>,
     who: &str,
     signals: &Signals,
     grace: Duration,
-    hand_over: impl Fn(&Server<P>) -> bool,
-) {
+    hand_over: impl Fn(&Server<P>) -> HandedOver,
+) where
+    P::Queue: Queued,
+{
     notify("READY=1");
     let members = server.members().len();
     report(&format!(
@@ -211,34 +252,43 @@ fn work<P: Protocol>(
         if members == 1 { "" } else { "s" },
         process::id()
     ));
+    let mut wanted = false;
     loop {
-        match signals.wait() {
-            Caught::Report => {
+        // A request to hand over is kept until the old process of this one has left.
+        let timeout = wanted.then_some(RETRY_INTERVAL);
+        match signals.wait(timeout) {
+            Some(Caught::Report) => {
                 let members = server.members().into_iter();
                 let rows = members.map(|member| (member.stats, member.queue));
                 report_lines(&tally(who, &rows.collect::<Vec<_>>(), false));
             }
-            Caught::HandOver if hand_over(&server) => break,
-            Caught::HandOver => {}
-            Caught::End => break,
+            Some(Caught::End) => break,
+            Some(Caught::HandOver) | None => match hand_over(&server) {
+                HandedOver::Yes => break,
+                HandedOver::No => wanted = false,
+                HandedOver::NotYet => wanted = true,
+            },
         }
     }
-    // What waited at the end; it is served before the counts are told.
+    // The queues at the end: what waits there is served before the counts are reported.
     let queues = server.members();
-    let rows = server.stop(grace).into_iter().map(|count| {
-        let member = queues.iter().find(|member| member.stats.id == count.id);
-        (count, member.and_then(|member| member.queue))
+    let rows = server.stop(grace).into_iter().map(|stats| {
+        let member = queues.iter().find(|member| member.stats.id == stats.id);
+        (stats, member.and_then(|member| member.queue))
     });
     report_lines(&tally(who, &rows.collect::<Vec<_>>(), true));
 }
 
-/// How long a successor may take to start.
+/// How often a request to hand over is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How long a new process may take to start.
 #[cfg(linux_kernel)]
-const PATIENCE: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// This program again, as it was called.
 #[cfg(linux_kernel)]
-fn successor(program: &Path) -> Command {
+fn new_process(program: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .args(env::args_os().skip(1))

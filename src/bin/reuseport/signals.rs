@@ -2,6 +2,9 @@
 
 use core::mem::MaybeUninit;
 use core::ptr::null_mut;
+use core::time::Duration;
+use std::thread::sleep;
+use std::time::Instant;
 
 /// What a signal asks of a server.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -14,6 +17,8 @@ pub(crate) enum Caught {
     End,
 }
 
+const HELD: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP];
+
 /// Held back from now on, in this thread and all that it starts.
 pub(crate) struct Signals(libc::sigset_t);
 
@@ -24,7 +29,7 @@ impl Signals {
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
         // SAFETY: initialised by the line above.
         let mut set = unsafe { set.assume_init() };
-        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP] {
+        for signal in HELD {
             // SAFETY: `set` is an initialised set, `signal` a valid number.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }
@@ -33,18 +38,42 @@ impl Signals {
         Signals(set)
     }
 
-    /// Waits for one of them. After one that says to end, the next does so at once.
-    pub(crate) fn wait(&self) -> Caught {
-        let mut signal = 0;
-        // SAFETY: the set is initialised, `signal` writable.
-        unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
-        match signal {
-            libc::SIGUSR1 => Caught::Report,
-            libc::SIGHUP => Caught::HandOver,
+    /// Waits for one of them, at most for `timeout`. After one that says to end, the next does so at
+    /// once.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<Caught> {
+        match self.take(timeout)? {
+            libc::SIGUSR1 => Some(Caught::Report),
+            libc::SIGHUP => Some(Caught::HandOver),
             _ => {
                 self.let_the_next_end_it();
-                Caught::End
+                Some(Caught::End)
             }
+        }
+    }
+
+    /// Takes one of them, and waits for it at most for `timeout`.
+    fn take(&self, timeout: Option<Duration>) -> Option<i32> {
+        let Some(timeout) = timeout else {
+            let mut signal = 0;
+            // SAFETY: the set is initialised, `signal` writable.
+            unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
+            return Some(signal);
+        };
+        let begun = Instant::now();
+        loop {
+            let mut pending = self.0;
+            // SAFETY: `pending` is writable; sigpending initialises it.
+            unsafe { libc::sigpending(&raw mut pending) };
+            let is_pending = |signal: &i32| {
+                // SAFETY: `pending` is an initialised set.
+                unsafe { libc::sigismember(&raw const pending, *signal) == 1 }
+            };
+            if HELD.iter().any(is_pending) {
+                // One is pending, so this does not wait.
+                return self.take(None);
+            }
+            let left = timeout.checked_sub(begun.elapsed())?;
+            sleep(left.min(Duration::from_millis(1)));
         }
     }
 
@@ -60,26 +89,9 @@ impl Signals {
         unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const ending, null_mut()) };
     }
 
-    /// Takes a signal that says to end and has come meanwhile, for whoever it concerns now.
+    /// Takes those that have come meanwhile.
     #[cfg(linux_kernel)]
-    pub(crate) fn pending_end(&self) -> Option<i32> {
-        let mut pending = self.0;
-        // SAFETY: `pending` is writable; sigpending initialises it.
-        unsafe { libc::sigpending(&raw mut pending) };
-        let both = [libc::SIGINT, libc::SIGTERM];
-        // SAFETY: `pending` is an initialised set.
-        let came = both
-            .into_iter()
-            .find(|s| unsafe { libc::sigismember(&raw const pending, *s) } == 1)?;
-        let mut only = pending;
-        // SAFETY: `only` is a set; sigemptyset initialises it anew.
-        unsafe { libc::sigemptyset(&raw mut only) };
-        // SAFETY: `only` is an initialised set, `came` a valid number.
-        unsafe { libc::sigaddset(&raw mut only, came) };
-        let mut taken = 0;
-        // It is pending, so this does not wait.
-        // SAFETY: the set is initialised, `taken` writable.
-        unsafe { libc::sigwait(&raw const only, &raw mut taken) };
-        Some(came)
+    pub(crate) fn take_pending(&self) -> Vec<i32> {
+        core::iter::from_fn(|| self.take(Some(Duration::ZERO))).collect()
     }
 }

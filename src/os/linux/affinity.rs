@@ -1,61 +1,76 @@
-//! Which CPUs a thread may run on (Linux, Android).
+//! The CPUs that a thread may run on, and its name.
 
 use core::panic::AssertUnwindSafe;
+use std::ffi::CStr;
 use std::panic::{catch_unwind, resume_unwind};
 use std::vec::Vec;
 
 use crate::error::{Call, Error, check};
 
-/// A set of CPU numbers as the kernel keeps it, a bit each, in C's `unsigned long`.
+/// A set of CPU numbers as the kernel keeps it: a bit each, in words of C's `unsigned long`.
 #[derive(Clone, Copy)]
-pub(crate) struct Cpus([usize; MOST / WORD]);
+struct CpuSet([usize; MAX_CPUS / WORD]);
 
-const MOST: usize = 8192;
+const MAX_CPUS: usize = 8192;
 const WORD: usize = usize::BITS as usize;
 
-impl Cpus {
-    const NONE: Cpus = Cpus([0; MOST / WORD]);
+impl CpuSet {
+    const EMPTY: CpuSet = CpuSet([0; MAX_CPUS / WORD]);
 
-    /// Those that the calling thread may run on: `sched_getaffinity(2)`. Numbers may have holes.
-    pub(crate) fn allowed() -> Result<Cpus, Error> {
-        let mut cpus = Cpus::NONE;
-        let (size, set) = (size_of::<Cpus>(), (&raw mut cpus.0).cast());
+    /// The set of the calling thread: `sched_getaffinity(2)`.
+    fn current() -> Result<CpuSet, Error> {
+        let mut cpus = CpuSet::EMPTY;
+        let (size, set) = (size_of::<CpuSet>(), (&raw mut cpus.0).cast());
         // SAFETY: `cpus` is writable for the size stated; 0 is the calling thread.
         let result = unsafe { libc::sched_getaffinity(0, size, set) };
         check(Call::SchedGetAffinity, result)?;
         Ok(cpus)
     }
 
-    fn only(cpu: u32) -> Cpus {
-        let mut cpus = Cpus::NONE;
+    fn of(cpu: u32) -> CpuSet {
+        let mut cpus = CpuSet::EMPTY;
         if let Some(word) = cpus.0.get_mut(cpu as usize / WORD) {
             *word = 1 << (cpu as usize % WORD);
         }
         cpus
     }
 
-    /// In rising order.
-    pub(crate) fn numbers(&self) -> Vec<u32> {
-        let is_in = |cpu: &usize| self.0[cpu / WORD] >> (cpu % WORD) & 1 == 1;
-        let numbers = (0..MOST).filter(is_in);
-        numbers.filter_map(|cpu| cpu.try_into().ok()).collect()
-    }
-
+    /// Makes it the calling thread's: `sched_setaffinity(2)`.
     fn apply(&self) -> Result<(), Error> {
-        let (size, set) = (size_of::<Cpus>(), (&raw const self.0).cast());
+        let (size, set) = (size_of::<CpuSet>(), (&raw const self.0).cast());
         // SAFETY: the set is readable for the size stated; 0 is the calling thread.
         let result = unsafe { libc::sched_setaffinity(0, size, set) };
         check(Call::SchedSetAffinity, result).map(drop)
     }
 }
 
-/// Runs `start` on one CPU alone: `sched_setaffinity(2)`. A thread started there stays there.
-pub(crate) fn on<T>(cpu: u32, start: impl FnOnce() -> T) -> Result<T, Error> {
-    let before = Cpus::allowed()?;
-    Cpus::only(cpu).apply()?;
-    // It runs the user's code: back also from a panic.
+/// Returns the CPUs that the calling thread may run on, in rising order. The numbers may have gaps.
+pub(crate) fn allowed_cpus() -> Result<Vec<u32>, Error> {
+    let set = CpuSet::current()?;
+    let is_in = |cpu: &usize| set.0[cpu / WORD] >> (cpu % WORD) & 1 == 1;
+    let numbers = (0..MAX_CPUS).filter(is_in);
+    Ok(numbers.filter_map(|cpu| cpu.try_into().ok()).collect())
+}
+
+/// Runs `start` on one CPU, so that a thread which it starts stays there.
+pub(crate) fn start_on_cpu<T>(cpu: u32, start: impl FnOnce() -> T) -> Result<T, Error> {
+    let before = CpuSet::current()?;
+    CpuSet::of(cpu).apply()?;
+    // The caller's set is restored also after a panic.
     let started = catch_unwind(AssertUnwindSafe(start));
-    let back = before.apply();
+    let restored = before.apply();
     let started = started.unwrap_or_else(|payload| resume_unwind(payload));
-    back.map(|()| started)
+    restored.map(|()| started)
+}
+
+/// Has the calling thread run on one CPU from now on.
+pub(crate) fn move_to_cpu(cpu: u32) -> Result<(), Error> {
+    CpuSet::of(cpu).apply()
+}
+
+/// Names the calling thread, as `ps -L` and debuggers show it: at most 15 bytes.
+pub(crate) fn name_thread(name: &CStr) {
+    // It cannot fail: the string is readable to its end.
+    // SAFETY: `name` ends with a zero; the kernel copies at most 16 bytes.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }

@@ -1,35 +1,38 @@
-//! What the kernel of Linux and Android has, and the libc crate only for some of their C libraries.
+//! Linux and Android: steering programs, queue lengths, the kernel's list of sockets, CPUs.
 
 #[cfg(feature = "std")]
-pub(crate) mod affinity;
-pub mod bpf;
+mod affinity;
+mod batch;
+mod constants;
 #[cfg(feature = "std")]
-pub(crate) mod sock_diag;
+mod exclusive;
+#[cfg(feature = "std")]
+mod placeholder;
+#[cfg(feature = "std")]
+mod sock_diag;
+mod socket;
 
-#[cfg(all(feature = "std", target_os = "linux"))]
-pub(crate) use libc::dup3;
-#[cfg(target_env = "gnu")]
-pub(crate) use libc::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF};
-#[cfg(target_env = "gnu")]
-pub(crate) use libc::{SO_INCOMING_CPU, SO_MEMINFO};
+#[cfg(feature = "std")]
+pub(crate) use affinity::{allowed_cpus, move_to_cpu, name_thread, start_on_cpu};
+pub use batch::Batch;
+#[cfg(feature = "std")]
+pub(crate) use constants::dup3;
+pub(crate) use constants::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF};
+pub(crate) use constants::{SO_INCOMING_CPU, SO_MEMINFO};
+#[cfg(feature = "std")]
+pub(crate) use exclusive::{bind_exclusive, bind_exclusive_udp};
+#[cfg(feature = "std")]
+pub(crate) use placeholder::Placeholder;
+#[cfg(feature = "std")]
+pub(crate) use sock_diag::handshakes;
+pub(crate) use socket::{accept_queue, receive_buffer, set_incoming_cpu};
+pub(crate) use socket::{attach_filter, attach_program, detach_filter, detach_program};
 
-#[cfg(not(target_env = "gnu"))]
-pub(crate) use generic::*;
+/// Whether `shutdown(2)` wakes threads that are blocked in `accept` or `recvmsg`, and takes a
+/// listener out of its group.
+#[cfg(feature = "std")]
+pub(crate) const SHUTDOWN_WAKES: bool = true;
 
-/// The numbers of `asm-generic/socket.h`. Where a processor has its own, such as SPARC, Rust knows
-/// GNU's library alone.
-#[cfg(not(target_env = "gnu"))]
-mod generic {
-    use core::ffi::c_int;
-
-    pub(crate) const SO_INCOMING_CPU: c_int = 49;
-    pub(crate) const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
-    pub(crate) const SO_MEMINFO: c_int = 55;
-    pub(crate) const SO_DETACH_REUSEPORT_BPF: c_int = 68;
-}
-
-#[cfg(all(feature = "std", target_os = "android"))]
-unsafe extern "C" {
-    /// In Android's C library since API level 21.
-    pub(crate) fn dup3(old: i32, new: i32, flags: i32) -> i32;
-}
+/// Whether the kernel can be told which member gets a connection.
+#[cfg(feature = "std")]
+pub(crate) const STEERS: bool = true;

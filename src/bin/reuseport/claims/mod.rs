@@ -194,10 +194,10 @@ claims! {
 "One slow thread" {
     linux waiting::a_slow_thread_keeps_its_share_waiting [Steering, Threads]
         "A connection waits behind its busy acceptor while another acceptor idles."
-        unless "idle acceptors steal"
-    linux waiting::stealing_serves_what_waits [Steering, Threads]
-        "With stealing, an idle acceptor serves what waits for a busy one."
-        unless "they do not steal"
+        unless "there are spare threads"
+    linux waiting::hand_off_serves_what_waits [Steering, Threads]
+        "With hand-off, a spare thread serves what waits behind a handler that blocks."
+        unless "there are no spare threads"
     linux waiting::a_shared_listener_feeds_the_idle [Threads]
         "With one listener for all acceptors, whoever is idle serves what waits."
         unless [Steering] "each has its own"

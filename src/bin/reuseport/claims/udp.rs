@@ -127,7 +127,7 @@ pub(super) fn closing_a_udp_socket_drops_in_silence(counter: bool) -> Tried {
     let (mut members, flows) = group(1, 1)?;
     flows[0].send(b"x")?;
     until("it waits", || {
-        members[0].queue().is_ok_and(|queue| queue.len > 0)
+        members[0].queue().is_ok_and(|queue| queue.bytes > 0)
     })?;
     // Alone, the first gets every datagram; its sibling comes afterwards.
     members.push(member(members[0].local_addr()?)?);

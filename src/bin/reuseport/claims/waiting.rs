@@ -50,17 +50,22 @@ fn served_meanwhile(options: &GroupOptions, should: bool) -> Result<(bool, Strin
 }
 
 pub(super) fn a_slow_thread_keeps_its_share_waiting(counter: bool) -> Tried {
-    let (served, what) = served_meanwhile(&Group::options().steal(counter), counter)?;
+    let spares = if counter { 512 } else { 0 };
+    let options = Group::options().spare_threads(spares);
+    let (served, what) = served_meanwhile(&options, counter)?;
     seen(!served, what)
 }
 
-pub(super) fn stealing_serves_what_waits(counter: bool) -> Tried {
-    let (served, what) = served_meanwhile(&Group::options().steal(!counter), !counter)?;
+pub(super) fn hand_off_serves_what_waits(counter: bool) -> Tried {
+    let spares = if counter { 0 } else { 512 };
+    let options = Group::options().spare_threads(spares);
+    let (served, what) = served_meanwhile(&options, !counter)?;
     seen(served, what)
 }
 
 pub(super) fn a_shared_listener_feeds_the_idle(counter: bool) -> Tried {
-    let (served, what) = served_meanwhile(&Group::options().shared(!counter), !counter)?;
+    let options = Group::options().shared(!counter).spare_threads(0);
+    let (served, what) = served_meanwhile(&options, !counter)?;
     seen(served, what)
 }
 

@@ -26,21 +26,21 @@ pub(crate) struct Way {
 
 const LINUX: bool = cfg!(linux_kernel);
 
-pub(crate) const WAYS: [Way; 13] = [
+pub(crate) const WAYS: [Way; 14] = [
     way("single", true, single),
     way("shared", true, |n, slow| {
-        group(&Group::options().shared(true), n, slow)
+        group(&Group::options().shared(true).spare_threads(0), n, slow)
     }),
     way("reuseport", BALANCES, |n, slow| {
+        group(&Group::options().spare_threads(0), n, slow)
+    }),
+    way("reuseport + hand-off", BALANCES, |n, slow| {
         group(&Group::options(), n, slow)
     }),
     way("reuseport + cpu", LINUX, |n, slow| {
-        let options = Group::options().steering(Steering::Cpu).pin(true);
-        group(&options, n, slow)
+        group(&by_cpu().spare_threads(0), n, slow)
     }),
-    way("reuseport + steal", LINUX, |n, slow| {
-        group(&Group::options().steal(true), n, slow)
-    }),
+    way("cpu + hand-off", LINUX, |n, slow| group(&by_cpu(), n, slow)),
     udp("udp one", true, |_, slow| {
         receivers(&Group::udp_options(), 1, slow)
     }),
@@ -119,6 +119,11 @@ struct Running {
 }
 
 const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Each acceptor on a CPU of its own, chosen by the CPU that receives.
+fn by_cpu() -> GroupOptions {
+    Group::options().steering(Steering::Cpu).pin(true)
+}
 
 /// Acceptors, each of which handles what it accepts.
 fn group(options: &GroupOptions, n: usize, slow: Option<Slow>) -> Result<Running, Failure> {

@@ -1,27 +1,18 @@
-//! Which member of a group gets a connection: classic-BPF programs as data (Linux, Android).
+//! Classic-BPF programs as data: which member of a group gets a connection or a datagram.
 //!
-//! Left alone the kernel takes a hash of the four-tuple. A program attached to any one member
-//! replaces the hash for the whole group: for each SYN or datagram it returns the *index* of a
-//! member, which is the order in which they called `listen`, or `bind` for datagrams. When a member
-//! closes, the last one moves into its place. An index that no member has falls back to the hash
-//! (in Linux 5.3 already; not yet in 4.9).
+//! Without a program the kernel takes a hash of the four-tuple. A program that is attached to any
+//! one member replaces the hash for the whole group: for each SYN or datagram it returns the
+//! *index* of a member. The index is the order in which the members called `listen`, or `bind` for
+//! UDP. When a member closes, the last one moves into its place. For an index that no member has
+//! the kernel takes the hash.
 //!
-//! No privilege is needed. Two traps shape the programs here. A load that fails ends a program
-//! with 0, which is an index. And the packet's bytes start *behind* the TCP or UDP header: a SYN
-//! has none, and a load from it does fail. Only loads that cannot fail are used: where the packet
-//! is (the CPU), nowhere at all (a random number), or a byte that is known to be there.
+//! A program takes no privilege. Two traps shape the programs here. A load that fails ends a
+//! program with 0, which is an index. And offset 0 is the first byte *behind* the TCP or UDP
+//! header: a SYN has none there (but with TCP Fast Open), so a load from it fails. The programs
+//! use only loads that cannot fail: the CPU, a random number, a byte that is known to exist.
 //!
-//! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; the kernel's
-//! `Documentation/networking/filter.rst` for the instructions.
-
-use core::ffi::c_int;
-
-use crate::address::socklen;
-use crate::error::Error;
-use crate::listener::{Connection, Descriptor, Listener};
-use crate::os::linux;
-use crate::socket::udp::UdpSocket;
-use crate::sys::{self, SOL_SOCKET};
+//! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; `Documentation/networking/filter.rst`
+//! in the kernel's source for the instructions.
 
 /// One instruction: C's `struct sock_filter`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -205,15 +196,18 @@ pub(crate) fn by_payload_byte_or<'a>(
     )
 }
 
-/// A *packet* filter (`SO_ATTACH_FILTER`), not a steering program: a listener that has it takes no
-/// new connection, and completes those that are under way.
-const NO_NEW: [Instruction; 5] = [
+/// A packet filter (`SO_ATTACH_FILTER`), no steering program. A listener that has it drops SYNs and
+/// completes the handshakes that are under way.
+pub(crate) const DROP_SYNS: [Instruction; 5] = [
     step(LOAD_BYTE, 13),    // A = the flags of the TCP header
     step(AND, 0x12),        // of these, SYN and ACK
     when(IF_EQUAL, 0x02),   // SYN alone:
     step(RETURN, 0),        // keep none of the packet
     step(RETURN, u32::MAX), // anything else: keep all
 ];
+
+/// A packet filter that drops everything.
+pub(crate) const DROP_ALL: [Instruction; 1] = [step(RETURN, 0)];
 
 /// After `start`, ends with the index beside the first key that equals A; without one, the hash.
 fn table<'a>(
@@ -238,108 +232,4 @@ fn write(
     space
         .get(..length)
         .filter(|program| program.len() <= MAX_INSTRUCTIONS)
-}
-
-/// C's `struct sock_fprog`.
-#[repr(C)]
-struct Program {
-    len: u16,
-    instructions: *const Instruction,
-}
-
-impl Listener {
-    /// Attaches a program to this listener's group, in place of the one before:
-    /// `SO_ATTACH_REUSEPORT_CBPF`. It stays when this listener closes.
-    ///
-    /// The listener must have set `SO_REUSEPORT` before it called `listen`, or have got siblings
-    /// since. Fails with `EINVAL` otherwise, and for a program that the kernel refuses; with
-    /// `ENOMEM` for one larger than the sysctl `net.core.optmem_max`; with `EPERM` if the socket
-    /// is locked (`SO_LOCK_FILTER`). Linux and Android alone.
-    pub fn attach_program(&self, program: &[Instruction]) -> Result<(), Error> {
-        self.0.attach_program(program)
-    }
-
-    /// Detaches the group's program: the hash decides again. `SO_DETACH_REUSEPORT_BPF`, since
-    /// Linux 5.3.
-    ///
-    /// Fails with `ENOENT` if there is none.
-    pub fn detach_program(&self) -> Result<(), Error> {
-        self.0.detach_program()
-    }
-
-    /// From now on drops every SYN that reaches this listener, and completes the handshakes that
-    /// are under way: a packet filter, `SO_ATTACH_FILTER`. Whoever sent the SYN tries again after
-    /// a second. Linux and Android alone.
-    ///
-    /// Connections that complete meanwhile inherit the filter: [`Connection::detach_filter`]. Fails with
-    /// `EPERM` where the kernel wants `CAP_NET_ADMIN` for it (6.18 does).
-    pub fn attach_syn_filter(&self) -> Result<(), Error> {
-        self.0.attach(libc::SO_ATTACH_FILTER, &NO_NEW)
-    }
-
-    /// Undoes [`attach_syn_filter`](Self::attach_syn_filter), on Linux and Android alone. Fails with `ENOENT`
-    /// if there is no filter.
-    pub fn detach_filter(&self) -> Result<(), Error> {
-        self.0.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
-    }
-}
-
-impl UdpSocket {
-    /// As [`Listener::attach_program`]; the packet's bytes are the datagram's. Linux and Android
-    /// alone.
-    pub fn attach_program(&self, program: &[Instruction]) -> Result<(), Error> {
-        self.0.attach_program(program)
-    }
-
-    /// As [`Listener::detach_program`], on Linux and Android alone.
-    pub fn detach_program(&self) -> Result<(), Error> {
-        self.0.detach_program()
-    }
-
-    /// From now on drops every datagram that reaches this socket, and keeps what waits already: a
-    /// packet filter, `SO_ATTACH_FILTER`. Linux and Android alone.
-    pub fn attach_drop_filter(&self) -> Result<(), Error> {
-        self.0.attach(libc::SO_ATTACH_FILTER, &[step(RETURN, 0)])
-    }
-
-    /// Undoes [`attach_drop_filter`](Self::attach_drop_filter), on Linux and Android alone. Fails with `ENOENT`
-    /// if there is no filter.
-    pub fn detach_filter(&self) -> Result<(), Error> {
-        self.0.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
-    }
-}
-
-impl Descriptor {
-    pub(crate) fn attach_program(&self, program: &[Instruction]) -> Result<(), Error> {
-        self.attach(linux::SO_ATTACH_REUSEPORT_CBPF, program)
-    }
-
-    pub(crate) fn detach_program(&self) -> Result<(), Error> {
-        self.set_option(SOL_SOCKET, linux::SO_DETACH_REUSEPORT_BPF, 0)
-    }
-
-    fn attach(&self, name: c_int, program: &[Instruction]) -> Result<(), Error> {
-        // What a u16 cannot tell is refused as too long; so is any program of no instructions.
-        let len = u16::try_from(program.len()).unwrap_or(0);
-        let program = Program {
-            len,
-            instructions: program.as_ptr(),
-        };
-        let value = (&raw const program).cast();
-        // SAFETY: `program` is what both options take: it and its instructions are readable for
-        // the lengths they state, and the kernel copies both.
-        unsafe { sys::setsockopt(self.raw(), SOL_SOCKET, name, value, socklen::<Program>()) }
-    }
-}
-
-impl Connection {
-    /// Takes off the packet filter that it has inherited from a listener that
-    /// [drops SYNs](Listener::attach_syn_filter), if it has one. Linux and Android alone.
-    pub fn detach_filter(&self) {
-        let (ignored, name) = (0_i32, libc::SO_DETACH_FILTER);
-        let (value, len) = ((&raw const ignored).cast(), socklen::<i32>());
-        // It fails where there is no filter, on a connection that was there before.
-        // SAFETY: `ignored` is readable for `len` bytes, which the option does not look at.
-        _ = unsafe { sys::setsockopt(self.raw(), SOL_SOCKET, name, value, len) };
-    }
 }

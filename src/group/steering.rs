@@ -1,0 +1,151 @@
+//! [`Steering`]: the policy by which the kernel chooses a member, and the program that does it.
+
+use std::vec::Vec;
+
+use super::GroupError;
+use crate::socket::bpf::{self, Instruction};
+
+/// How the kernel chooses the member that gets a connection or a datagram.
+///
+/// # Platforms
+/// Linux and Android; elsewhere all but `Hash` is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Steering {
+    /// By a hash of the four-tuple: what the kernel does without a program.
+    #[default]
+    Hash,
+    /// By the CPU that received the packet: member 0 has the first CPU that the program may run on,
+    /// and so on. For a CPU without a member the kernel takes the hash.
+    Cpu,
+    /// At random.
+    Random,
+    /// At random, without the member at this index.
+    Except(usize),
+    /// For datagrams: the member whose number, modulo 256, is the byte at this offset. A protocol
+    /// that carries a connection id has the server write its number there; the flow then comes back
+    /// to it from any address. For a datagram that is too short, or whose byte is no member's, the
+    /// kernel takes the hash; and for all datagrams during the microseconds in which a member
+    /// leaves.
+    Byte(u16),
+}
+
+/// What a program has to know of a member.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    /// The member's number.
+    pub(crate) id: usize,
+    /// The index of its CPU among those that the program may run on.
+    pub(crate) cpu_index: usize,
+    /// Whether it gets new connections.
+    pub(crate) eligible: bool,
+}
+
+impl Slot {
+    /// A member whose number and CPU are its index.
+    pub(crate) fn new(index: usize) -> Slot {
+        Slot {
+            id: index,
+            cpu_index: index,
+            eligible: true,
+        }
+    }
+}
+
+/// The most members that a program lists while others are not eligible. Their program then fits
+/// into the memory that every kernel allows (`net.core.optmem_max`, 20 KiB before Linux 6.8).
+const MAX_LISTED: usize = 400;
+
+impl Steering {
+    /// Checks that the index in `Except` exists.
+    pub(crate) fn check(self, members: usize) -> Result<(), GroupError> {
+        match self {
+            Steering::Except(index) if index >= members || members < 2 => {
+                Err(GroupError::NoSuchMember)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the program that chooses among the eligible members of `slots`, which are all
+    /// members, in index order. `None` is the hash, without a program.
+    ///
+    /// `by_flow`: all datagrams of a flow are to stay with one member.
+    pub(crate) fn program(
+        self,
+        slots: &[Slot],
+        cpus: &[u32],
+        by_flow: bool,
+    ) -> Option<Vec<Instruction>> {
+        if slots.iter().all(|slot| slot.eligible) {
+            self.among_all(slots, cpus)
+        } else {
+            self.among_eligible(slots, by_flow)
+        }
+    }
+
+    fn among_all(self, slots: &[Slot], cpus: &[u32]) -> Option<Vec<Instruction>> {
+        let count = number(slots.len());
+        // A program with a row for each member has two instructions for each, and a few more.
+        let rows = &slots[..slots.len().min((bpf::MAX_INSTRUCTIONS - 5) / 2)];
+        let mut space = std::vec![Instruction::default(); 2 * rows.len() + 5];
+        let rows = (0..).zip(rows);
+        let program = match self {
+            Steering::Hash => return None,
+            Steering::Random => bpf::random(count).to_vec(),
+            Steering::Except(index) if index < slots.len() => {
+                bpf::all_but(count, number(index)).to_vec()
+            }
+            // The excepted member has left since.
+            Steering::Except(_) => bpf::random(count).to_vec(),
+            Steering::Cpu => {
+                let row = |(index, slot): (u32, &Slot)| Some((*cpus.get(slot.cpu_index)?, index));
+                let rows: Vec<_> = rows.filter_map(row).collect();
+                bpf::by_cpu(&rows, &mut space).unwrap_or_default().to_vec()
+            }
+            Steering::Byte(offset) => {
+                let rows: Vec<_> = rows.map(|(index, slot)| (slot.byte(), index)).collect();
+                let program = bpf::by_payload_byte(offset, &rows, &mut space);
+                program.unwrap_or_default().to_vec()
+            }
+        };
+        Some(program)
+    }
+
+    fn among_eligible(self, slots: &[Slot], by_flow: bool) -> Option<Vec<Instruction>> {
+        let eligible = |index: &usize| slots[*index].eligible;
+        let wanted = |index: &usize| self != Steering::Except(*index);
+        let mut listed: Vec<_> = (0..slots.len()).filter(eligible).filter(wanted).collect();
+        if listed.is_empty() {
+            listed = (0..slots.len()).filter(eligible).collect();
+        }
+        listed.truncate(MAX_LISTED);
+        let indexes: Vec<u32> = listed.iter().copied().map(number).collect();
+        let mut space = std::vec![Instruction::default(); 2 * listed.len() + 3];
+        let any = if by_flow {
+            bpf::any_of_by_flow(&indexes, &mut space)?
+        } else {
+            bpf::any_of(&indexes, &mut space)?
+        };
+        let Steering::Byte(offset) = self else {
+            return Some(any.to_vec());
+        };
+        let row = |index: usize| (slots[index].byte(), number(index));
+        let rows: Vec<_> = listed.into_iter().map(row).collect();
+        let mut space = std::vec![Instruction::default(); 4 * rows.len() + 7];
+        let program = bpf::by_payload_byte_or(offset, &rows, any, &mut space);
+        Some(program.unwrap_or(any).to_vec())
+    }
+}
+
+impl Slot {
+    #[allow(clippy::cast_possible_truncation)] // a byte is all that a datagram carries
+    fn byte(&self) -> u8 {
+        self.id as u8
+    }
+}
+
+/// An index as a program has it. A group has at most 32 768 members.
+fn number(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}

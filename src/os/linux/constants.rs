@@ -1,0 +1,29 @@
+//! What the kernel has, and the libc crate only for some C libraries.
+
+#[cfg(all(feature = "std", target_os = "linux"))]
+pub(crate) use libc::dup3;
+#[cfg(target_env = "gnu")]
+pub(crate) use libc::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF};
+#[cfg(target_env = "gnu")]
+pub(crate) use libc::{SO_INCOMING_CPU, SO_MEMINFO};
+
+#[cfg(not(target_env = "gnu"))]
+pub(crate) use generic::*;
+
+/// The numbers of `asm-generic/socket.h`. The processors that have their own numbers, such as SPARC,
+/// exist in Rust with GNU's library only.
+#[cfg(not(target_env = "gnu"))]
+mod generic {
+    use core::ffi::c_int;
+
+    pub(crate) const SO_INCOMING_CPU: c_int = 49;
+    pub(crate) const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
+    pub(crate) const SO_MEMINFO: c_int = 55;
+    pub(crate) const SO_DETACH_REUSEPORT_BPF: c_int = 68;
+}
+
+#[cfg(all(feature = "std", target_os = "android"))]
+unsafe extern "C" {
+    /// In Android's C library since API level 21.
+    pub(crate) fn dup3(old: i32, new: i32, flags: i32) -> i32;
+}

@@ -1,0 +1,204 @@
+//! The first member of a group: it binds its port exclusively, and only then shares it.
+//!
+//! A group whose members all set `SO_REUSEPORT` before `bind` does not keep other programs out: a
+//! second copy of the program joins silently. So the first socket binds *and listens* without the
+//! option; the kernel refuses that while another socket holds the port. `bind` alone is not enough:
+//! two sockets with `SO_REUSEADDR` may both bind while neither listens. Afterwards the first socket
+//! sets the option, and the other members can bind.
+
+use core::hash::{BuildHasher, Hasher};
+use core::net::{IpAddr, SocketAddr};
+use core::time::Duration;
+use std::collections::hash_map::RandomState;
+use std::thread::sleep;
+
+use super::sock_diag::{Socket, State, sockets};
+use super::{attach_program, detach_program};
+use crate::address::socklen;
+use crate::error::{Call, Error};
+use crate::listener::{Descriptor, Listener};
+use crate::os;
+use crate::socket::bpf;
+use crate::socket::options::Options;
+use crate::socket::protocol::Udp;
+use crate::socket::udp::UdpSocket;
+use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEPORT, SOL_SOCKET};
+
+/// How often two programs that bind at the same time may yield to each other.
+const ATTEMPTS: usize = 20;
+
+/// Binds a UDP socket exclusively, then lets siblings bind. Nothing lingers on a UDP port, so `bind`
+/// alone tells whether another socket is there.
+pub(crate) fn bind_exclusive_udp(
+    options: &Options<'_, Udp>,
+    address: SocketAddr,
+) -> Result<UdpSocket, Error> {
+    let exclusive = options.reuse_port(false);
+    let first = exclusive.bind_after(address, create_reuseport_group)?;
+    first.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
+    Ok(first)
+}
+
+/// Binds a listener exclusively, then lets siblings bind.
+pub(crate) fn bind_exclusive(
+    options: &Options<'_>,
+    address: SocketAddr,
+) -> Result<Listener, Error> {
+    let exclusive = options.reuse_port(false).reuse_address(true);
+    let mut attempts = 0;
+    loop {
+        let refused = match try_bind_exclusive(&exclusive, address) {
+            Ok(first) => return Ok(first),
+            Err(error) => error,
+        };
+        // A refused `listen` means that another socket listens. A refused `bind` may be due to
+        // connections in TIME_WAIT.
+        if (refused.call(), refused.errno()) != (Call::Bind, libc::EADDRINUSE) {
+            return Err(refused);
+        }
+        attempts += 1;
+        match bind_over_time_wait(options, address) {
+            Outcome::Bound(first) => return Ok(first),
+            Outcome::Conflict if attempts < ATTEMPTS => {
+                let millis = 1 + RandomState::new().build_hasher().finish() % 20;
+                sleep(Duration::from_millis(millis));
+            }
+            Outcome::Conflict | Outcome::InUse => return Err(refused),
+            Outcome::Failed(error) => return Err(error),
+        }
+    }
+}
+
+fn try_bind_exclusive(exclusive: &Options<'_>, address: SocketAddr) -> Result<Listener, Error> {
+    let first = exclusive.bind_only(address)?;
+    create_reuseport_group(&first.0)?;
+    exclusive.listen(&first)?;
+    first.set_reuse_port()?;
+    Ok(first)
+}
+
+/// Gives the socket a group of its own. A socket that has the option neither at `bind` nor at
+/// `listen` has none, and could not be steered before it has a sibling; attaching a program before
+/// `listen` makes one. Where this fails, steering fails later and reports it.
+fn create_reuseport_group(socket: &Descriptor) -> Result<(), Error> {
+    socket.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
+    // There is no program yet. Before Linux 5.3 a program cannot be detached, and would stay.
+    let none = detach_program(socket).map_err(Error::errno);
+    if none != Err(libc::ENOPROTOOPT) && attach_program(socket, &bpf::random(1)).is_ok() {
+        detach_program(socket)?;
+    }
+    socket.set_option(SOL_SOCKET, SO_REUSEPORT, 0)
+}
+
+enum Outcome {
+    Bound(Listener),
+    /// Another program does the same at the same time.
+    Conflict,
+    /// Another socket listens, or the kernel's list is not available.
+    InUse,
+    /// A call failed for a reason of its own.
+    Failed(Error),
+}
+
+/// Binds although connections in `TIME_WAIT` hold the port.
+///
+/// They are left by a server that set `SO_REUSEPORT` alone (the C program is one), and refuse a bind
+/// without that option for a minute although no socket listens. With the option the bind succeeds,
+/// but it would also succeed beside a running server. So this looks at the kernel's list of
+/// listeners, before `listen` and after it. Of two programs that do this at the same time, the one
+/// whose second look comes later sees the other and yields.
+fn bind_over_time_wait(options: &Options<'_>, address: SocketAddr) -> Outcome {
+    let options = options.reuse_port(true).reuse_address(true);
+    let refused = |error: Error| match error.errno() {
+        libc::EADDRINUSE => Outcome::InUse,
+        _ => Outcome::Failed(error),
+    };
+    let first = match options.bind_only(address) {
+        Ok(first) => first,
+        Err(error) => return refused(error),
+    };
+    let Ok(false) = other_listener_exists(&first, address) else {
+        return Outcome::InUse;
+    };
+    if let Err(error) = options.listen(&first) {
+        return refused(error);
+    }
+    match other_listener_exists(&first, address) {
+        Ok(false) => Outcome::Bound(first),
+        Ok(true) => Outcome::Conflict,
+        Err(_) => Outcome::InUse,
+    }
+}
+
+/// Returns whether another socket listens where `ours` does or would.
+fn other_listener_exists(ours: &Listener, address: SocketAddr) -> Result<bool, Error> {
+    let only_v6 = address.is_ipv6() && only_v6(ours)?;
+    // The list has the low 32 bits.
+    #[allow(clippy::cast_possible_truncation)]
+    let inode = os::inode(ours.raw())? as u32;
+    let listening = sockets(State::Listen, address.port())?;
+    let others = listening.iter().filter(|socket| socket.inode != inode);
+    Ok(others
+        .into_iter()
+        .any(|socket| overlaps(address.ip(), only_v6, socket)))
+}
+
+/// Whether a connection could be meant for either: equal addresses or a wildcard, across the
+/// families where one of them takes IPv4 too.
+fn overlaps(ours: IpAddr, only_v6: bool, theirs: &Socket) -> bool {
+    let (our, their) = (ours.to_canonical(), theirs.local.ip().to_canonical());
+    if our.is_ipv4() == their.is_ipv4() {
+        return our == their || our.is_unspecified() || their.is_unspecified();
+    }
+    let (wildcard, alone) = if our.is_ipv6() {
+        (our, only_v6)
+    } else {
+        (their, theirs.only_v6)
+    };
+    wildcard.is_unspecified() && !alone
+}
+
+fn only_v6(listener: &Listener) -> Result<bool, Error> {
+    let (mut value, mut len) = (0_i32, socklen::<i32>());
+    let (at, fd) = ((&raw mut value).cast(), listener.raw());
+    // SAFETY: `value` is writable for the four bytes that `len` states.
+    unsafe { sys::getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, at, &raw mut len) }?;
+    Ok(value != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_overlap() {
+        let socket = |ip: &str, only_v6| {
+            let local = SocketAddr::new(ip.parse().unwrap(), 3000);
+            Socket {
+                local,
+                remote: local,
+                inode: 1,
+                only_v6,
+            }
+        };
+        for (ours, our_v6, theirs, their_v6, expected) in [
+            ("127.0.0.1", false, "127.0.0.1", false, true),
+            ("127.0.0.1", false, "127.0.0.2", false, false),
+            ("127.0.0.1", false, "0.0.0.0", false, true),
+            ("0.0.0.0", false, "127.0.0.1", false, true),
+            ("127.0.0.1", false, "::", false, true),
+            ("127.0.0.1", false, "::", true, false),
+            ("127.0.0.1", false, "::1", false, false),
+            ("::", false, "127.0.0.1", false, true),
+            ("::", true, "127.0.0.1", false, false),
+            ("::1", false, "::", true, true),
+            ("::", true, "::1", true, true),
+            ("::1", false, "0.0.0.0", false, false),
+            ("::ffff:127.0.0.1", false, "127.0.0.1", false, true),
+            ("127.0.0.1", false, "::ffff:0.0.0.0", false, true),
+        ] {
+            let overlap = overlaps(ours.parse().unwrap(), our_v6, &socket(theirs, their_v6));
+            assert_eq!(overlap, expected, "{ours} and {theirs}");
+        }
+    }
+}

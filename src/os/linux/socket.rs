@@ -1,0 +1,214 @@
+//! Socket options that only Linux and Android have, and the methods that set them.
+
+use core::ffi::c_int;
+
+use super::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF, SO_INCOMING_CPU, SO_MEMINFO};
+use crate::address::socklen;
+use crate::error::Error;
+use crate::listener::{Connection, Descriptor, Listener};
+use crate::socket::bpf::{DROP_ALL, DROP_SYNS, Instruction};
+use crate::socket::queue::{AcceptQueue, ReceiveBuffer};
+use crate::socket::udp::UdpSocket;
+use crate::sys::{self, SO_REUSEPORT, SOL_SOCKET};
+
+/// C's `struct sock_fprog`.
+#[repr(C)]
+struct Program {
+    len: u16,
+    instructions: *const Instruction,
+}
+
+fn attach(socket: &Descriptor, name: c_int, program: &[Instruction]) -> Result<(), Error> {
+    // The kernel refuses a program without instructions; so is one refused that is too long.
+    let len = u16::try_from(program.len()).unwrap_or(0);
+    let instructions = program.as_ptr();
+    let program = Program { len, instructions };
+    let value = (&raw const program).cast();
+    // SAFETY: `program` is what both options take: it and its instructions are readable for the
+    // lengths they state, and the kernel copies both.
+    unsafe { sys::setsockopt(socket.raw(), SOL_SOCKET, name, value, socklen::<Program>()) }
+}
+
+pub(crate) fn attach_program(socket: &Descriptor, program: &[Instruction]) -> Result<(), Error> {
+    attach(socket, SO_ATTACH_REUSEPORT_CBPF, program)
+}
+
+pub(crate) fn detach_program(socket: &Descriptor) -> Result<(), Error> {
+    socket.set_option(SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
+}
+
+pub(crate) fn attach_filter(socket: &Descriptor, filter: &[Instruction]) -> Result<(), Error> {
+    attach(socket, libc::SO_ATTACH_FILTER, filter)
+}
+
+pub(crate) fn detach_filter(socket: &Descriptor) -> Result<(), Error> {
+    socket.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
+}
+
+pub(crate) fn set_incoming_cpu(socket: &Descriptor, cpu: c_int) -> Result<(), Error> {
+    socket.set_option(SOL_SOCKET, SO_INCOMING_CPU, cpu)
+}
+
+/// `TCP_INFO`, whose fields for sent and for unacknowledged segments are the accept queue of a
+/// listener: what waits, and the limit.
+pub(crate) fn accept_queue(socket: &Descriptor) -> Result<[u32; 2], Error> {
+    // The first 32 bytes of `struct tcp_info`: eight of one byte each, then words.
+    let (mut info, mut len) = ([0_u32; 8], 32);
+    let value = info.as_mut_ptr().cast();
+    let (level, name) = (sys::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: `info` is writable for the 32 bytes that `len` states; the kernel writes no more.
+    unsafe { sys::getsockopt(socket.raw(), level, name, value, &raw mut len) }?;
+    let [.., queued, limit] = info;
+    Ok([queued, limit])
+}
+
+/// `SO_MEMINFO` (Linux 4.12).
+pub(crate) fn receive_buffer(socket: &Descriptor) -> Result<ReceiveBuffer, Error> {
+    // `SK_MEMINFO_RMEM_ALLOC`, `SK_MEMINFO_RCVBUF` and so on, to `SK_MEMINFO_DROPS`.
+    let (mut info, mut len) = ([0_u32; 9], socklen::<[u32; 9]>());
+    let value = info.as_mut_ptr().cast();
+    // SAFETY: `info` is writable for the bytes that `len` states; the kernel writes no more.
+    unsafe { sys::getsockopt(socket.raw(), SOL_SOCKET, SO_MEMINFO, value, &raw mut len) }?;
+    let [bytes, limit, .., drops] = info;
+    Ok(ReceiveBuffer {
+        bytes,
+        limit,
+        drops,
+    })
+}
+
+impl Listener {
+    /// Attaches a steering program to this listener's group, in place of the one before:
+    /// `SO_ATTACH_REUSEPORT_CBPF` of `socket(7)`. The program stays when this listener closes.
+    ///
+    /// # Errors
+    /// - `EINVAL`: the listener set `SO_REUSEPORT` after `listen` and has no siblings, or the kernel
+    ///   refuses the program.
+    /// - `ENOMEM`: the program is larger than the sysctl `net.core.optmem_max`.
+    /// - `EPERM`: the socket is locked (`SO_LOCK_FILTER`).
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn attach_program(&self, program: &[Instruction]) -> Result<(), Error> {
+        attach_program(&self.0, program)
+    }
+
+    /// Detaches the group's program; the kernel goes back to the hash: `SO_DETACH_REUSEPORT_BPF`
+    /// (Linux 5.3).
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no program.
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn detach_program(&self) -> Result<(), Error> {
+        detach_program(&self.0)
+    }
+
+    /// Attaches a packet filter that drops every SYN and lets the handshakes that are under way
+    /// complete: `SO_ATTACH_FILTER`. A client sends its SYN again after 1 s.
+    ///
+    /// Connections that complete meanwhile inherit the filter: see [`Connection::detach_filter`].
+    ///
+    /// # Errors
+    /// `EPERM` where the kernel wants `CAP_NET_ADMIN` for it (Linux 6.18 does).
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn attach_syn_filter(&self) -> Result<(), Error> {
+        attach_filter(&self.0, &DROP_SYNS)
+    }
+
+    /// Detaches the packet filter: `SO_DETACH_FILTER`.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no filter.
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn detach_filter(&self) -> Result<(), Error> {
+        detach_filter(&self.0)
+    }
+
+    /// Sets `SO_REUSEPORT` on a listener that was bound without it, so that siblings may bind its
+    /// port. Until then the listener has kept all other sockets out.
+    ///
+    /// `socket(7)` describes the option before `bind` only; the kernel takes it at any time.
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn set_reuse_port(&self) -> Result<(), Error> {
+        self.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)
+    }
+
+    /// Returns the length of the accept queue, its limit, and what was dropped: `getsockopt(2)` with
+    /// `TCP_INFO` and `SO_MEMINFO` (Linux 4.12). Handshakes under way are not counted.
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn queue(&self) -> Result<AcceptQueue, Error> {
+        let [len, limit] = accept_queue(&self.0)?;
+        let drops = receive_buffer(&self.0)?.drops;
+        Ok(AcceptQueue { len, limit, drops })
+    }
+}
+
+impl UdpSocket {
+    /// Attaches a steering program to this socket's group, as [`Listener::attach_program`]. The
+    /// program's offset 0 is the first byte of the datagram.
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn attach_program(&self, program: &[Instruction]) -> Result<(), Error> {
+        attach_program(&self.0, program)
+    }
+
+    /// Detaches the group's program, as [`Listener::detach_program`].
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn detach_program(&self) -> Result<(), Error> {
+        detach_program(&self.0)
+    }
+
+    /// Attaches a packet filter that drops every datagram: `SO_ATTACH_FILTER`. What is queued
+    /// already stays.
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn attach_drop_filter(&self) -> Result<(), Error> {
+        attach_filter(&self.0, &DROP_ALL)
+    }
+
+    /// Detaches the packet filter: `SO_DETACH_FILTER`.
+    ///
+    /// # Errors
+    /// `ENOENT` if there is no filter.
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn detach_filter(&self) -> Result<(), Error> {
+        detach_filter(&self.0)
+    }
+
+    /// Returns the bytes that queued datagrams take up, the limit, and what was dropped:
+    /// `getsockopt(2)` with `SO_MEMINFO` (Linux 4.12).
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn queue(&self) -> Result<ReceiveBuffer, Error> {
+        receive_buffer(&self.0)
+    }
+}
+
+impl Connection {
+    /// Detaches the packet filter that this connection has inherited from a listener with a
+    /// [SYN filter](Listener::attach_syn_filter), if any: `SO_DETACH_FILTER`.
+    ///
+    /// # Platforms
+    /// Linux and Android alone.
+    pub fn detach_filter(&self) {
+        // It fails with `ENOENT` on a connection without a filter.
+        _ = detach_filter(&self.0);
+    }
+}

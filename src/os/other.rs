@@ -1,0 +1,118 @@
+//! Kernels that cannot be told which member gets a connection: the same functions as `linux`.
+
+use core::ffi::c_int;
+#[cfg(feature = "std")]
+pub(crate) use threads::*;
+
+use crate::error::{Call, Error};
+use crate::listener::Descriptor;
+use crate::socket::bpf::Instruction;
+use crate::socket::queue::ReceiveBuffer;
+
+const UNSUPPORTED: Error = Error::new(Call::SetSockOpt, libc::EOPNOTSUPP);
+
+pub(crate) fn attach_program(_: &Descriptor, _: &[Instruction]) -> Result<(), Error> {
+    Err(UNSUPPORTED)
+}
+
+pub(crate) fn detach_program(_: &Descriptor) -> Result<(), Error> {
+    Err(UNSUPPORTED)
+}
+
+pub(crate) fn attach_filter(_: &Descriptor, _: &[Instruction]) -> Result<(), Error> {
+    Err(UNSUPPORTED)
+}
+
+pub(crate) fn detach_filter(_: &Descriptor) -> Result<(), Error> {
+    Err(UNSUPPORTED)
+}
+
+pub(crate) fn set_incoming_cpu(_: &Descriptor, _: c_int) -> Result<(), Error> {
+    Err(UNSUPPORTED)
+}
+
+pub(crate) fn accept_queue(_: &Descriptor) -> Result<[u32; 2], Error> {
+    Err(UNSUPPORTED)
+}
+
+pub(crate) fn receive_buffer(_: &Descriptor) -> Result<ReceiveBuffer, Error> {
+    Err(UNSUPPORTED)
+}
+
+#[cfg(feature = "std")]
+mod threads {
+    use core::ffi::CStr;
+    use core::net::SocketAddr;
+    use std::vec::Vec;
+
+    use super::UNSUPPORTED;
+    use crate::error::Error;
+    use crate::listener::{Descriptor, Listener};
+    use crate::socket::options::Options;
+    use crate::socket::protocol::Udp;
+    use crate::socket::udp::UdpSocket;
+
+    /// Whether `shutdown(2)` wakes threads that are blocked in `accept` or `recvmsg`, and takes a
+    /// listener out of its group.
+    pub(crate) const SHUTDOWN_WAKES: bool = false;
+
+    /// Whether the kernel can be told which member gets a connection.
+    pub(crate) const STEERS: bool = false;
+
+    /// FreeBSD and `DragonFly` enter a socket into its group at `bind`, so it cannot bind
+    /// exclusively first. A plain socket tries the port and closes; until the next bind another
+    /// process may take it.
+    pub(crate) fn bind_exclusive(
+        options: &Options<'_>,
+        address: SocketAddr,
+    ) -> Result<Listener, Error> {
+        if address.port() != 0 {
+            drop(options.reuse_port(false).bind(address)?);
+        }
+        options.reuse_port(true).bind(address)
+    }
+
+    /// As [`bind_exclusive`].
+    pub(crate) fn bind_exclusive_udp(
+        options: &Options<'_, Udp>,
+        address: SocketAddr,
+    ) -> Result<UdpSocket, Error> {
+        if address.port() != 0 {
+            drop(options.reuse_port(false).bind(address)?);
+        }
+        options.reuse_port(true).bind(address)
+    }
+
+    pub(crate) fn handshakes(_: SocketAddr) -> Result<Vec<SocketAddr>, Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn allowed_cpus() -> Result<Vec<u32>, Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn start_on_cpu<T>(_: u32, _: impl FnOnce() -> T) -> Result<T, Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn move_to_cpu(_: u32) -> Result<(), Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn name_thread(_: &CStr) {}
+
+    /// What takes the place of a UDP socket's descriptor: nothing has to, here.
+    #[derive(Debug)]
+    pub(crate) struct Placeholder;
+
+    impl Placeholder {
+        #[allow(clippy::unnecessary_wraps)] // as on Linux
+        pub(crate) fn new() -> Result<Placeholder, Error> {
+            Ok(Placeholder)
+        }
+
+        pub(crate) fn replace(&self, _: &Descriptor) -> Result<(), Error> {
+            Err(UNSUPPORTED)
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! [`Member`]: one socket of a group at work. [`Entry`]: its place in the list of members.
+
+use core::ffi::c_int;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::Arc;
+use std::vec::Vec;
+
+use super::Serve;
+use super::worker::Worker;
+use crate::acceptors::{Counters, Stats, StopToken};
+use crate::group::Slot;
+use crate::socket::protocol::{Protocol, Tcp};
+
+/// One socket of a group at work, as its workers and the server share it.
+pub struct Member<P: Serve> {
+    pub(crate) id: usize,
+    /// The index of its CPU among those that the program may run on.
+    pub(crate) cpu_index: usize,
+    pub(crate) socket: P::Socket,
+    /// How its workers wait, and are woken.
+    pub(crate) source: P::Source,
+    pub(crate) stop: StopToken,
+    pub(crate) counters: Counters,
+    /// More than one worker holds it.
+    pub(crate) has_surplus: AtomicBool,
+}
+
+impl<P: Serve> Member<P> {
+    pub(crate) fn new(
+        id: usize,
+        cpu_index: usize,
+        socket: P::Socket,
+        source: P::Source,
+    ) -> Arc<Member<P>> {
+        Arc::new(Member {
+            id,
+            cpu_index,
+            socket,
+            source,
+            stop: StopToken::default(),
+            counters: Counters::default(),
+            has_surplus: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn raw(&self) -> c_int {
+        P::descriptor(&self.socket).raw()
+    }
+}
+
+impl<P: Serve> fmt::Debug for Member<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Member")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a member does in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemberState {
+    /// It gets new connections.
+    Serving,
+    /// It gets no new connections, and finishes those that it has.
+    Draining,
+    /// It is for a new process, which takes over.
+    HandedOver,
+    /// Its socket has left the kernel's group; a handler still runs.
+    Closed,
+}
+
+/// A member in the list, with its workers.
+pub(crate) struct Entry<P: Serve> {
+    pub(crate) member: Arc<Member<P>>,
+    pub(crate) state: MemberState,
+    /// The workers that accept on it, or are in a handler and will.
+    pub(crate) holders: Vec<Arc<Worker<P>>>,
+    /// How many of its handlers run on workers that hold it no more.
+    pub(crate) detached: usize,
+    /// How many spare workers were told to take it and have not yet.
+    pub(crate) ordered: usize,
+    /// How many spare workers are told at once, if its holders are blocked again.
+    pub(crate) burst: usize,
+    /// Its holders are blocked, and no spare worker can be had.
+    pub(crate) starved: bool,
+}
+
+impl<P: Serve> Entry<P> {
+    pub(crate) fn new(member: Arc<Member<P>>, state: MemberState) -> Entry<P> {
+        Entry {
+            member,
+            state,
+            holders: Vec::new(),
+            detached: 0,
+            ordered: 0,
+            burst: 1,
+            starved: false,
+        }
+    }
+
+    pub(crate) fn id(&self) -> usize {
+        self.member.id
+    }
+
+    /// Whether a thread accepts for it, or one of its handlers has not returned.
+    pub(crate) fn is_running(&self) -> bool {
+        !self.holders.is_empty() || self.detached > 0
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let member = &self.member;
+        member.counters.stats(member.id, self.is_running())
+    }
+
+    /// Notes that the number of holders has changed.
+    pub(crate) fn update_surplus(&self) {
+        let surplus = self.holders.len() > 1;
+        self.member.has_surplus.store(surplus, Relaxed);
+    }
+
+    /// What a steering program has to know of it, when `state` is the one that gets what is new.
+    pub(crate) fn slot(&self, index: usize, state: MemberState) -> Slot {
+        let mut slot = Slot::new(index);
+        // The new process counts its members from 0.
+        if self.state != MemberState::HandedOver {
+            (slot.id, slot.cpu_index) = (self.member.id, self.member.cpu_index);
+        }
+        slot.eligible = self.state == state;
+        slot
+    }
+}
+
+/// One member of a group at work, at the time of [`Server::members`](crate::Server::members).
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct MemberStats<P: Protocol = Tcp> {
+    /// What was done for it.
+    pub stats: Stats,
+    /// What is queued on it; `None` where the kernel does not tell.
+    pub queue: Option<P::Queue>,
+    /// Whether it gets new connections.
+    pub state: MemberState,
+}

@@ -1,0 +1,62 @@
+//! [`Datagram`]: a datagram that was received, with the buffer for its reply.
+
+use core::fmt;
+use core::net::SocketAddr;
+
+use crate::address::SockAddr;
+use crate::socket::udp::UdpSocket;
+
+/// A datagram that was received, and the buffer in which its reply may be written.
+pub struct Datagram<'a> {
+    pub(crate) socket: &'a UdpSocket,
+    pub(crate) buffer: &'a mut [u8],
+    pub(crate) len: usize,
+    pub(crate) truncated: bool,
+    pub(crate) peer: &'a SockAddr,
+    pub(crate) reply: &'a mut Option<usize>,
+}
+
+impl Datagram<'_> {
+    /// Returns the bytes that were received.
+    pub fn payload(&self) -> &[u8] {
+        self.buffer.get(..self.len).unwrap_or_default()
+    }
+
+    /// Returns the sender's address.
+    pub fn peer_addr(&self) -> SocketAddr {
+        let unspecified = SocketAddr::from(([0; 4], 0));
+        self.peer.get().unwrap_or(unspecified)
+    }
+
+    /// Returns whether the datagram was longer than the buffer, so that the rest of it is lost.
+    pub fn is_truncated(&self) -> bool {
+        self.truncated
+    }
+
+    /// Returns the socket that received the datagram.
+    pub fn socket(&self) -> &UdpSocket {
+        self.socket
+    }
+
+    /// Returns the whole buffer, to write the reply into. It begins with the payload; the bytes
+    /// after that are from earlier datagrams, also of other senders.
+    pub fn buffer_mut(&mut self) -> &mut [u8] {
+        self.buffer
+    }
+
+    /// Sends the first `len` bytes of the [buffer](Self::buffer_mut) to the sender, once this
+    /// datagram has been handled; in a batch, once all have been.
+    pub fn reply(self, len: usize) {
+        *self.reply = Some(len.min(self.buffer.len()));
+    }
+}
+
+impl fmt::Debug for Datagram<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Datagram")
+            .field("peer", &self.peer)
+            .field("len", &self.len)
+            .field("truncated", &self.truncated)
+            .finish_non_exhaustive()
+    }
+}
