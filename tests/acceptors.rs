@@ -166,13 +166,7 @@ fn a_nonblocking_listener_is_set_to_block() {
 #[test]
 #[ignore = "a role that another test plays in a process of its own"]
 fn hoards_connections() {
-    let limit = libc::rlimit {
-        rlim_cur: 64,
-        rlim_max: 64,
-    };
-    // SAFETY: `limit` is readable.
-    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    assert_eq!(set, 0);
+    support::limit_softly(libc::RLIMIT_NOFILE, 64).unwrap();
     let (listeners, address) = listeners(3);
     let hoard = Arc::new(Mutex::new(Some(Vec::new())));
     let into = Arc::clone(&hoard);
@@ -243,9 +237,9 @@ fn cpu_time() -> Duration {
 
 #[test]
 fn without_descriptors_it_waits_and_then_serves_all() {
-    use std::io::{BufRead, BufReader, Read};
-    let mut server = support::role("hoards_connections").spawn().unwrap();
-    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    use std::io::{BufRead, Read};
+    let mut server = support::start(&mut support::role("hoards_connections"));
+    let mut lines = server.stdout().lines();
     let address: SocketAddr = lines
         .find_map(|line| {
             line.unwrap()
@@ -267,7 +261,7 @@ fn without_descriptors_it_waits_and_then_serves_all() {
         );
     }
     let rest: Vec<_> = lines.map(Result::unwrap).collect();
-    assert!(server.wait().unwrap().success(), "{rest:#?}");
+    assert!(server.wait().success(), "{rest:#?}");
 }
 
 #[test]

@@ -4,11 +4,14 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, Read};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use support::{ServeProcess, descriptors, reuseport, run, scratch, text, tool, visit, wait_until};
+use support::{
+    ServeProcess, descriptors, finish, program, reuseport, run, scratch, start, text, tool, visit,
+    wait_until,
+};
 
 #[test]
 fn the_demo_prints_an_acceptor_a_connection_and_a_stats() {
@@ -70,11 +73,8 @@ fn a_client_in_another_language_gets_ten_lines() {
          with socket.create_connection(('localhost', {})) as s: s.recv(1)\n",
         server.address.port()
     );
-    let python = Command::new("python3")
-        .args(["-c", &client])
-        .status()
-        .unwrap();
-    assert!(python.success());
+    let python = finish(program("python3").args(["-c", &client]));
+    assert!(python.status.success(), "{python:?}");
     server.signal(libc::SIGTERM);
     server.read_stderr_until("acceptor 2");
     let (code, out, _) = server.end();
@@ -108,7 +108,7 @@ fn a_signal_ends_the_server_with_the_stats() {
 #[test]
 fn a_reader_that_leaves_ends_the_server_quietly() {
     let mut server = ServeProcess::start(&[]);
-    let mut stdout = BufReader::new(server.child.stdout.take().unwrap());
+    let mut stdout = server.process.stdout();
     let mut line = String::new();
     visit(server.address);
     stdout.read_line(&mut line).unwrap();
@@ -124,7 +124,7 @@ fn a_reader_that_leaves_ends_the_server_quietly() {
 fn a_full_disk_is_an_error() {
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let mut demo = reuseport(&["demo", "--addr", "127.0.0.1:0"]);
-    let done = demo.stdout(full).output().unwrap();
+    let done = start(demo.stdout(full)).into_output();
     assert_eq!(done.status.code(), Some(1));
     assert!(
         text(&done.stderr).starts_with("reuseport: stdout: No space left"),
@@ -275,15 +275,11 @@ fn a_privileged_port_is_refused_with_a_hint() {
         return support::skip("no port is privileged here");
     }
     // The user of the child must reach the program, wherever it was built.
-    let program = std::env::temp_dir().join(format!("reuseport-{}", std::process::id()));
-    support::copy(env!("CARGO_BIN_EXE_reuseport"), &program);
-    let mut serve = Command::new(&program);
-    let done = serve
-        .args(["serve", "--addr", "127.0.0.1:80"])
-        .uid(65534)
-        .output();
-    fs::remove_file(&program).unwrap();
-    let done = done.unwrap();
+    let directory = support::Directory::for_everybody("command");
+    let copied = directory.0.join("reuseport");
+    support::copy(env!("CARGO_BIN_EXE_reuseport"), &copied);
+    let mut serve = program(&copied);
+    let done = finish(serve.args(["serve", "--addr", "127.0.0.1:80"]).uid(65534));
     let err = text(&done.stderr);
     assert_eq!(done.status.code(), Some(1), "{err}");
     assert!(
@@ -352,13 +348,10 @@ fn connect_counts_failures_by_their_error() {
     let closing = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = closing.local_addr().unwrap().to_string();
     let mut connect = reuseport(&["connect", "--addr", &address, "--connections", "3"]);
-    let connect = connect
-        .args(["--concurrency", "3", "--hold", "1"])
-        .spawn()
-        .unwrap();
+    let connect = start(connect.args(["--concurrency", "3", "--hold", "1"]));
     wait_until("they wait in the queue", || waiting(&address) == 3);
     drop(closing);
-    let done = connect.wait_with_output().unwrap();
+    let done = connect.into_output();
     assert_eq!(done.status.code(), Some(1));
     assert!(
         text(&done.stdout).contains("3 failed: recv: ECONNRESET: "),
@@ -443,7 +436,7 @@ fn two_system_calls_a_connection() {
         return;
     }
     let directory = scratch("two-calls");
-    let mut strace = Command::new("strace");
+    let mut strace = program("strace");
     strace
         .args(["-ff", "-qq", "-o"])
         .arg(directory.join("thread"));
@@ -453,12 +446,10 @@ fn two_system_calls_a_connection() {
         .stdout(Stdio::null());
     let mut server = ServeProcess::from(&mut strace);
     (0..300).for_each(|_| _ = visit(server.address));
-    let pid = server.pid();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let traced: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    let traced = support::child_of(server.pid());
     // SAFETY: takes two integers; strace has not reaped its child while it runs.
     unsafe { libc::kill(traced, libc::SIGTERM) };
-    server.child.wait().unwrap();
+    server.process.wait();
     let (mut accepted, mut acceptors) = (0, 0);
     for file in fs::read_dir(directory).unwrap() {
         let log = fs::read_to_string(file.unwrap().path()).unwrap();

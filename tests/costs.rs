@@ -11,14 +11,16 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::alloc::System;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use reuseport::{Acceptors, Connection, Group};
-use support::{BOUND, Running, ServeProcess, scratch, skip, text, tool, visit, wait_until};
+use support::{
+    BOUND, ServeProcess, finish, program, scratch, skip, start, text, tool, visit, wait_until,
+};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -80,7 +82,7 @@ impl Table {
 /// tests/demo/accepts.rs, built as its users build: a debug build's instructions mean nothing.
 fn accepts() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("costs");
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = program(env!("CARGO"));
     cargo.args([
         "build",
         "--quiet",
@@ -91,7 +93,7 @@ fn accepts() -> PathBuf {
         "accepts",
     ]);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    let done = cargo.arg("--target-dir").arg(&target).output().unwrap();
+    let done = finish(cargo.arg("--target-dir").arg(&target));
     assert!(done.status.success(), "{}", text(&done.stderr));
     target.join("release/examples/accepts")
 }
@@ -111,34 +113,32 @@ fn silent_c(directory: &Path) -> PathBuf {
 
 /// Has `program`, which is run by `tool`, accept so many connections, and ends it. `settle` is
 /// called before each, with the pid of what was started.
-fn serve(tool: &mut Command, program: &Program, connections: usize, settle: impl Fn(u32)) {
+fn serve(tool: &mut Command, program: &Program, connections: usize, settle: impl Fn(i32)) {
     match program {
         Program::Ours(path, how, members) => {
             let tool = tool.arg(path).args([how, members]);
             let tool = tool.stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut running = Running(tool.spawn().unwrap());
+            let mut running = start(tool);
             let mut line = String::new();
-            let mut stdout = BufReader::new(running.0.stdout.take().unwrap());
+            let mut stdout = running.stdout();
             stdout.read_line(&mut line).unwrap();
             let address = line.trim().parse().expect("an address");
             for _ in 0..connections {
-                settle(running.0.id());
+                settle(running.pid());
                 visit(address);
             }
-            settle(running.0.id());
-            drop(running.0.stdin.take());
-            running.0.wait().unwrap();
+            settle(running.pid());
+            drop(running.stdin());
+            running.wait();
         }
         Program::C(path) => {
             let (port, _reserved) = support::reserve();
-            let mut running = Running(tool.arg(path).arg(port.to_string()).spawn().unwrap());
+            let mut running = start(tool.arg(path).arg(port.to_string()));
             let address = SocketAddr::from(([127, 0, 0, 1], port));
             wait_until("it listens", || TcpStream::connect(address).is_ok());
             (0..connections).for_each(|_| _ = visit(address));
-            let pid = running.0.id().try_into().unwrap();
-            // SAFETY: takes two integers; the child has not been waited for.
-            unsafe { libc::kill(pid, libc::SIGTERM) };
-            running.0.wait().unwrap();
+            running.signal(libc::SIGTERM);
+            running.wait();
         }
     }
 }
@@ -168,14 +168,14 @@ fn calls(table: &mut Table) -> Option<[BTreeMap<String, f64>; 2]> {
         table.row("system calls a connection", "skipped: no strace");
         return None;
     }
-    let (program, log) = (accepts(), scratch("costs-calls").join("calls"));
+    let (accepts, log) = (accepts(), scratch("costs-calls").join("calls"));
     let count = |how, connections: u32| {
-        let mut strace = Command::new("strace");
+        let mut strace = program("strace");
         strace.args(["-f", "-c", "-o"]).arg(&log);
         // All sleep when a client comes, as they do where there is time to spare.
         let settle = |pid| wait_until("all are idle", || idle(support::child_of(pid), 3));
-        let program = Program::Ours(&program, how, "3");
-        serve(&mut strace, &program, connections as usize, settle);
+        let ours = Program::Ours(&accepts, how, "3");
+        serve(&mut strace, &ours, connections as usize, settle);
         counted(&log)
     };
     let costs = ["group", "handoff"].map(|how| {
@@ -219,12 +219,12 @@ fn calls_of_datagrams(table: &mut Table) -> Option<[f64; 2]> {
     let log = scratch("costs-datagrams").join("calls");
     let count = |more: &[&str]| {
         let server = support::reuseport(&["serve", "--udp", "--echo", "--quiet"]);
-        let mut strace = Command::new("strace");
+        let mut strace = program("strace");
         strace.args(["-f", "-c", "-o"]).arg(&log);
         strace.arg(server.get_program()).args(server.get_args());
         strace.args(["--acceptors", "1", "--addr", "127.0.0.1:0"]);
         let server = ServeProcess::from(strace.args(more).stdout(Stdio::null()));
-        let tracer = server.child.id();
+        let tracer = server.pid();
         let stat = format!("/proc/{tracer}/stat");
         let stopped = || fs::read_to_string(&stat).unwrap().contains(") T ");
         let flows = [0; 4].map(|_| {
@@ -271,8 +271,8 @@ fn instructions(table: &mut Table) -> Option<[f64; 4]> {
     }
     let directory = scratch("costs-instructions");
     let (ours, c) = (accepts(), silent_c(&directory));
-    let count = |program: &Program, connections: u32| {
-        let mut valgrind = Command::new("valgrind");
+    let count = |measured: &Program, connections: u32| {
+        let mut valgrind = program("valgrind");
         let log = directory.join("log");
         let name =
             |option: &str, name: &str| format!("--{option}={}", directory.join(name).display());
@@ -281,7 +281,7 @@ fn instructions(table: &mut Table) -> Option<[f64; 4]> {
             &name("callgrind-out-file", "out"),
             &name("log-file", "log"),
         ]);
-        serve(&mut valgrind, program, connections as usize, |_| {});
+        serve(&mut valgrind, measured, connections as usize, |_| {});
         let log = fs::read_to_string(&log).unwrap();
         let count = log
             .split("Collected : ")
@@ -289,8 +289,8 @@ fn instructions(table: &mut Table) -> Option<[f64; 4]> {
             .and_then(|rest| rest.lines().next());
         count.expect("a count").trim().parse::<f64>().unwrap()
     };
-    let mut cost = |what: &str, program: Program| {
-        let cost = (count(&program, 2 * RUN) - count(&program, RUN)) / f64::from(RUN);
+    let mut cost = |what: &str, measured: Program| {
+        let cost = (count(&measured, 2 * RUN) - count(&measured, RUN)) / f64::from(RUN);
         table.row(
             format!("instructions a connection, {what}"),
             format!("{cost:.0}"),
@@ -432,13 +432,12 @@ fn anonymous() -> usize {
 
 /// Bytes a member in this process; the kernel has its own for each socket and each thread.
 fn memory(table: &mut Table) {
-    let played = support::role("takes_memory").output().unwrap();
-    assert!(played.status.success(), "{}", text(&played.stdout));
+    let said = support::play(&mut support::role("takes_memory"));
     for (name, what) in [
         ("listener ", "bytes a listener"),
         ("member ", "bytes a member, with its thread"),
     ] {
-        let lines = text(&played.stdout).lines();
+        let lines = said.lines();
         table.row(
             what,
             lines

@@ -108,7 +108,7 @@ fn nothing_is_lost_in_50_000_connections_over_a_round_trip() {
 #[test]
 fn a_plain_close_loses_some_over_a_round_trip() {
     // The control: without it the tests above could not fail.
-    for (round_trip, times) in [(NEAR, 20), (FAR, 10)] {
+    for round_trip in [NEAR, FAR] {
         let Some((wire, _one)) = wire(round_trip) else {
             return;
         };
@@ -119,17 +119,17 @@ fn a_plain_close_loses_some_over_a_round_trip() {
             let mut members = VecDeque::from([serve(first)]);
             members.extend((1..4).map(|_| serve(Listener::bind(address).unwrap())));
             let load = start(&wire, round_trip, address, 64);
-            for _ in 0..times {
+            support::wait_until_within(support::LONG, "a plain close has lost ten", || {
                 members.push_back(serve(Listener::bind(address).unwrap()));
                 let made = load.made();
                 support::wait_until("they have their share", || load.made() > made + 64);
                 members.pop_front().unwrap().stop();
-            }
+                load.lost() >= 10
+            });
             load.stop()
         });
         assert_eq!(wire.lost(), 0, "packets: {report:?}");
-        println!("{round_trip:?}: {times} closed: {report:?}");
-        assert!(report.lost() >= 10, "{report:?}");
+        println!("{round_trip:?}: {report:?}");
     }
 }
 
@@ -142,8 +142,13 @@ fn hand_overs_over_a_round_trip_lose_nobody() {
     let server = wire
         .server
         .inside(|| support::ServeProcess::start(&["--quiet", "--addr", &any]));
-    support::ten_hand_overs(server, |connect| {
-        wire.client.inside(|| connect.output().unwrap())
-    });
+    let client =
+        |connect: &mut std::process::Command| wire.client.inside(|| support::finish(connect));
+    // Where the wire itself was that late, a SYN was sent again on account of that.
+    let sent_again = || {
+        let in_time = wire.latest() < Duration::from_millis(500);
+        in_time.then(|| wire.client.inside(support::syns_sent_again))
+    };
+    support::ten_hand_overs(server, client, sent_again);
     assert_eq!(wire.lost(), 0, "packets");
 }

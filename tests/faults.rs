@@ -13,7 +13,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::{env, mem, ptr, thread};
 
 use reuseport::{Call, Error, Group, Steering};
@@ -76,67 +76,133 @@ fn repeated(call: Call) -> Option<fn(Error)> {
     }
 }
 
+/// What a step comes to when one of its calls fails with an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It fails with that error, and all is as it was.
+    Fails,
+    /// It fails with that error, but the member has left.
+    FailsAfterLeaving,
+    /// It fails with `bind: EADDRINUSE`, which came first.
+    FailsAsInUse,
+    /// At `EADDRINUSE` as [`FailsAsInUse`](Self::FailsAsInUse), otherwise as
+    /// [`Fails`](Self::Fails).
+    FailsOrIsInUse,
+    /// At `EADDRINUSE` it looks who is there, and succeeds; otherwise as [`Fails`](Self::Fails).
+    LooksIfInUse,
+    /// At `EPERM` it does without what it may not do, and succeeds; otherwise as
+    /// [`Fails`](Self::Fails).
+    FailsUnlessForbidden,
+    /// It succeeds all the same.
+    Succeeds,
+    /// The case is another row's.
+    NotTried,
+}
+
+/// The outcomes of a step's first calls, second calls ...: each with how many calls have it.
+type Outcomes = &'static [(Outcome, usize)];
+
+/// A step, and what it comes to if one of its calls fails.
+type Row = (&'static str, fn(&Fault), &'static [(Call, Outcomes)]);
+
+/// `step(arguments): Call [Outcome times, ...] ...;`
 macro_rules! rows {
-    ($($step:ident$(($($given:expr),*))?: $($call:ident $marks:literal)*;)*) => {
+    ($(
+        $step:ident$(($($given:expr),*))?:
+        $($call:ident [$($outcome:ident $times:literal),*])*;
+    )*) => {
         &[$(
             (stringify!($step$(($($given),*))?), |fault| $step(fault$($(, $given)*)?),
-             &[$((Call::$call, $marks)),*])
+             &[$((Call::$call, &[$((Outcome::$outcome, $times)),*])),*])
         ),*]
     };
 }
 
-/// A step, and what becomes of it if the first, the second … of its calls fails.
-type Row = (&'static str, fn(&Fault), &'static [(Call, &'static str)]);
-
-/// `E`: it fails with that error, and all is as it was. `L`: it fails with that error, but the
-/// member has left. `U`: it fails with `bind: EADDRINUSE`, which came first. `o`: it succeeds all
-/// the same. `V`: as `U` at `EADDRINUSE`, else as `E`. `C`: as `E`, but at `EADDRINUSE` it looks
-/// who is there, and succeeds. `F`: as `E`, but it does without what it is not permitted. `.`: not
-/// tried.
 const ROWS: &[Row] = rows! {
-    binds_a_listener: Socket "E" SetSockOpt "E" Bind "E" Listen "E" Close "o";
-    binds_with_options: Socket "E" SetSockOpt "EEEE" Bind "E" Listen "E";
-    asks_where: GetSockName "E";
-    asks_how_many_wait: GetSockOpt "E";
-    sets_nonblocking: Ioctl "E";
-    talks: Send "E" Recv ".E";
-    spawns_acceptors: Ioctl "EEE" PthreadCreate "EEE";
-    binds_a_group(Group::options()): Socket "EEE" SetSockOpt "EEooEEEEEEE" Bind ".EE" Listen "EEE"
-        GetSockName "E" Fstat "o" SchedGetAffinity "o";
-    binds_a_group(Group::options().steering(Steering::Cpu)): SetSockOpt "EEooEEEEEEEE"
-        SchedGetAffinity "E";
-    binds_a_group(Group::options().shared(true)): Socket "E" SetSockOpt "E" Bind "E" Listen "E"
-        Fcntl "EE";
-    claims_a_free_port: Bind "C";
-    claims_over_leftovers(Ipv4Addr::LOCALHOST): Socket "EEUUUU" SetSockOpt "EEE" Bind "CE"
-        Listen "V" Fstat "UUo" Send "UUUU" Recv "UUUU" GetSockName "E";
-    claims_over_leftovers(Ipv6Addr::LOCALHOST): GetSockOpt "UU";
-    adds_to_a_group(Group::options()): Socket "E" SetSockOpt "EE" Bind "E" Listen "E";
-    adds_to_a_group(Group::options().steering(Steering::Random)): SetSockOpt "EEE";
-    adds_to_a_group(Group::options().shared(true)): Fcntl "E";
-    steers_a_group(Steering::Cpu): SetSockOpt "E";
-    steers_a_group(Steering::Hash): SetSockOpt "E";
-    spawns(Group::options()): Ioctl "EEE" PthreadCreate "EEE";
-    spawns(Group::options().pin(true)): SchedGetAffinity "EEE" SchedSetAffinity "EEEEEE"
-        PthreadCreate "EEE";
-    adds(Group::options()): Socket "E" SetSockOpt "EEE" Bind "E" Listen "E" PthreadCreate "E";
-    adds(Group::options().steering(Steering::Random)): SetSockOpt "EEE";
-    adds(Group::options().pin(true)): SchedGetAffinity "E" SchedSetAffinity "EE";
-    adds(Group::options().shared(true)): Fcntl "E" PthreadCreate "E";
-    retires([1]): SetSockOpt "EFL" Socket "oo" Send "oo" Recv "oo" GetSockOpt "o"
-        Shutdown "o" Close "ooo";
-    retires([0, 2]): SetSockOpt "EFFL" GetSockOpt "oo" Shutdown "oo";
-    steers(Steering::Cpu): SetSockOpt "E";
-    steers(Steering::Hash): SetSockOpt "E";
-    binds_a_group(Group::udp_options()): Socket "EEE" SetSockOpt "EooEEEEE" Bind "EEE"
-        GetSockName "E" Fstat "o" SchedGetAffinity "o";
-    binds_a_group(Group::udp_options().steering(Steering::Byte(0))): SetSockOpt "........E";
-    spawns_receivers: Ioctl "EEE" PthreadCreate "EEE" EventFd "E";
-    adds_a_receiver: Socket "E" SetSockOpt "EE" Bind "E" PthreadCreate "E";
-    retires_receivers([1]): SetSockOpt "ooL" Connect "o" Shutdown "o" Dup "o";
-    retires_receivers([0, 2]): SetSockOpt "ooL" Connect "oo" Shutdown "oo" Dup "oo";
-    stops_receivers: Connect "ooo" Shutdown "ooo" Dup "ooo";
-    stops: SetSockOpt "ooo" Socket "oo" Send "oo" Recv "oo" GetSockOpt "ooo" Shutdown "ooo";
+    binds_a_listener:
+        Socket [Fails 1] SetSockOpt [Fails 1] Bind [Fails 1] Listen [Fails 1]
+        Close [Succeeds 1];
+    binds_with_options:
+        Socket [Fails 1] SetSockOpt [Fails 4] Bind [Fails 1] Listen [Fails 1];
+    asks_where:
+        GetSockName [Fails 1];
+    asks_how_many_wait:
+        GetSockOpt [Fails 1];
+    sets_nonblocking:
+        Ioctl [Fails 1];
+    talks:
+        Send [Fails 1] Recv [NotTried 1, Fails 1];
+    spawns_acceptors:
+        Ioctl [Fails 3] PthreadCreate [Fails 3];
+    binds_a_group(Group::options()):
+        Socket [Fails 3] SetSockOpt [Fails 2, Succeeds 2, Fails 7] Bind [NotTried 1, Fails 2]
+        Listen [Fails 3] GetSockName [Fails 1] Fstat [Succeeds 1] SchedGetAffinity [Succeeds 1];
+    binds_a_group(Group::options().steering(Steering::Cpu)):
+        SetSockOpt [Fails 2, Succeeds 2, Fails 8] SchedGetAffinity [Fails 1];
+    binds_a_group(Group::options().shared(true)):
+        Socket [Fails 1] SetSockOpt [Fails 1] Bind [Fails 1] Listen [Fails 1] Fcntl [Fails 2];
+    claims_a_free_port:
+        Bind [LooksIfInUse 1];
+    claims_over_leftovers(Ipv4Addr::LOCALHOST):
+        Socket [Fails 2, FailsAsInUse 4] SetSockOpt [Fails 3] Bind [LooksIfInUse 1, Fails 1]
+        Listen [FailsOrIsInUse 1] Fstat [FailsAsInUse 2, Succeeds 1] Send [FailsAsInUse 4]
+        Recv [FailsAsInUse 4] GetSockName [Fails 1];
+    claims_over_leftovers(Ipv6Addr::LOCALHOST):
+        GetSockOpt [FailsAsInUse 2];
+    adds_to_a_group(Group::options()):
+        Socket [Fails 1] SetSockOpt [Fails 2] Bind [Fails 1] Listen [Fails 1];
+    adds_to_a_group(Group::options().steering(Steering::Random)):
+        SetSockOpt [Fails 3];
+    adds_to_a_group(Group::options().shared(true)):
+        Fcntl [Fails 1];
+    steers_a_group(Steering::Cpu):
+        SetSockOpt [Fails 1];
+    steers_a_group(Steering::Hash):
+        SetSockOpt [Fails 1];
+    spawns(Group::options()):
+        Ioctl [Fails 3] PthreadCreate [Fails 3];
+    spawns(Group::options().pin(true)):
+        SchedGetAffinity [Fails 3] SchedSetAffinity [Fails 6] PthreadCreate [Fails 3];
+    adds(Group::options()):
+        Socket [Fails 1] SetSockOpt [Fails 3] Bind [Fails 1] Listen [Fails 1]
+        PthreadCreate [Fails 1];
+    adds(Group::options().steering(Steering::Random)):
+        SetSockOpt [Fails 3];
+    adds(Group::options().pin(true)):
+        SchedGetAffinity [Fails 1] SchedSetAffinity [Fails 2];
+    adds(Group::options().shared(true)):
+        Fcntl [Fails 1] PthreadCreate [Fails 1];
+    retires([1]):
+        SetSockOpt [Fails 1, FailsUnlessForbidden 1, FailsAfterLeaving 1] Socket [Succeeds 2]
+        Send [Succeeds 2] Recv [Succeeds 2] GetSockOpt [Succeeds 1] Shutdown [Succeeds 1]
+        Close [Succeeds 3];
+    retires([0, 2]):
+        SetSockOpt [Fails 1, FailsUnlessForbidden 2, FailsAfterLeaving 1]
+        GetSockOpt [Succeeds 2] Shutdown [Succeeds 2];
+    steers(Steering::Cpu):
+        SetSockOpt [Fails 1];
+    steers(Steering::Hash):
+        SetSockOpt [Fails 1];
+    binds_a_group(Group::udp_options()):
+        Socket [Fails 3] SetSockOpt [Fails 1, Succeeds 2, Fails 5] Bind [Fails 3]
+        GetSockName [Fails 1] Fstat [Succeeds 1] SchedGetAffinity [Succeeds 1];
+    binds_a_group(Group::udp_options().steering(Steering::Byte(0))):
+        SetSockOpt [NotTried 8, Fails 1];
+    spawns_receivers:
+        Ioctl [Fails 3] PthreadCreate [Fails 3] EventFd [Fails 1];
+    adds_a_receiver:
+        Socket [Fails 1] SetSockOpt [Fails 2] Bind [Fails 1] PthreadCreate [Fails 1];
+    retires_receivers([1]):
+        SetSockOpt [Succeeds 2, FailsAfterLeaving 1] Connect [Succeeds 1] Shutdown [Succeeds 1]
+        Dup [Succeeds 1];
+    retires_receivers([0, 2]):
+        SetSockOpt [Succeeds 2, FailsAfterLeaving 1] Connect [Succeeds 2] Shutdown [Succeeds 2]
+        Dup [Succeeds 2];
+    stops_receivers:
+        Connect [Succeeds 3] Shutdown [Succeeds 3] Dup [Succeeds 3];
+    stops:
+        SetSockOpt [Succeeds 3] Socket [Succeeds 2] Send [Succeeds 2] Recv [Succeeds 2]
+        GetSockOpt [Succeeds 3] Shutdown [Succeeds 3];
 };
 
 /// The call that is to fail.
@@ -146,7 +212,7 @@ struct Fault {
     /// Which of the step's calls, from 1 on.
     nth: usize,
     /// What the step must come to.
-    mark: char,
+    outcome: Outcome,
     /// How many such calls a thread makes before it begins.
     earlier: usize,
 }
@@ -169,15 +235,19 @@ impl Fault {
             (_, errno) => errno,
         };
         let in_use = Error::new(Call::Bind, libc::EADDRINUSE);
-        let expected = match self.mark {
-            'C' if self.errno == libc::EADDRINUSE => None,
+        let expected = match self.outcome {
+            Outcome::LooksIfInUse if self.errno == libc::EADDRINUSE => None,
             // An interrupted call is made again.
-            'U' if (self.call, self.errno) == (Call::Recv, libc::EINTR) => None,
-            'F' if self.errno == libc::EPERM => None,
-            'V' if self.errno == libc::EADDRINUSE => Some(in_use),
-            'E' | 'L' | 'C' | 'F' | 'V' => Some(Error::new(self.call, injected)),
-            'U' => Some(in_use),
-            _ => None,
+            Outcome::FailsAsInUse if (self.call, self.errno) == (Call::Recv, libc::EINTR) => None,
+            Outcome::FailsUnlessForbidden if self.errno == libc::EPERM => None,
+            Outcome::FailsOrIsInUse if self.errno == libc::EADDRINUSE => Some(in_use),
+            Outcome::FailsAsInUse => Some(in_use),
+            Outcome::Succeeds | Outcome::NotTried => None,
+            Outcome::Fails
+            | Outcome::FailsAfterLeaving
+            | Outcome::LooksIfInUse
+            | Outcome::FailsUnlessForbidden
+            | Outcome::FailsOrIsInUse => Some(Error::new(self.call, injected)),
         };
         match done {
             Ok(result) => {
@@ -186,7 +256,7 @@ impl Fault {
             }
             Err(error) => {
                 assert_eq!(expected, Some(error));
-                let left = usize::from(self.mark == 'L');
+                let left = usize::from(self.outcome == Outcome::FailsAfterLeaving);
                 assert!(
                     descriptors("self") <= before - left,
                     "it has left descriptors"
@@ -265,11 +335,13 @@ fn has_a_call_fail() {
         injected += 1;
     }
     for (name, step, calls) in ROWS {
-        let marks = calls.iter().filter(|row| row.0 == call);
-        let cases = marks.flat_map(|row| (1..).zip(row.1.chars()));
-        for (nth, mark) in cases.filter(|case| case.1 != '.') {
+        let ours = calls.iter().filter(|row| row.0 == call);
+        let outcomes = ours.flat_map(|row| row.1.iter());
+        let each = outcomes.flat_map(|(outcome, times)| std::iter::repeat_n(*outcome, *times));
+        let cases = (1..).zip(each);
+        for (nth, outcome) in cases.filter(|case| case.1 != Outcome::NotTried) {
             println!(
-                "\n{name}: the {nth}. {} fails with {errno}: {mark}",
+                "\n{name}: the {nth}. {} fails with {errno}: {outcome:?}",
                 call.name()
             );
             let before = descriptors("self");
@@ -277,7 +349,7 @@ fn has_a_call_fail() {
                 call,
                 errno,
                 nth,
-                mark,
+                outcome,
                 earlier,
             };
             let played = thread::scope(|scope| scope.spawn(|| step(&fault)).join());
@@ -314,7 +386,7 @@ fn fails(call: Call) {
             scratch.join(format!("{errno}.out")),
         );
         let role = support::role("has_a_call_fail");
-        let mut strace = Command::new("strace");
+        let mut strace = support::program("strace");
         strace
             .args([
                 "-f",
@@ -335,12 +407,10 @@ fn fails(call: Call) {
             .stdin(Stdio::null())
             .stderr(out.try_clone().unwrap())
             .stdout(out);
-        let mut strace = strace.spawn().unwrap();
-        wait_until("the role is played", || {
-            strace.try_wait().unwrap().is_some()
-        });
+        let mut strace = support::start(&mut strace);
+        let ended = strace.wait_within(support::LONG);
         let said = fs::read_to_string(said).unwrap();
-        assert!(strace.wait().unwrap().success(), "{said}");
+        assert!(ended.success(), "{said}");
         let log = fs::read_to_string(log).unwrap();
         let lines = log.lines().filter(|line| line.contains("(INJECTED)"));
         let said = lines.clone().fold(said, |all, line| all + "\n" + line);

@@ -136,7 +136,7 @@ claims! {
 
 /// Both of its pages.
 fn guide() -> String {
-    let pages = ["src/guide/mod.rs", "src/guide/pitfalls.rs"];
+    let pages = ["src/guide.rs", "src/guide/pitfalls.rs"];
     let path = |page| Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
     pages
         .map(|page| fs::read_to_string(path(page)).unwrap())

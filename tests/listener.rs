@@ -190,7 +190,12 @@ fn a_nonblocking_listener_says_that_nothing_waits() {
     );
     // Its connections block all the same.
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let connection = listener.accept().unwrap();
+    let mut accepted = Err(Error::new(Call::Accept, libc::EAGAIN));
+    wait_until("the connection waits", || {
+        accepted = listener.accept();
+        accepted.is_ok()
+    });
+    let connection = accepted.unwrap();
     // SAFETY: the command takes no argument; the descriptor is open.
     let flags = unsafe { libc::fcntl(connection.as_raw_fd(), libc::F_GETFL) };
     assert_eq!(flags & libc::O_NONBLOCK, 0);

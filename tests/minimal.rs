@@ -11,12 +11,14 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
-use support::{BOUND, Running, reserve, scratch, skip, text, tool, visit, wait_until};
+use support::{
+    BOUND, finish, program, reserve, scratch, skip, start, text, tool, visit, wait_until,
+};
 
 const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/crates/minimal");
 
@@ -27,9 +29,7 @@ const SAFE_TEXT: u64 = 128;
 /// The linker that comes with Rust, or `None` where the tests cannot be run.
 fn linker() -> Option<[String; 2]> {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
-    let mut rustc = Command::new(rustc);
-    let libdir = rustc.args(["--print", "target-libdir"]).output();
-    let libdir = libdir.unwrap().stdout;
+    let libdir = finish(program(rustc).args(["--print", "target-libdir"])).stdout;
     let directory = Path::new(text(&libdir).trim()).join("../bin/gcc-ld");
     if !directory.join("ld.lld").is_file() {
         skip("no rust-lld");
@@ -43,10 +43,10 @@ fn linker() -> Option<[String; 2]> {
 fn cargo(linker: &[String; 2], directory: &str, args: &[&str]) -> Output {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory);
     let flags = linker.each_ref().map(|arg| format!("'-Clink-arg={arg}'"));
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = program(env!("CARGO"));
     cargo
         .current_dir(PACKAGE)
-        .args(["build", "--release", "--locked"]);
+        .args(["build", "--release", "--locked", "--offline"]);
     cargo.arg("--target-dir").arg(directory).args(args);
     cargo.args(["--target", "x86_64-unknown-linux-gnu", "--config"]);
     cargo.arg(format!("build.rustflags=[{}]", flags.join(",")));
@@ -54,7 +54,7 @@ fn cargo(linker: &[String; 2], directory: &str, args: &[&str]) -> Output {
     cargo
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    cargo.output().unwrap()
+    finish(&mut cargo)
 }
 
 /// Where the programs are.
@@ -68,23 +68,23 @@ fn build(linker: &[String; 2], directory: &str, args: &[&str]) -> PathBuf {
 
 /// The C program, with what `sizes` gives it.
 fn c_program(linker: &[String; 2], name: &str) -> PathBuf {
-    let program = scratch(name).join("c");
+    let built = scratch(name).join("c");
     let link = fs::read_to_string(format!("{PACKAGE}/link-args")).unwrap();
-    let mut cc = Command::new("cc");
+    let mut cc = program("cc");
     cc.args(["-Os", "-s", "-fno-asynchronous-unwind-tables", "-pthread"]);
     cc.args(["-ffunction-sections", "-fdata-sections"]);
     cc.args(linker).args(link.split_whitespace());
     cc.arg(format!("-Wl,-T,{PACKAGE}/discard.ld"));
     cc.arg(format!("{PACKAGE}/../../mirror/reuseport.c"));
-    let done = cc.arg("-o").arg(&program).output().unwrap();
+    let done = finish(cc.arg("-o").arg(&built));
     assert!(done.status.success(), "{}", text(&done.stderr));
-    program
+    built
 }
 
 /// What a tool prints about a program.
-fn ask(tool: &[&str], program: &Path) -> String {
-    let done = Command::new(tool[0]).args(&tool[1..]).arg(program).output();
-    String::from_utf8(done.unwrap().stdout).unwrap()
+fn ask(tool: &[&str], about: &Path) -> String {
+    let done = finish(program(tool[0]).args(&tool[1..]).arg(about));
+    String::from_utf8(done.stdout).unwrap()
 }
 
 /// The size of the section `.text`.
@@ -188,15 +188,14 @@ fn a_panic_within_reach_does_not_link() {
 fn it_serves_and_names_the_call_that_fails() {
     let Some(linker) = linker() else { return };
     let built = build(&linker, "minimal", &[]);
-    for program in ["reuseport", "bare"] {
+    for name in ["reuseport", "bare"] {
         let (port, _reserved) = reserve();
-        let mut command = Command::new(built.join(program));
-        let child = command.arg(port.to_string()).stdout(Stdio::piped()).spawn();
-        let mut child = Running(child.unwrap());
+        let mut command = program(built.join(name));
+        let mut child = start(command.arg(port.to_string()).stdout(Stdio::piped()));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         wait_until("it listens", || TcpStream::connect(address).is_ok());
         (0..10).for_each(|_| assert_eq!(visit(address), ""));
-        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        let mut lines = child.stdout().lines();
         for _ in 0..10 {
             let line = lines.next().unwrap().unwrap();
             assert!(
@@ -208,10 +207,7 @@ fn it_serves_and_names_the_call_that_fails() {
         // Three threads fail at once: each says so in one piece, until one has ended them all.
         let stranger = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = stranger.local_addr().unwrap().port().to_string();
-        let failed = Command::new(built.join(program))
-            .arg(port)
-            .output()
-            .unwrap();
+        let failed = finish(program(built.join(name)).arg(port));
         assert_eq!(failed.status.code(), Some(1));
         let said = text(&failed.stderr);
         assert!(said.starts_with("bind: errno  98\n"), "{said}");
@@ -225,12 +221,8 @@ fn the_second_program_answers_http() {
     let built = build(&linker, "minimal", &[]);
     let (port, _reserved) = reserve();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let copy = || {
-        Command::new(built.join("http"))
-            .arg(port.to_string())
-            .spawn()
-    };
-    let _two_copies = [Running(copy().unwrap()), Running(copy().unwrap())];
+    let copy = || start(program(built.join("http")).arg(port.to_string()));
+    let _two_copies = [copy(), copy()];
     wait_until("it listens", || TcpStream::connect(address).is_ok());
     for request in [
         vec!["GET / HTTP/1.1\r\nHost: here\r\n\r\n".to_owned()],
@@ -260,31 +252,31 @@ fn the_second_program_answers_http() {
 }
 
 /// What each thread of a program calls, from `main`'s thread on: name and arguments.
-fn trace(program: &Path, directory: &Path) -> Vec<Vec<String>> {
+fn trace(traced: &Path, directory: &Path) -> Vec<Vec<String>> {
     fs::create_dir_all(directory).unwrap();
     let (port, _reserved) = reserve();
-    let mut strace = Command::new("strace");
+    let mut strace = program("strace");
     strace
         .args(["-ff", "-qq", "-s", "64", "-o"])
         .arg(directory.join("thread"));
     strace
-        .arg(program)
+        .arg(traced)
         .arg(port.to_string())
         .stdout(Stdio::null());
-    let mut running = Running(strace.spawn().unwrap());
+    let mut running = start(&mut strace);
     support::wait_until_listening(port, 3);
     // One client after the other: in the C program one thread's flush may print another's line.
     // Of three listeners each gets one of 100 connections, with a chance of 1 - 1e-17.
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     (0..100).for_each(|_| _ = visit(address));
-    let program = support::child_of(running.0.id());
+    let traced = support::child_of(running.pid());
     // SAFETY: takes two integers; strace has not reaped its child while it runs.
-    unsafe { libc::kill(program, libc::SIGTERM) };
-    running.0.wait().unwrap();
+    unsafe { libc::kill(traced, libc::SIGTERM) };
+    running.wait();
     let files = fs::read_dir(directory).unwrap();
     let mut files: Vec<_> = files.map(|file| file.unwrap().path()).collect();
     // The main thread's number is the process's, and need not be the lowest.
-    let main = directory.join(format!("thread.{program}"));
+    let main = directory.join(format!("thread.{traced}"));
     files.sort_by_key(|file| *file != main);
     let calls = |path: &PathBuf| {
         let log = fs::read_to_string(path).unwrap();

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use support::{Running, compile, example, reserve, scratch, tool, visit, wait_until};
+use support::{compile, example, program, reserve, scratch, start, tool, visit, wait_until};
 
 fn source(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -73,18 +73,12 @@ fn the_c_program_and_the_mirror_print_their_acceptors() {
         return;
     }
     let c = compile("tests/mirror/reuseport.c", &scratch("mirror-print"));
-    for program in [c, example("mirror")] {
+    for either in [c, example("mirror")] {
         let (port, _reserved) = reserve();
-        let mut child = Command::new(&program);
-        let child = child
-            .arg(port.to_string())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut child = Running(child);
+        let mut either = program(&either);
+        let mut child = start(either.arg(port.to_string()).stdout(Stdio::piped()));
         connect(SocketAddr::from(([127, 0, 0, 1], port)), 10);
-        let mut lines =
-            std::io::BufRead::lines(std::io::BufReader::new(child.0.stdout.take().unwrap()));
+        let mut lines = std::io::BufRead::lines(child.stdout());
         for _ in 0..10 {
             let line = lines.next().unwrap().unwrap();
             let number = line
@@ -98,25 +92,23 @@ fn the_c_program_and_the_mirror_print_their_acceptors() {
 }
 
 /// The socket calls of each acceptor thread, with its descriptors named for what they are.
-fn trace(program: &Path, directory: &Path) -> Vec<Vec<String>> {
+fn trace(traced: &Path, directory: &Path) -> Vec<Vec<String>> {
     fs::create_dir_all(directory).unwrap();
     let (port, _reserved) = reserve();
-    let mut strace = Command::new("strace");
+    let mut strace = program("strace");
     strace.args(["-ff", "-qq", "-s", "64", "-e", "trace=%network,close", "-o"]);
     strace
         .arg(directory.join("thread"))
-        .arg(program)
+        .arg(traced)
         .arg(port.to_string());
-    let child = strace.stdout(Stdio::null()).spawn().unwrap();
-    let running = Running(child);
+    let mut running = start(strace.stdout(Stdio::null()));
     support::wait_until_listening(port, 3);
     connect(SocketAddr::from(([127, 0, 0, 1], port)), 100);
     // The program itself is strace's child; strace ends with it.
-    let program = support::child_of(running.0.id());
+    let traced = support::child_of(running.pid());
     // SAFETY: takes two integers; strace has not reaped its child while it runs.
-    unsafe { libc::kill(program, libc::SIGTERM) };
-    let mut running = running;
-    running.0.wait().unwrap();
+    unsafe { libc::kill(traced, libc::SIGTERM) };
+    running.wait();
     let mut files: Vec<_> = fs::read_dir(directory)
         .unwrap()
         .map(|f| f.unwrap().path())

@@ -126,15 +126,11 @@ fn options_left_alone_make_the_calls_of_bind() {
     }
     let log = support::scratch("options").join("strace");
     let role = support::role("binds_both_ways");
-    let mut strace = std::process::Command::new("strace");
+    let mut strace = support::program("strace");
     strace
         .args(["-f", "-qq", "-e", "trace=%network,close", "-o"])
         .arg(&log);
-    let traced = strace
-        .arg(role.get_program())
-        .args(role.get_args())
-        .output()
-        .unwrap();
+    let traced = support::finish(strace.arg(role.get_program()).args(role.get_args()));
     assert!(traced.status.success(), "{traced:?}");
     let log = fs::read_to_string(log).unwrap();
     let calls: Vec<_> = log

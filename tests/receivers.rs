@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Instant;
 
 use reuseport::{Call, Datagram, Group, GroupOptions, Listener, Server, Steering, Udp, UdpSocket};
-use support::{BOUND, descriptors, text, wait_until};
+use support::{BOUND, descriptors, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -369,15 +369,8 @@ fn retires_without_descriptors() {
     let options = options().grace(Duration::ZERO);
     let (server, gate) = with_one_stuck(&options, [0; 4], 4);
     let clients: Vec<_> = (0..60).map(|_| client(server.local_addr())).collect();
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is writable.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    limit.rlim_cur = (descriptors("self") + 20).try_into().unwrap();
-    // SAFETY: `limit` is readable.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    let few = (descriptors("self") + 20).try_into().unwrap();
+    support::limit_softly(libc::RLIMIT_NOFILE, few).unwrap();
     let all: Vec<_> = std::iter::from_fn(|| StdUdpSocket::bind("127.0.0.1:0").ok()).collect();
     assert!(server.retire(0).unwrap().running);
     server.set_steering(Steering::Hash).unwrap();
@@ -395,9 +388,6 @@ fn retires_without_descriptors() {
 
 #[test]
 fn without_a_descriptor_one_can_be_retired() {
-    let played = support::role("retires_without_descriptors")
-        .output()
-        .unwrap();
-    let said = text(&played.stdout);
+    let said = support::play(&mut support::role("retires_without_descriptors"));
     assert!(said.contains("it could be retired"), "{said}");
 }

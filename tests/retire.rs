@@ -54,7 +54,7 @@ const FAMILIES: [(IpAddr, usize); 2] = [
 fn nothing_is_lost_while_members_are_replaced() {
     for (ip, kept) in FAMILIES {
         // Where others keep the machine busy, clients get their turn less often than who retires.
-        let goes_on = |retired, made| retired < 250 || (made < 5_000 && retired < 1_000);
+        let goes_on = |retired, made| retired < 250 || made < 5_000;
         let (report, retired) = churn_under_load(ip, kept, 16, goes_on);
         report.say(&ip.to_string(), retired);
         assert_eq!(report.lost(), 0, "{report:?}");
@@ -62,7 +62,7 @@ fn nothing_is_lost_while_members_are_replaced() {
         // at 95 %, less than 10.6 in 1000, 2.7 in 250. Then 12 have a chance below 1e-4. Without
         // steering, the filter alone makes dozens late, and the load comes to a halt.
         let late = report.late * 250 / retired;
-        assert!(late < 12 && report.made >= 5_000, "{report:?}");
+        assert!(late < 12, "{report:?}");
     }
 }
 
@@ -90,13 +90,14 @@ fn a_plain_close_loses_some() {
     let keep = Acceptors::spawn(keep, |_, connection| answer(&connection)).unwrap();
     let load = Load::start(address, 16);
     support::wait_until("the load is on", || load.made() > 100);
-    for _ in 0..250 {
+    support::wait_until_within(support::LONG, "a plain close has lost ten", || {
         let coming = vec![Listener::bind(address).unwrap()];
         let made = load.made();
         let coming = Acceptors::spawn(coming, |_, connection| answer(&connection)).unwrap();
         support::wait_until("it works", || load.made() > made + 20);
         coming.stop();
-    }
+        load.lost() >= 10
+    });
     let report = load.stop();
     keep.stop();
     println!("{report:?}");
@@ -133,6 +134,9 @@ fn the_last_member_and_strangers_cannot_be_retired() {
 #[test]
 fn who_leaves_a_joined_group_loses_nobody() {
     // No index is ours there, so the filter alone turns clients away: a few connect a second late.
+    if !support::may_filter() {
+        return;
+    }
     let join = Group::options().join(true);
     let stays = join.bind(([127, 0, 0, 1], 0), 2).unwrap();
     let address = stays.local_addr();
@@ -164,6 +168,9 @@ fn who_leaves_a_joined_group_loses_nobody() {
 
 #[test]
 fn a_stop_under_load_resets_nobody() {
+    if !support::may_filter() {
+        return;
+    }
     for _ in 0..5 {
         let server = serve(Ipv4Addr::LOCALHOST.into(), 3);
         let load = Load::start(server.local_addr(), 16);

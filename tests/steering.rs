@@ -135,24 +135,29 @@ fn programs_that_do_not_fit_are_none() {
     }
 }
 
+/// The room that Linux before 6.8 has. On those it is not each namespace's own, and is not seen.
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn retires_with_little_room() {
+    if !support::has_sysctls() {
+        return;
+    }
+    let server = Group::bind(ANY_PORT, 1000).unwrap();
+    let server = server.spawn(|_, _| {}).unwrap();
+
+    server.retire(1).unwrap();
+    server.retire_all(&[2, 3]).unwrap();
+
+    assert_eq!(server.members().len(), 997);
+}
+
 #[test]
 fn members_leave_although_the_kernel_has_no_room_to_list_all_others() {
-    let there = || {
-        // SAFETY: takes an integer, and changes no other thread.
-        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-            return support::skip("no network namespaces");
-        }
-        // As it was before Linux 6.8. On those it is not each namespace's own, and is not seen.
-        if fs::write("/proc/sys/net/core/optmem_max", "20480").is_err() {
-            return support::skip("no optmem_max for each network namespace");
-        }
-        let server = Group::bind(ANY_PORT, 1000).unwrap();
-        let server = server.spawn(|_, _| {}).unwrap();
-        server.retire(1).unwrap();
-        server.retire_all(&[2, 3]).unwrap();
-        assert_eq!(server.members().len(), 997);
-    };
-    std::thread::scope(|scope| scope.spawn(there).join()).unwrap();
+    let room = [("core/optmem_max", "20480")];
+    support::play(&mut support::role_with_sysctls(
+        "retires_with_little_room",
+        &room,
+    ));
 }
 
 /// Nonblocking members, and their address.
@@ -193,6 +198,28 @@ fn the_receiving_cpu_chooses_its_member() {
             });
         });
     }
+}
+
+#[test]
+fn the_receiving_cpu_chooses_its_member_when_another_has_left() {
+    let cpus = cpus();
+    if cpus.len() < 2 {
+        return support::skip("one CPU");
+    }
+    let group = Group::options().steering(Steering::Cpu);
+    let group = group.bind(ANY_PORT, 3).unwrap();
+    let name = |acceptor: usize, connection: reuseport::Connection| {
+        _ = connection.send(acceptor.to_string().as_bytes());
+    };
+    let server = group.spawn(name).unwrap();
+
+    assert_eq!(server.retire(0).unwrap().id, 0);
+
+    let visits = || {
+        run_on(cpus[1]);
+        (0..60).for_each(|_| assert_eq!(support::visit(server.local_addr()), "1"));
+    };
+    thread::scope(|scope| scope.spawn(visits).join()).unwrap();
 }
 
 #[test]

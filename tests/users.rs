@@ -4,7 +4,6 @@
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt;
 
 use reuseport::{Call, Error, Group, GroupError, Listener, Steering};
 use support::drain;
@@ -21,23 +20,11 @@ fn is_root() -> bool {
     root
 }
 
-/// Runs a role as another user, from a copy of this program that everybody can reach.
 #[track_caller]
 fn play(role: &str, user: u32, address: SocketAddr) {
-    let program = std::env::temp_dir().join(format!("reuseport-{role}-{}", std::process::id()));
-    support::copy(std::env::current_exe().unwrap(), &program);
-    let mut child = std::process::Command::new(&program);
-    child
-        .args(["--exact", role, "--ignored", "--nocapture"])
-        .uid(user);
-    let done = child.env("ADDRESS", address.to_string()).output();
-    std::fs::remove_file(program).unwrap();
-    let done = done.unwrap();
-    assert!(done.status.success(), "{}", support::text(&done.stdout));
-    assert!(
-        support::text(&done.stdout).contains("1 passed"),
-        "the role was not played"
-    );
+    support::play_as(user, role, |role| {
+        _ = role.env("ADDRESS", address.to_string());
+    });
 }
 
 fn given_address() -> SocketAddr {

@@ -169,8 +169,8 @@ impl HandOver<'_> {
             self.go_on(&mut control, deadline);
             return Err(HandOverError::ChildExited);
         }
-        server.forget(&self.new);
         _ = server.steer_to(&control, MemberState::HandedOver);
+        server.forget(&self.new);
         control.handing_over = false;
         control.handed_over = true;
         // It fails if the new process has ended.

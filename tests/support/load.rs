@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use reuseport::{Connection, Server};
 
-use super::support::sent_again;
+use super::support::{BOUND, sent_again};
 
 /// A SYN that was dropped is sent again after a second.
 pub const LATE: Duration = Duration::from_millis(900);
@@ -62,6 +62,7 @@ impl Report {
 pub struct Load {
     end: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
+    lost: Arc<AtomicUsize>,
     clients: Vec<JoinHandle<Report>>,
 }
 
@@ -76,26 +77,35 @@ impl Load {
         clients: usize,
         enter: impl Fn() + Clone + Send + 'static,
     ) -> Load {
-        let (end, made) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicUsize::new(0)),
-        );
+        let end = Arc::new(AtomicBool::new(false));
+        let (made, lost) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let client = |_| {
-            let (end, made, enter) = (Arc::clone(&end), Arc::clone(&made), enter.clone());
+            let (end, enter) = (Arc::clone(&end), enter.clone());
+            let (made, lost) = (Arc::clone(&made), Arc::clone(&lost));
             let thread = thread::Builder::new().stack_size(256 * 1024);
             let run = move || {
                 enter();
-                client(address, &end, &made)
+                client(address, &end, &made, &lost)
             };
             thread.spawn(run).unwrap()
         };
         let clients = (0..clients).map(client).collect();
-        Load { end, made, clients }
+        Load {
+            end,
+            made,
+            lost,
+            clients,
+        }
     }
 
     /// How many have been served so far.
     pub fn made(&self) -> usize {
         self.made.load(Relaxed)
+    }
+
+    /// How many were lost so far.
+    pub fn lost(&self) -> usize {
+        self.lost.load(Relaxed)
     }
 
     pub fn stop(self) -> Report {
@@ -108,7 +118,7 @@ impl Load {
     }
 }
 
-fn client(address: SocketAddr, end: &AtomicBool, made: &AtomicUsize) -> Report {
+fn client(address: SocketAddr, end: &AtomicBool, made: &AtomicUsize, lost: &AtomicUsize) -> Report {
     let mut report = Report::default();
     while !end.load(Relaxed) {
         let begun = Instant::now();
@@ -121,7 +131,10 @@ fn client(address: SocketAddr, end: &AtomicBool, made: &AtomicUsize) -> Report {
                 made.fetch_add(1, Relaxed);
                 report.late += usize::from(again && took >= LATE);
             }
-            Err(what) => *report.lost.entry(what).or_default() += 1,
+            Err(what) => {
+                lost.fetch_add(1, Relaxed);
+                *report.lost.entry(what).or_default() += 1;
+            }
         }
     }
     report
@@ -130,7 +143,8 @@ fn client(address: SocketAddr, end: &AtomicBool, made: &AtomicUsize) -> Report {
 /// Whether a packet had to be sent again.
 fn visit(address: SocketAddr) -> Result<bool, String> {
     let name = |call: &'static str| move |error: std::io::Error| format!("{call}: {error}");
-    let limit = Duration::from_secs(10);
+    // Who is lost is reset, or not answered for ever: no busy machine takes that long.
+    let limit = BOUND;
     let mut stream = TcpStream::connect_timeout(&address, limit).map_err(name("connect"))?;
     stream
         .set_read_timeout(Some(limit))

@@ -4,28 +4,47 @@
     dead_code,
     missing_docs,
     unreachable_pub,
+    unused_imports,
     missing_debug_implementations
 )]
 
-use std::io::{BufRead, BufReader, Read};
+#[cfg(target_os = "linux")]
+mod namespace;
+mod process;
+mod server;
+
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use std::{env, fs};
+
+#[cfg(target_os = "linux")]
+pub use namespace::{GIVEN, SYSCTLS, first_namespace, namespace, own_namespace};
+pub use process::{
+    LONG, Lines, Resource, Running, finish, limit_softly, program, start, try_start,
+};
+pub use server::{ServeProcess, read_until, ten_hand_overs, word_after};
 
 /// The longest wait for anything that must happen.
 pub const BOUND: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds; panics with `what` after [`BOUND`].
 #[track_caller]
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    wait_until_within(BOUND, what, condition);
+}
+
+/// As [`wait_until`], for what may take longer, or must not take as long.
+#[track_caller]
+pub fn wait_until_within(bound: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
         assert!(
-            begun.elapsed() < BOUND,
-            "waited {BOUND:?} in vain until {what}"
+            begun.elapsed() < bound,
+            "waited {bound:?} in vain until {what}"
         );
         sleep(Duration::from_millis(2));
     }
@@ -55,6 +74,72 @@ pub fn sent_again(stream: &TcpStream) -> bool {
     info[25] > 0
 }
 
+/// Returns whether this process may attach a packet filter to a TCP socket, without which a joined
+/// group, or one that stops, cannot turn new clients away; skips the test otherwise. Some kernels
+/// (6.18 is one) want `CAP_NET_ADMIN` for it.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub fn may_filter() -> bool {
+    use std::os::fd::AsRawFd;
+    let listener = reuseport::Listener::bind(([127, 0, 0, 1], 0)).expect("a listener");
+    let mut keep_all = libc::sock_filter {
+        code: 0x06, // BPF_RET | BPF_K
+        jt: 0,
+        jf: 0,
+        k: u32::MAX,
+    };
+    let filter = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut keep_all,
+    };
+    let (at, len) = ((&raw const filter).cast(), size_of_val(&filter));
+    let len = len.try_into().expect("a short struct");
+    let (fd, level) = (listener.as_raw_fd(), libc::SOL_SOCKET);
+    // SAFETY: the option takes a `sock_fprog`, which is readable, and so is its one instruction.
+    let set = unsafe { libc::setsockopt(fd, level, libc::SO_ATTACH_FILTER, at, len) };
+    if set != 0 {
+        skip("this kernel wants CAP_NET_ADMIN for a packet filter on a TCP socket");
+    }
+    set == 0
+}
+
+/// Returns how many SYNs were sent again, in the calling thread's network namespace.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub fn syns_sent_again() -> usize {
+    let counters = fs::read_to_string("/proc/thread-self/net/netstat").expect("/proc");
+    let mut rows = counters
+        .lines()
+        .filter_map(|row| row.strip_prefix("TcpExt: "));
+    let (names, values) = rows.next().zip(rows.next()).expect("names and values");
+    let mut all = names.split_whitespace().zip(values.split_whitespace());
+    let found = all
+        .find(|(name, _)| *name == "TCPSynRetrans")
+        .expect("the counter");
+    found.1.parse().expect("a number")
+}
+
+/// Returns how many connections the calling thread's namespace has in `TIME_WAIT` on a local port.
+#[cfg(target_os = "linux")]
+pub fn time_waits(port: u16) -> usize {
+    let local = format!(":{port:04X}");
+    let is_one = |row: &&str| {
+        let mut words = row.split_whitespace().skip(1);
+        let here = words
+            .next()
+            .is_some_and(|address| address.ends_with(&local));
+        here && words.nth(1) == Some("06")
+    };
+    let tables =
+        ["tcp", "tcp6"].map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")));
+    tables
+        .iter()
+        .flatten()
+        .flat_map(|table| table.lines())
+        .filter(is_one)
+        .count()
+}
+
 /// Whether an outside tool is there. Without it a test passes at home, saying so, and fails in CI.
 #[track_caller]
 pub fn tool(name: &str) -> bool {
@@ -73,7 +158,13 @@ pub fn skip(why: &str) {
         env::var_os("CI").is_none(),
         "skipped, but this is CI: {why}"
     );
-    println!("skipped: {why}");
+    tell(&format!("skipped: {why}"));
+}
+
+/// Writes a line to standard error itself, which the test harness does not hold back.
+fn tell(line: &str) {
+    use std::io::Write;
+    _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The version of the kernel.
@@ -86,10 +177,9 @@ pub fn kernel() -> (u32, u32) {
 
 /// The command under test.
 pub fn reuseport(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_reuseport"));
+    let mut command = program(env!("CARGO_BIN_EXE_reuseport"));
     command
         .args(args)
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
@@ -106,7 +196,7 @@ pub fn run(args: &[&str]) -> (i32, String, String) {
         status,
         stdout,
         stderr,
-    } = reuseport(args).output().expect("the command");
+    } = finish(&mut reuseport(args));
     (
         status.code().expect("no signal"),
         text(&stdout).to_owned(),
@@ -114,115 +204,14 @@ pub fn run(args: &[&str]) -> (i32, String, String) {
     )
 }
 
-/// A running `reuseport serve`. It dies with this value.
-pub struct ServeProcess {
-    pub child: Child,
-    pub address: SocketAddr,
-    stderr: Option<BufReader<std::process::ChildStderr>>,
-}
-
-impl ServeProcess {
-    #[track_caller]
-    pub fn start(args: &[&str]) -> ServeProcess {
-        let mut all = vec!["serve"];
-        all.extend(args);
-        if !args.contains(&"--addr") {
-            all.extend(["--addr", "127.0.0.1:0"]);
-        }
-        ServeProcess::from(&mut reuseport(&all))
-    }
-
-    /// Starts `command`, which is or becomes `reuseport serve`.
-    #[track_caller]
-    pub fn from(command: &mut Command) -> ServeProcess {
-        let mut child = command.stderr(Stdio::piped()).spawn().expect("the server");
-        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
-        let mut said = String::new();
-        let address = loop {
-            let mut line = String::new();
-            let length = stderr.read_line(&mut line).expect("stderr");
-            assert!(length > 0, "the server did not start: {said}");
-            if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest
-                    .split_whitespace()
-                    .next()
-                    .expect("an address")
-                    .parse()
-                    .expect("one");
-            }
-            said += &line;
-        };
-        ServeProcess {
-            child,
-            address,
-            stderr: Some(stderr),
-        }
-    }
-
-    pub fn pid(&self) -> i32 {
-        self.child.id().try_into().expect("a pid")
-    }
-
-    #[track_caller]
-    pub fn signal(&self, signal: i32) {
-        // SAFETY: takes two integers; the child has not been waited for, so the pid is its.
-        assert_eq!(unsafe { libc::kill(self.pid(), signal) }, 0);
-    }
-
-    /// Reads stderr until a line that contains `wanted`.
-    #[track_caller]
-    pub fn read_stderr_until(&mut self, wanted: &str) -> String {
-        let mut all = String::new();
-        while !all.contains(wanted) {
-            let length = self
-                .stderr
-                .as_mut()
-                .expect("once")
-                .read_line(&mut all)
-                .expect("stderr");
-            assert!(length > 0, "no {wanted:?} on stderr: {all}");
-        }
-        all
-    }
-
-    /// Has the newest process of this server, `pid`, hand over; returns the pid of the successor.
-    #[track_caller]
-    pub fn hand_over(&mut self, pid: i32) -> i32 {
-        // SAFETY: takes two integers; the process lives, for nothing has ended it.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGHUP) }, 0);
-        let said = self.read_stderr_until("handed over to pid ");
-        let next = said.split("handed over to pid ").nth(1).expect("a pid");
-        next.split_whitespace()
-            .next()
-            .expect("a pid")
-            .parse()
-            .expect("a pid")
-    }
-
-    /// Waits for its end: exit code, stdout, what was left of stderr.
-    #[track_caller]
-    pub fn end(mut self) -> (Option<i32>, String, String) {
-        let (mut out, mut err) = (String::new(), String::new());
-        let mut stderr = self.stderr.take().expect("once");
-        if let Some(mut stdout) = self.child.stdout.take() {
-            stdout.read_to_string(&mut out).expect("stdout");
-        }
-        stderr.read_to_string(&mut err).expect("stderr");
-        (self.child.wait().expect("the server").code(), out, err)
-    }
-}
-
-impl Drop for ServeProcess {
-    fn drop(&mut self) {
-        _ = self.child.kill();
-        _ = self.child.wait();
-    }
-}
-
 /// A test of this same file, run in a process of its own: for what a process can do only once or
 /// to all its threads. It is an ignored test named `role`.
 pub fn role(role: &str) -> Command {
-    let mut command = Command::new(env::current_exe().expect("this test"));
+    role_of(env::current_exe().expect("this test"), role)
+}
+
+fn role_of(test: PathBuf, role: &str) -> Command {
+    let mut command = program(test);
     command.args([
         "--exact",
         role,
@@ -230,8 +219,85 @@ pub fn role(role: &str) -> Command {
         "--nocapture",
         "--test-threads=1",
     ]);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.stdout(Stdio::piped());
     command
+}
+
+/// A role whose process has a further namespace, in which these sysctls are set (names below
+/// `/proc/sys/net`). Where this machine refuses that, the role skips: see [`has_sysctls`].
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub fn role_with_sysctls(name: &str, sysctls: &[(&str, &str)]) -> Command {
+    let set: Vec<_> = sysctls
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let mut command = role(name);
+    command.env_remove(GIVEN).env(SYSCTLS, set.join(" "));
+    command
+}
+
+/// Returns whether the sysctls are set; skips the role otherwise.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub fn has_sysctls() -> bool {
+    let set = own_namespace() && env::var_os(SYSCTLS).is_some();
+    if !set {
+        skip("sysctls cannot be set in a network namespace of this machine");
+    }
+    set
+}
+
+/// Plays a role to its end, and returns what it said. It must pass.
+#[track_caller]
+pub fn play(role: &mut Command) -> String {
+    let done = finish(role);
+    let said = text(&done.stdout).to_owned() + text(&done.stderr);
+    assert!(
+        done.status.success() && said.contains("1 passed"),
+        "{:?}: {said}",
+        done.status
+    );
+    let skipped = said.lines().filter(|line| line.starts_with("skipped: "));
+    skipped.for_each(tell);
+    said
+}
+
+/// Plays a role as another user, from a copy of this program that everybody can reach.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub fn play_as(user: u32, role: &str, set: impl FnOnce(&mut Command)) -> String {
+    use std::os::unix::process::CommandExt;
+    let directory = Directory::for_everybody(role);
+    let copied = directory.0.join("test");
+    copy(env::current_exe().expect("this test"), &copied);
+    let mut command = role_of(copied, role);
+    set(command.uid(user).gid(user).env("TMPDIR", &directory.0));
+    play(&mut command)
+}
+
+/// A directory outside the target directory, which another user may not reach. It is removed with
+/// this value.
+pub struct Directory(pub PathBuf);
+
+impl Directory {
+    #[track_caller]
+    pub fn for_everybody(name: &str) -> Directory {
+        use std::os::unix::fs::PermissionsExt;
+        let name = format!("reuseport-{name}-{}", std::process::id());
+        let path = env::temp_dir().join(name);
+        _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).expect("a directory");
+        let everybody = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(&path, everybody).expect("open to everybody");
+        Directory(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// An example of this package: built beside the tests.
@@ -254,14 +320,14 @@ pub fn example(name: &str) -> PathBuf {
 #[track_caller]
 pub fn compile(source: impl AsRef<Path>, directory: &Path) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
-    let program = directory.join("reuseport-c");
-    let mut cc = Command::new("cc");
+    let built = directory.join("reuseport-c");
+    let mut cc = program("cc");
     cc.args(["-Wall", "-Wextra", "-Werror", "-O2", "-pthread", "-o"])
-        .arg(&program)
+        .arg(&built)
         .arg(source);
-    let done = cc.output().expect("a C compiler");
+    let done = finish(&mut cc);
     assert!(done.status.success(), "{}", text(&done.stderr));
-    program
+    built
 }
 
 /// A port that this process holds, and on which a program under test may listen: bound with the
@@ -299,19 +365,9 @@ pub fn wait_until_listening(port: u16, sockets: usize) {
     });
 }
 
-/// A process that dies with this value.
-pub struct Running(pub Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        _ = self.0.kill();
-        _ = self.0.wait();
-    }
-}
-
 /// The only child of a process, such as strace.
 #[track_caller]
-pub fn child_of(pid: u32) -> i32 {
+pub fn child_of(pid: i32) -> i32 {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("/proc");
     let first = children.split_whitespace().next().expect("a child");
     first.parse().expect("a pid")
@@ -321,17 +377,25 @@ pub fn child_of(pid: u32) -> i32 {
 /// open to write, a child that another thread forks would too, and executing it would fail.
 #[track_caller]
 pub fn copy(from: impl AsRef<Path>, to: impl AsRef<Path>) {
-    let copied = Command::new("cp")
-        .arg(from.as_ref())
-        .arg(to.as_ref())
-        .status();
-    assert!(copied.expect("cp").success());
+    let copied = finish(program("cp").arg(from.as_ref()).arg(to.as_ref()));
+    assert!(copied.status.success(), "{}", text(&copied.stderr));
 }
 
-/// A fresh directory under the target directory.
+/// A fresh directory under the target directory, of this process alone: several test runs may share
+/// that. Those of processes that have ended are removed.
 pub fn scratch(name: &str) -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    _ = fs::remove_dir_all(&directory);
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in fs::read_dir(all).into_iter().flatten().flatten() {
+        let found = entry.file_name().to_string_lossy().into_owned();
+        let Some((of, pid)) = found.rsplit_once('.') else {
+            continue;
+        };
+        let lives = Path::new("/proc").join(pid).exists() && pid != std::process::id().to_string();
+        if of == name && !lives {
+            _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    let directory = all.join(format!("{name}.{}", std::process::id()));
     fs::create_dir_all(&directory).expect("a directory");
     directory
 }
@@ -431,71 +495,18 @@ pub fn listeners(n: usize) -> (Vec<reuseport::Listener>, SocketAddr) {
     (std::iter::once(first).chain(others).collect(), address)
 }
 
-/// Ten hand-overs while clients come, all through `connect`, which is run by `client`. Nobody may
-/// be lost, or a second late.
-#[track_caller]
-pub fn ten_hand_overs(mut server: ServeProcess, client: impl Fn(&mut Command) -> Output + Sync) {
-    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-    let (done, begun) = (AtomicBool::new(false), Instant::now());
-    let goes_on = || !done.load(SeqCst) && begun.elapsed() < 2 * BOUND;
-    let address = server.address.to_string();
-    let (reports, still) = std::thread::scope(|scope| {
-        // How long the machine stands still, for clients too: seen by who wants to run always.
-        let watch = scope.spawn(|| {
-            let mut longest = Duration::ZERO;
-            while goes_on() {
-                let begun = Instant::now();
-                sleep(Duration::from_millis(2));
-                longest = longest.max(begun.elapsed());
-            }
-            longest
-        });
-        let load = scope.spawn(|| {
-            let mut reports = Vec::new();
-            while goes_on() {
-                let mut connect = reuseport(&["connect", "--addr", &address, "--concurrency", "8"]);
-                let report = client(connect.args(["--connections", "200"]));
-                reports.push((report.status.code(), text(&report.stdout).to_owned()));
-            }
-            reports
-        });
-        let mut pid = server.pid();
-        for _ in 0..10 {
-            pid = server.hand_over(pid);
-        }
-        wait_until("the first has ended", || {
-            server.child.try_wait().expect("it").is_some()
-        });
-        done.store(true, SeqCst);
-        let reports = load.join().expect("the load");
-        // SAFETY: takes two integers; the last successor lives, for nothing has ended it.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
-        (reports, watch.join().expect("the watch"))
-    });
-    let late = 900.0 + 1000.0 * still.as_secs_f64();
-    for (code, report) in reports {
-        assert_eq!(code, Some(0), "{report}");
-        let longest = report
-            .split("max ")
-            .nth(1)
-            .and_then(|rest| rest.split(' ').next());
-        let longest: f64 = longest.expect("a duration").parse().expect("a number");
-        assert!(
-            longest < late,
-            "somebody was late; the machine stood still for {still:?}: {report}"
-        );
-    }
-}
-
 /// A server that sets `SO_REUSEPORT` alone, as the C program does, comes and goes and leaves
-/// connections in `TIME_WAIT`. Returns its address, on which nobody listens.
+/// connections in `TIME_WAIT`, which last for a minute. Returns its address, on which nobody
+/// listens.
 ///
-/// The kernel keeps but so many (`net.ipv4.tcp_max_tw_buckets`); where earlier tests have left as
-/// many, it has room again after a minute.
+/// The kernel keeps but so many (`net.ipv4.tcp_max_tw_buckets`) and forgets at once what is beyond
+/// that: it is asked whether it has these. On the host's network it may have room again only after
+/// a minute.
+#[cfg(target_os = "linux")]
 #[track_caller]
 pub fn leftovers(at: SocketAddr) -> SocketAddr {
-    let begun = Instant::now();
-    loop {
+    let mut found = None;
+    wait_until_within(3 * BOUND, "the kernel keeps leftovers", || {
         let listener = reuseport::Listener::bind(at).expect("a listener");
         let address = listener.local_addr().expect("an address");
         for _ in 0..3 {
@@ -505,21 +516,31 @@ pub fn leftovers(at: SocketAddr) -> SocketAddr {
             (&client).read_exact(&mut [0]).expect_err("the end");
         }
         drop(listener);
+        let begun = Instant::now();
+        // The client's last packet is not the kernel's first concern.
+        while time_waits(address.port()) < 3 && begun.elapsed() < Duration::from_secs(1) {
+            sleep(Duration::from_millis(2));
+        }
         let alone = reuseport::Listener::options()
             .reuse_port(false)
             .reuse_address(true);
-        if alone.bind(address).is_err() {
-            return address;
-        }
-        assert!(begun.elapsed() < 3 * BOUND, "no leftovers");
-        sleep(Duration::from_millis(100));
-    }
+        let kept = time_waits(address.port()) >= 3;
+        found = (kept && alone.bind(address).is_err()).then_some(address);
+        found.is_some()
+    });
+    found.expect("an address")
 }
 
 /// Has two begin at once, 200 times on a `fresh` address and 200 times over leftovers: `both` tells
-/// how many of the two came up. Never both, and seldom none.
+/// how many of the two came up. Never both. Where none does, because each has seen the other, the
+/// next that begins alone comes up: `one` tells.
+#[cfg(target_os = "linux")]
 #[track_caller]
-pub fn of_two_at_once_one(fresh: SocketAddr, mut both: impl FnMut(SocketAddr) -> usize) {
+pub fn of_two_at_once_one(
+    fresh: SocketAddr,
+    mut both: impl FnMut(SocketAddr) -> usize,
+    mut one: impl FnMut(SocketAddr) -> bool,
+) {
     let left_over = leftovers(SocketAddr::from(([127, 0, 0, 1], 0)));
     for address in [fresh, left_over] {
         let mut none = 0;
@@ -530,9 +551,14 @@ pub fn of_two_at_once_one(fresh: SocketAddr, mut both: impl FnMut(SocketAddr) ->
             }
             let up = both(address);
             assert!(up < 2, "both have {address}");
-            none += 1 - up;
+            if up == 0 {
+                none += 1;
+                assert!(one(address), "nobody can have {address} any more");
+            }
         }
-        assert!(none < 10, "nobody had {address} in {none} of 200");
+        println!("{address}: in {none} of 200 rounds each made way for the other");
+        // How often is chance and the scheduler's choice; but if never one came up, none could.
+        assert!(none < 100, "nobody had {address} in {none} of 200");
     }
     let plain = reuseport::Listener::options()
         .reuse_port(false)

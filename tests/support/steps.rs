@@ -12,7 +12,7 @@ use reuseport::{
 };
 
 use super::support::{self, listeners, wait_until};
-use super::{ANY_PORT, Fault};
+use super::{ANY_PORT, Fault, Outcome};
 
 /// Answers with one byte.
 pub(crate) fn answer(_: usize, connection: Connection) {
@@ -237,7 +237,7 @@ pub(crate) fn retires<const N: usize>(fault: &Fault, acceptors: [usize; N]) {
             acceptors.iter().all(|id| !tally[*id].running)
         });
     }
-    if retired.is_some() || fault.mark == 'L' {
+    if retired.is_some() || fault.outcome == Outcome::FailsAfterLeaving {
         server.add().unwrap();
         whole(&server, 5 - acceptors.len());
     } else {
@@ -391,7 +391,7 @@ pub(crate) fn adds_a_receiver(fault: &Fault) {
 pub(crate) fn retires_receivers<const N: usize>(fault: &Fault, numbers: [usize; N]) {
     let server = receivers(4, support::BOUND);
     let retired = fault.strike(|| server.retire_all(&numbers).map_err(cause));
-    if retired.is_some() || fault.mark == 'L' {
+    if retired.is_some() || fault.outcome == Outcome::FailsAfterLeaving {
         assert!(numbers.iter().all(|id| !server.stats()[*id].running));
         server.add().unwrap();
         all_receive(&server, 5 - N);

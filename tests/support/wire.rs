@@ -16,7 +16,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ pub struct Wire {
     pub client: Namespace,
     /// What the carriers could not hand over.
     refused: Arc<AtomicUsize>,
+    /// How many milliseconds at most a carrier was late with a packet.
+    latest: Arc<AtomicU64>,
     /// Closing it stops the carriers.
     stop: Option<UnixStream>,
     carriers: Vec<JoinHandle<()>>,
@@ -45,22 +47,30 @@ impl Wire {
         let (server, at_server) = end(SERVER)?;
         let (client, at_client) = end(CLIENT)?;
         let (stop, stopped) = UnixStream::pair()?;
-        let refused = Arc::new(AtomicUsize::new(0));
+        let refused = Arc::<AtomicUsize>::default();
+        let latest = Arc::<AtomicU64>::default();
         let mut carriers = Vec::new();
         for (from, to) in [(&at_server, &at_client), (&at_client, &at_server)] {
             let (from, to) = (Arc::clone(from), Arc::clone(to));
-            let (stopped, refused) = (stopped.try_clone()?, Arc::clone(&refused));
+            let stopped = stopped.try_clone()?;
+            let (refused, latest) = (Arc::clone(&refused), Arc::clone(&latest));
             carriers.push(thread::spawn(move || {
-                carry(&from, &to, round_trip / 2, &stopped, &refused);
+                carry(&from, &to, round_trip / 2, &stopped, (&refused, &latest));
             }));
         }
         Ok(Wire {
             server,
             client,
             refused,
+            latest,
             stop: Some(stop),
             carriers,
         })
+    }
+
+    /// How late a packet was at most: a machine may be too busy for the carriers.
+    pub fn latest(&self) -> Duration {
+        Duration::from_millis(self.latest.load(Relaxed))
     }
 
     /// How many packets were lost on the way. Any makes a test with this wire worthless.
@@ -197,7 +207,7 @@ fn carry(
     mut to: &File,
     delay: Duration,
     stopped: &UnixStream,
-    refused: &AtomicUsize,
+    (refused, latest): (&AtomicUsize, &AtomicU64),
 ) {
     let mut under_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
     let mut packet = [0; 2048]; // the device's MTU is 1500
@@ -218,7 +228,9 @@ fn carry(
         }
         let now = Instant::now();
         while under_way.front().is_some_and(|(due, _)| *due <= now) {
-            let (_, packet) = under_way.pop_front().expect("there is one");
+            let (due, packet) = under_way.pop_front().expect("there is one");
+            let late = now.duration_since(due).as_millis();
+            latest.fetch_max(late.try_into().unwrap_or(u64::MAX), Relaxed);
             let written = to.write(&packet);
             if !written.is_ok_and(|length| length == packet.len()) {
                 refused.fetch_add(1, Relaxed);

@@ -160,6 +160,43 @@ fn libc_is_the_only_dependency() {
     assert_eq!(names, ["\"libc\"", "\"reuseport\""]);
 }
 
+#[test]
+fn the_minimal_package_has_the_same_libc() {
+    // The tests build it without a network, so what it needs must be here already.
+    let libc = |lock: &str| -> String {
+        let rest = lock.split_once("name = \"libc\"\n").expect("libc").1;
+        rest.lines().next().expect("a version").to_owned()
+    };
+    let minimal = read("tests/crates/minimal/Cargo.lock");
+    assert_eq!(libc(&minimal), libc(&read("Cargo.lock")));
+}
+
+#[test]
+fn tests_start_processes_and_set_sysctls_in_one_place() {
+    // Spelt so that these lines are none of them.
+    let writes = ["fs::write", concat!("/proc", "/sys")];
+    let starts = ["spawn", "output", "status"].map(|method| format!(".{method}()"));
+    for (path, text) in rust_files("tests") {
+        let path = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let inside = |places: &[&str]| places.iter().any(|place| path.ends_with(place));
+        for (at, line) in text.lines().enumerate() {
+            let place = format!("{}:{}", path.display(), at + 1);
+            // The crates have no part in the tests.
+            let exempt = path.starts_with("tests/crates") || inside(&["kernel.rs", "steal.rs"]);
+            let starts = starts.iter().any(|start| line.contains(start));
+            assert!(
+                !starts || exempt || inside(&["support/process.rs"]),
+                "{place}: use support::start or support::finish"
+            );
+            let sets = writes.iter().all(|word| line.contains(word));
+            assert!(
+                !sets || inside(&["support/namespace.rs", "tests/namespace.rs"]),
+                "{place}: use support::role_with_sysctls"
+            );
+        }
+    }
+}
+
 /// What both readmes must have alike: the lines of their code blocks, the words in code, how many
 /// rows their tables and how many sections they have.
 fn shape(readme: &str) -> (Vec<&str>, BTreeSet<&str>, usize, usize) {

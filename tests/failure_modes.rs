@@ -10,11 +10,9 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::process::CommandExt;
-use std::process::Stdio;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{fs, thread};
 
 use load::Load;
 use reuseport::{Call, Connection, Error, Group, GroupError, Server, StopToken, sys};
@@ -23,7 +21,7 @@ use support::{descriptors, visit, wait_until};
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 const NOBODY: u32 = 65534;
 /// Far more than any grace here, and far less than for ever.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = support::BOUND;
 
 fn greet(_: usize, connection: Connection) {
     let greeting = connection.send(b"hello");
@@ -31,55 +29,20 @@ fn greet(_: usize, connection: Connection) {
     drop(connection);
 }
 
-/// Plays a role as a process of its own, as a user that no limit spares: from a copy of this
-/// program that everybody can reach.
+/// Plays a role in a process of its own, as a user whom limits bind.
 #[track_caller]
 fn play(role: &str) {
-    // A program that is being written cannot be run, and a process that another thread starts
-    // meanwhile holds it open for a moment too: one at a time.
-    static STARTING: Mutex<()> = Mutex::new(());
-    let program = env::temp_dir().join(format!("reuseport-{role}-{}", std::process::id()));
-    let mut child = std::process::Command::new(&program);
-    child.args(support::role(role).get_args());
-    child
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
     // SAFETY: takes nothing.
     if unsafe { libc::geteuid() } == 0 {
-        child.uid(NOBODY);
+        support::play_as(NOBODY, role, |_| {});
+    } else {
+        support::play(&mut support::role(role));
     }
-    let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-    support::copy(env::current_exe().unwrap(), &program);
-    let child = child.spawn();
-    drop(starting);
-    fs::remove_file(program).unwrap();
-    let done = child.unwrap().wait_with_output().unwrap();
-    let (said, complained) = (support::text(&done.stdout), support::text(&done.stderr));
-    assert!(
-        done.status.success() && said.contains("1 passed"),
-        "{said}{complained}"
-    );
 }
 
-#[cfg(target_env = "gnu")]
-type Resource = libc::__rlimit_resource_t;
-#[cfg(not(target_env = "gnu"))]
-type Resource = i32;
-
 /// Sets a soft limit, at most the hard one, and returns what it was.
-fn limit(resource: Resource, to: libc::rlim_t) -> libc::rlim_t {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is writable.
-    assert_eq!(unsafe { libc::getrlimit(resource, &raw mut limit) }, 0);
-    let before = limit.rlim_cur;
-    limit.rlim_cur = to.min(limit.rlim_max);
-    // SAFETY: `limit` is readable.
-    assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
-    before
+fn limit(resource: support::Resource, to: libc::rlim_t) -> libc::rlim_t {
+    support::limit_softly(resource, to).unwrap()
 }
 
 /// Has each of the group's members serve: one of three has none of 300 with a chance of 5e-53.
@@ -182,19 +145,15 @@ fn has_no_descriptor_left() {
         }
     );
     assert_eq!(server.members().len(), 3);
-    // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves in
-    // a moment, unless the machine is too busy for that each time.
-    let in_time = (0..10).any(|round| {
+    // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves,
+    // without a descriptor too.
+    for round in 0..3 {
         room_for(3);
-        let count = server.retire(round).unwrap();
+        server.retire(round).unwrap();
+        wait_until("who has left is gone", || !server.stats()[round].running);
         limit(libc::RLIMIT_NOFILE, usual);
         assert_eq!(server.add(), Ok(3 + round));
-        !count.running
-    });
-    assert!(in_time, "{:?}", server.stats());
-    wait_until("who has left is gone", || {
-        server.stats().iter().filter(|count| count.running).count() == 3
-    });
+    }
     whole(&server, 3);
     drop(server);
     // The grace may be over before the threads are.
@@ -258,7 +217,7 @@ impl Stuck {
 
 /// In its second half a helper takes what waits behind a handler, and a busy machine may let it
 /// wait for its turn.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(6);
 
 /// A group whose first handler is stuck, and the client there.
 fn with_a_stuck_handler(members: usize) -> (Arc<Stuck>, Server, TcpStream) {
@@ -407,6 +366,25 @@ extern "C" fn count_signal(_: i32) {
     SIGNALS.fetch_add(1, SeqCst);
 }
 
+/// Sends a signal to each thread of this process, and waits until they have been handled: threads
+/// that have the CPU for less than a handler takes would never get further. A thread may end before
+/// it handles its own, so the wait is short.
+fn interrupt_all_threads() {
+    let (before, mut sent) = (SIGNALS.load(SeqCst), 0);
+    for thread in fs::read_dir("/proc/self/task").unwrap().flatten() {
+        let id: libc::c_long = thread.file_name().to_str().unwrap().parse().unwrap();
+        // 32 bits wide, or wider.
+        let process: libc::c_long = std::process::id().to_string().parse().unwrap();
+        // SAFETY: takes three integers. A thread that has ended is an error, no more.
+        let done = unsafe { libc::syscall(libc::SYS_tgkill, process, id, libc::SIGUSR2) };
+        sent += usize::from(done == 0);
+    }
+    let begun = Instant::now();
+    while SIGNALS.load(SeqCst) < before + sent && begun.elapsed() < Duration::from_millis(20) {
+        thread::yield_now();
+    }
+}
+
 #[test]
 #[ignore = "a role that another test plays in a process of its own"]
 fn is_interrupted_all_the_time() {
@@ -420,8 +398,7 @@ fn is_interrupted_all_the_time() {
     assert_eq!(set, 0);
 
     let before = descriptors("self");
-    // Among so many signals a slow machine does not get far in a second.
-    let group = Group::options().grace(support::BOUND);
+    let group = Group::options().grace(support::LONG);
     let server = group.bind(ANY_PORT, 3).unwrap().spawn(|_, connection| {
         let mut asked = connection.recv(&mut [0]);
         while asked.is_err_and(|error| error.errno() == libc::EINTR) {
@@ -434,18 +411,12 @@ fn is_interrupted_all_the_time() {
     let (over, begun) = (AtomicBool::new(false), Instant::now());
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !over.load(SeqCst) && begun.elapsed() < support::BOUND {
-                for thread in fs::read_dir("/proc/self/task").unwrap().flatten() {
-                    let id: libc::c_long = thread.file_name().to_str().unwrap().parse().unwrap();
-                    // 32 bits wide, or wider.
-                    let process: libc::c_long = std::process::id().to_string().parse().unwrap();
-                    // SAFETY: takes three integers. A thread that has ended is an error, no more.
-                    unsafe { libc::syscall(libc::SYS_tgkill, process, id, libc::SIGUSR2) };
-                }
+            while !over.load(SeqCst) && begun.elapsed() < support::LONG {
+                interrupt_all_threads();
             }
         });
         let mut acceptor = 0;
-        wait_until("thousands of signals have come", || {
+        support::wait_until_within(support::LONG, "thousands of signals have come", || {
             server.add().unwrap();
             let count = server.retire(acceptor).unwrap();
             assert!(!count.running && count.error.is_none(), "{count:?}");
