@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use support::{BOUND, run};
+use support::{BOUND, finish, program, run};
 
 /// Runs the command. Where earlier tests have left as many connections in `TIME_WAIT` as the kernel
 /// keeps, there is room again after a minute.
@@ -136,7 +136,7 @@ claims! {
 
 /// Both of its pages.
 fn guide() -> String {
-    let pages = ["src/guide.rs", "src/guide/pitfalls.rs"];
+    let pages = ["src/guide/mod.rs", "src/guide/pitfalls.rs"];
     let path = |page| Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
     pages
         .map(|page| fs::read_to_string(path(page)).unwrap())
@@ -202,7 +202,7 @@ fn what_the_list_does_not_name_may_not_be_untried() {
 fn explain_isolated_does_not_see_the_machines_set_up() {
     let claims = ["--claim", "adding-loses-no-handshake"];
     let command = support::reuseport(&[]);
-    let mut machine = std::process::Command::new("unshare");
+    let mut machine = program("unshare");
     machine.args(["--net", "sh", "-c"]);
     machine.arg("sysctl -qw net.ipv4.tcp_syncookies=2; ip link set lo up; exec \"$@\"");
     machine.arg("sh").arg(command.get_program());
@@ -211,7 +211,7 @@ fn explain_isolated_does_not_see_the_machines_set_up() {
         return;
     }
 
-    let done = machine.output().unwrap();
+    let done = finish(&mut machine);
 
     let (out, err) = (support::text(&done.stdout), support::text(&done.stderr));
     if err.starts_with("unshare: ") {
@@ -264,12 +264,12 @@ fn an_ordinary_claim_reads_well() {
 #[test]
 fn what_could_not_be_measured_is_a_failure() {
     let command = support::reuseport(&[]);
-    let mut few = std::process::Command::new("sh");
+    let mut few = program("sh");
     few.args([
         "-c",
         "ulimit -n 6; exec \"$0\" explain --claim the-hash-spreads-evenly",
     ]);
-    let done = few.arg(command.get_program()).output().unwrap();
+    let done = finish(few.arg(command.get_program()));
     let (out, err) = (support::text(&done.stdout), support::text(&done.stderr));
     assert_eq!(done.status.code(), Some(1), "{out}{err}");
     assert!(out.contains("could not be measured\n"), "{out}");
