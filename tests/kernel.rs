@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use support::{BOUND, run};
+use support::{BOUND, finish, program, run};
 
 /// Runs the command. Where earlier tests have left as many connections in `TIME_WAIT` as the kernel
 /// keeps, there is room again after a minute.
@@ -27,17 +27,55 @@ fn explain(args: &[&str]) -> (i32, String, String) {
 #[track_caller]
 fn holds(function: &str) {
     let name = function.replace('_', "-");
-    let (code, out, err) = explain(&["explain", "--claim", &name]);
-    if out.contains(&format!("{name}: cannot be tried here")) {
+
+    for (mode, right) in [("claim", "holds"), ("counter", "does not hold")] {
+        let mut args = vec!["explain", "--claim", &name];
+        if mode == "counter" {
+            args.push("--counter");
+        }
+        let (code, out, err) = explain(&args);
+
         assert_eq!(code, 0, "{out}{err}");
-        return support::skip(&out);
+        if let Some(why) = why_untried(&out, &name) {
+            assert!(
+                may_be_untried(&name, mode, why),
+                "{name}, {mode}: untried, and tests/support/untried.txt does not list it: {why}"
+            );
+            support::skip(&out);
+            continue;
+        }
+        assert!(out.contains(&format!("{name}: {right}\n")), "{out}");
+        assert_eq!(out.contains("Counter-case: "), mode == "counter", "{out}");
     }
-    assert_eq!(code, 0, "{out}{err}");
-    assert!(out.contains(&format!("{name}: holds\n")), "{out}");
-    let (code, out, err) = explain(&["explain", "--claim", &name, "--counter"]);
-    assert_eq!(code, 0, "{out}{err}");
-    assert!(out.contains(&format!("{name}: does not hold\n")), "{out}");
-    assert!(out.contains("Counter-case: "), "{out}");
+}
+
+/// Why `explain` has not tried the claim: the last line of what it says of it.
+fn why_untried<'a>(out: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = out.split_once(&format!("{name}: cannot be tried here\n"))?;
+    let lines = rest.lines().take_while(|line| line.starts_with("    "));
+    lines.last().map(str::trim)
+}
+
+/// The list of what may be left untried, which .ci/setups reads, too: each reason, and its claims.
+fn untried_list() -> Vec<(String, Vec<String>)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/untried.txt");
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let rows = lines.filter_map(|line| line.split_once(": "));
+    let words = |names: &str| names.split(' ').map(str::to_owned).collect();
+    rows.map(|(reason, names)| (reason.to_owned(), words(names)))
+        .collect()
+}
+
+/// Whether the list lets the claim, or its counter-case, be untried for this reason.
+fn may_be_untried(name: &str, mode: &str, why: &str) -> bool {
+    let list = untried_list();
+    let mut rows = list.iter().filter(|(reason, _)| why.starts_with(reason));
+    rows.any(|(_, names)| {
+        let all = names[0] == "all"; // "all but NAME..."
+        let mode_alone = format!("{name}/{mode}");
+        all != names.iter().any(|one| one == name || *one == mode_alone)
+    })
 }
 
 macro_rules! claims {
@@ -98,7 +136,7 @@ claims! {
 
 /// Both of its pages.
 fn guide() -> String {
-    let pages = ["src/guide.rs", "src/guide/pitfalls.rs"];
+    let pages = ["src/guide/mod.rs", "src/guide/pitfalls.rs"];
     let path = |page| Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
     pages
         .map(|page| fs::read_to_string(path(page)).unwrap())
@@ -120,6 +158,67 @@ fn the_guide_the_command_and_the_tests_have_the_same_claims() {
     // `--claim NAME` stands for any.
     let named = named.filter(|name| !name.is_empty());
     assert_eq!(named.collect::<BTreeSet<_>>(), listed.into_iter().collect());
+}
+
+/// The list names claims that exist, and no reason twice.
+#[test]
+fn the_list_of_what_may_be_untried_names_claims() {
+    let list = untried_list();
+
+    let reasons: BTreeSet<_> = list.iter().map(|(reason, _)| reason).collect();
+    assert_eq!(reasons.len(), list.len());
+    for (reason, names) in &list {
+        let skipped = if names[0] == "all" { 2 } else { 0 };
+        for word in &names[skipped..] {
+            let (name, mode) = word.split_once('/').unwrap_or((word, "claim"));
+            let function = name.replace('-', "_");
+            assert!(TESTED.contains(&function.as_str()), "{reason}: {word}");
+            assert!(["claim", "counter"].contains(&mode), "{reason}: {word}");
+        }
+    }
+}
+
+/// A reason lets only those claims be untried that need what is missing.
+#[test]
+fn what_the_list_does_not_name_may_not_be_untried() {
+    let cookies = "net.ipv4.tcp_syncookies is 2: the kernel remembers no handshake";
+    let no_bpf = "steering is refused: setsockopt: EPERM";
+    let lo_down = "the network interface lo is down";
+
+    assert!(may_be_untried(
+        "adding-loses-no-handshake",
+        "claim",
+        cookies
+    ));
+    assert!(!may_be_untried("a-udp-flow-stays", "claim", cookies));
+    assert!(may_be_untried("a-udp-flow-stays", "counter", no_bpf));
+    assert!(!may_be_untried("a-udp-flow-stays", "claim", no_bpf));
+    assert!(may_be_untried("a-udp-flow-stays", "claim", lo_down));
+    assert!(!may_be_untried("port-0-never-collides", "claim", lo_down));
+    assert!(!may_be_untried("a-udp-flow-stays", "claim", "no reason"));
+}
+
+#[test]
+fn explain_isolated_does_not_see_the_machines_set_up() {
+    let claims = ["--claim", "adding-loses-no-handshake"];
+    let command = support::reuseport(&[]);
+    let mut machine = program("unshare");
+    machine.args(["--net", "sh", "-c"]);
+    machine.arg("sysctl -qw net.ipv4.tcp_syncookies=2; ip link set lo up; exec \"$@\"");
+    machine.arg("sh").arg(command.get_program());
+    machine.args(["explain", "--isolated"]).args(claims);
+    if !support::tool("unshare") || !support::tool("ip") || !support::tool("sysctl") {
+        return;
+    }
+
+    let done = finish(&mut machine);
+
+    let (out, err) = (support::text(&done.stdout), support::text(&done.stderr));
+    if err.starts_with("unshare: ") {
+        return support::skip(err);
+    }
+    assert_eq!(done.status.code(), Some(0), "{out}{err}");
+    assert!(out.contains("no-handshake: holds\n"), "{out}{err}");
 }
 
 /// What the guide says elsewhere is proved by a test that it names: `tests/FILE.rs`.
@@ -165,12 +264,12 @@ fn an_ordinary_claim_reads_well() {
 #[test]
 fn what_could_not_be_measured_is_a_failure() {
     let command = support::reuseport(&[]);
-    let mut few = std::process::Command::new("sh");
+    let mut few = program("sh");
     few.args([
         "-c",
         "ulimit -n 6; exec \"$0\" explain --claim the-hash-spreads-evenly",
     ]);
-    let done = few.arg(command.get_program()).output().unwrap();
+    let done = finish(few.arg(command.get_program()));
     let (out, err) = (support::text(&done.stdout), support::text(&done.stderr));
     assert_eq!(done.status.code(), Some(1), "{out}{err}");
     assert!(out.contains("could not be measured\n"), "{out}");

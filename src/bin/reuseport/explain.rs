@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::Failure;
 use crate::args::Args;
-use crate::claims::{CLAIMS, Claim, Seen, Snag};
+use crate::claims::{CLAIMS, Claim, Seen, Setup, Snag};
 use crate::output::print;
 
 pub(crate) const HELP: &str = "\
@@ -14,11 +14,24 @@ Usage: reuseport explain [OPTIONS]
 
   --claim NAME       this claim alone
   --counter          the counter-cases instead, in which no claim may hold
+  --isolated         in a network namespace of its own, with the kernel's default set-up (Linux)
   --list             only name the claims
 
 The guide is the module `guide` of the library's documentation. The sockets are on the loopback, on
-free ports. A claim that this machine cannot try (that takes root, IPv6, another kernel) is told.
+free ports. Before it tries the claims, `explain` looks at what this machine's set-up lets it try.
+It says of a claim that needs more (root, IPv6, another sysctl or kernel) that it cannot be tried
+here, and why. With --isolated, the sysctls of the network are those that the kernel starts with.
 ";
+
+/// Moves this process into a network namespace of its own.
+fn isolate() -> Result<(), Failure> {
+    #[cfg(linux_kernel)]
+    let moved = crate::claims::isolated::isolate();
+    #[cfg(not(linux_kernel))]
+    let moved = Err("network namespaces exist on Linux only".to_owned());
+    let failed = |why| Failure::Failed(format!("--isolated: no network namespace: {why}"));
+    moved.map_err(failed)
+}
 
 /// What came of them all: as many of each.
 #[derive(Default)]
@@ -34,6 +47,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         CLAIMS.iter().find(|claim| name(claim) == value)
     })?;
     let (counter, list) = (args.flag("--counter"), args.flag("--list"));
+    let isolated = args.flag("--isolated");
     args.finish()?;
     let mut claims = CLAIMS
         .iter()
@@ -42,13 +56,17 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         claims.for_each(|claim| print(&format!("{}\n", name(claim))));
         return Ok(());
     }
+    if isolated {
+        isolate()?;
+    }
     let (mut sum, begun, mut chapter) = (Sum::default(), Instant::now(), "");
+    let setup = Setup::look(claims.clone(), counter);
     claims.by_ref().for_each(|claim| {
         if chapter != claim.chapter {
             chapter = claim.chapter;
             print(&format!("{chapter}\n\n"));
         }
-        sum.try_one(claim, counter);
+        sum.try_one(claim, counter, &setup);
     });
     print(&format!(
         "{} hold, {} do not, {} cannot be tried here; in {:.1?}\n",
@@ -70,27 +88,27 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
 }
 
 impl Sum {
-    fn try_one(&mut self, claim: &Claim, counter: bool) {
+    fn try_one(&mut self, claim: &Claim, counter: bool, setup: &Setup) {
         let begun = Instant::now();
-        let (verdict, what) = match (claim.try_it)(counter) {
+        let after = |what| format!("{what} ({:.0?})", begun.elapsed());
+        let (verdict, what) = match setup.try_claim(claim, counter) {
             Ok(Seen { holds: true, what }) => {
                 self.hold += 1;
-                ("holds", what)
+                ("holds", after(what))
             }
             Ok(Seen { holds: false, what }) => {
                 self.fail += 1;
-                ("does not hold", what)
+                ("does not hold", after(what))
             }
             Err(Snag::Broken(what)) => {
                 self.unmeasured += 1;
-                ("could not be measured", what)
+                ("could not be measured", after(what))
             }
             Err(Snag::NotHere(what)) => {
                 self.not_here += 1;
                 ("cannot be tried here", what)
             }
         };
-        let took = begun.elapsed();
         let (name, says) = (name(claim), claim.says);
         let unless = if counter {
             format!("\n    Counter-case: {}.", claim.counter)
@@ -98,7 +116,7 @@ impl Sum {
             String::new()
         };
         print(&format!(
-            "{name}: {verdict}\n    {says}{unless}\n    {what} ({took:.0?})\n\n"
+            "{name}: {verdict}\n    {says}{unless}\n    {what}\n\n"
         ));
     }
 }

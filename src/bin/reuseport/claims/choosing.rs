@@ -1,6 +1,6 @@
 //! Which listener gets the SYN.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process;
 
 use reuseport::{Listener, steering};
@@ -8,18 +8,13 @@ use reuseport::{Listener, steering};
 use super::tools::{any_port, client_from, drain, group, who};
 use super::{Snag, Tried, seen};
 
-/// From an address of its own for each connection: ports come back too soon, and the same
+/// Each connection comes from an address of its own: ports come back too soon, and the same
 /// four-tuple would be counted twice.
 pub(super) fn the_hash_spreads_evenly(counter: bool) -> Tried {
     let (members, address) = group(if counter { 5 } else { 4 })?;
     let mut counts = [0_u32; 4];
-    for hundred in 0..40 {
-        let sources = (0..100).map(|n| Ipv4Addr::from(0x7F01_0000 + 100 * hundred + n));
-        let clients = sources.map(|ip| client_from(SocketAddr::from((ip, 0)), address));
-        let clients = clients.collect::<Result<Vec<_>, _>>()?;
-        for (member, count) in drain(&members, clients.len())?.into_iter().enumerate() {
-            counts[member.min(3)] += u32::try_from(count)?;
-        }
+    for (member, count) in who(&members, address, 4000)?.into_iter().enumerate() {
+        counts[member.min(3)] += u32::try_from(count)?;
     }
     let square = |count: &u32| (f64::from(*count) - 1000.0).powi(2) / 1000.0;
     let chi: f64 = counts.iter().map(square).sum();

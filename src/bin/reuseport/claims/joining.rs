@@ -1,15 +1,17 @@
 //! Who may join, and when.
 
 use core::ffi::c_int;
+use core::net::SocketAddr;
 use std::env;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 
 use reuseport::{Listener, sys};
 
-use super::tools::{NOBODY, REFUSED, any_port, aside, bind, clients, fates, group, listen, member};
-use super::tools::{open, set, told, who};
+use super::tools::{BOUND, NOBODY, REFUSED, act_as, any_port, aside, bind, check, client, fates};
+use super::tools::{group, listen, member, open, set, told, who};
 use super::{Snag, Tried, seen};
 
 pub(super) fn membership_begins_at_listen(counter: bool) -> Tried {
@@ -50,8 +52,13 @@ pub(super) fn a_second_program_joins_in_silence(counter: bool) -> Tried {
         .take()
         .ok_or_else(|| Snag::Broken("no pipe".into()))?;
     let mut said = String::new(); // that it listens, or why it does not
+    readable(&stderr)?;
     BufReader::new(stderr).read_line(&mut said)?;
-    let [ours, theirs, _] = fates(&[first], &clients(60, address)?)?;
+    let (first, mut ours, mut theirs) = ([first], 0, 0);
+    for _ in 0..60 {
+        let [here, there, _] = fates(&first, &[], &[client(address)?])?;
+        (ours, theirs) = (ours + here, theirs + there);
+    }
     let what = format!(
         "{ours} of 60 here, {theirs} there; it says: {}",
         said.trim()
@@ -60,6 +67,24 @@ pub(super) fn a_second_program_joins_in_silence(counter: bool) -> Tried {
         said.contains("listening on") && ours > 0 && theirs > 0,
         what,
     )
+}
+
+/// Waits until there is something to read, or the end.
+fn readable(fd: &impl AsRawFd) -> Result<(), Snag> {
+    let (fd, events) = (fd.as_raw_fd(), libc::POLLIN);
+    let mut wanted = libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    };
+    let bound = c_int::try_from(BOUND.as_millis())?;
+    // SAFETY: `wanted` is readable and writable, and the only one.
+    match check(unsafe { libc::poll(&raw mut wanted, 1, bound) })? {
+        0 => Err(Snag::Broken(format!(
+            "the other program said nothing within {BOUND:?}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// A process that ends with this value.
@@ -75,14 +100,8 @@ impl Drop for Other {
 pub(super) fn another_user_is_refused(counter: bool) -> Tried {
     let (_members, address) = group(1)?;
     aside(move || {
-        let user = |id| {
-            // SAFETY: takes an integer. It changes this thread alone, which then ends.
-            libc::uid_t::try_from(unsafe { libc::setfsuid(id) })
-        };
-        // It returns who the thread was; nobody has the number -1, so that only asks.
-        let ours = user(libc::uid_t::MAX)?;
-        user(if counter { ours } else { NOBODY })?;
-        let became = user(libc::uid_t::MAX)?;
+        let ours = act_as(libc::uid_t::MAX)?; // no user has this number
+        let became = act_as(if counter { ours } else { NOBODY })?;
         if !counter && (ours == NOBODY || became != NOBODY) {
             return Err(Snag::NotHere("it takes root to act as another user".into()));
         }
@@ -142,28 +161,78 @@ pub(super) fn the_claim_keeps_others_out(counter: bool) -> Tried {
 
 /// 28 sockets take a port among 32. By chance no two have the same once in 10^8 runs.
 pub(super) fn port_0_never_collides(counter: bool) -> Tried {
-    const IP_LOCAL_PORT_RANGE: c_int = 51; // linux/in.h, since 6.3
-    const RANGE: u32 = 0x9C5F_9C40; // 40000 to 40031
     let kind = if counter {
         libc::SOCK_DGRAM
     } else {
         sys::SOCK_STREAM
     };
-    let mut taken = Vec::new();
-    for _ in 0..28 {
-        let socket: Listener = open(kind, any_port().ip())?;
-        set(&socket, sys::SOL_SOCKET, sys::SO_REUSEPORT, 1)?;
-        if set(&socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, RANGE).is_err() {
-            return Err(Snag::NotHere(
-                "IP_LOCAL_PORT_RANGE came with Linux 6.3".into(),
-            ));
-        }
-        bind(&socket, any_port())?;
-        taken.push((socket.local_addr()?.port(), socket));
+    let window = port_window()?;
+    let sockets: Vec<_> = (0..28)
+        .map(|_| among(kind, window))
+        .collect::<Result<_, _>>()?;
+    let mut ports = Vec::new();
+    for socket in &sockets {
+        ports.push(socket.local_addr()?.port());
     }
-    let mut ports: Vec<_> = taken.iter().map(|(port, _)| port).collect();
     ports.sort_unstable();
     ports.dedup();
     let what = format!("28 sockets with the option got {} ports of 32", ports.len());
-    seen(ports.len() == taken.len(), what)
+    seen(ports.len() == sockets.len(), what)
+}
+
+/// A socket with the option on port 0, which the kernel chooses among the 32 from `first` on.
+fn among(kind: c_int, first: u16) -> Result<Listener, Snag> {
+    const IP_LOCAL_PORT_RANGE: c_int = 51; // linux/in.h, since 6.3
+    let range = u32::from(first + 31) << 16 | u32::from(first);
+    let socket: Listener = open(kind, any_port().ip())?;
+    set(&socket, sys::SOL_SOCKET, sys::SO_REUSEPORT, 1)?;
+    if let Err(error) = set(&socket, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, range) {
+        let why = format!("no IP_LOCAL_PORT_RANGE, which came with Linux 6.3: {error}");
+        return Err(Snag::NotHere(why));
+    }
+    bind(&socket, any_port())?;
+    Ok(socket)
+}
+
+/// The first of 32 ports, free for TCP and UDP, from which the kernel lets a socket choose. It
+/// ignores a range that is not within `net.ipv4.ip_local_port_range`.
+pub(super) fn port_window() -> Result<u16, Snag> {
+    for _ in 0..100 {
+        let first = Listener::options().bind(any_port())?.local_addr()?.port();
+        if first > u16::MAX - 31 {
+            continue;
+        }
+        let mut taken = Vec::new();
+        for kind in [sys::SOCK_STREAM, libc::SOCK_DGRAM] {
+            let free = |port| {
+                let socket: Listener = open(kind, any_port().ip())?;
+                let address = SocketAddr::new(any_port().ip(), port);
+                bind(&socket, address).map(|()| socket)
+            };
+            taken.extend((first..=first + 31).map_while(|port| free(port).ok()));
+        }
+        let free = taken.len() == 64;
+        drop(taken);
+        if free && chosen_within(first)? {
+            return Ok(first);
+        }
+    }
+    let why = "net.ipv4.ip_local_port_range has no 32 free ports in a row";
+    Err(Snag::NotHere(why.into()))
+}
+
+/// Whether the kernel lets sockets choose among the 32 ports from `first` on: it has given 8 of
+/// them, which by chance it does not do where it ignores the range.
+fn chosen_within(first: u16) -> Result<bool, Snag> {
+    let mut chosen = Vec::new();
+    for _ in 0..8 {
+        match among(sys::SOCK_STREAM, first) {
+            Ok(socket) => chosen.push(socket),
+            Err(Snag::Broken(_)) => return Ok(false), // another range has no port left
+            Err(snag) => return Err(snag),
+        }
+    }
+    let mut addresses = chosen.iter().map(Listener::local_addr);
+    let within = |at: Result<SocketAddr, _>| at.is_ok_and(|at| at.port().wrapping_sub(first) < 32);
+    Ok(addresses.all(within))
 }

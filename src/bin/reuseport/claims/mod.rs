@@ -6,13 +6,21 @@
 
 use std::error::Error;
 
+use needs::Need;
+pub(crate) use needs::Setup;
+
 mod binding;
 #[cfg(linux_kernel)]
 mod choosing;
 #[cfg(linux_kernel)]
+pub(crate) mod isolated;
+#[cfg(linux_kernel)]
 mod joining;
 #[cfg(linux_kernel)]
 mod leaving;
+#[cfg(linux_kernel)]
+mod look;
+mod needs;
 #[cfg(linux_kernel)]
 mod queue;
 mod sockets;
@@ -31,8 +39,11 @@ pub(crate) struct Claim {
     pub(crate) says: &'static str,
     /// In which case it is false.
     pub(crate) counter: &'static str,
+    /// What it takes to try either, and what the counter-case takes besides.
+    needs: &'static [Need],
+    counter_needs: &'static [Need],
     /// Tries it, or the counter-case.
-    pub(crate) try_it: fn(counter: bool) -> Tried,
+    try_it: fn(counter: bool) -> Tried,
 }
 
 /// Whether it is as the claim says, and what was measured.
@@ -63,17 +74,21 @@ fn seen(holds: bool, what: impl Into<String>) -> Tried {
     Ok(Seen { holds, what })
 }
 
-/// The table, chapter by chapter: on which kernels it is tried, by what, what it says, and the
-/// counter-case.
+/// The table, chapter by chapter: on which kernels it is tried, by what, [what it needs], what it
+/// says, and the counter-case, behind [what that needs besides].
 macro_rules! claims {
     ($($chapter:literal {
-        $($os:ident $module:ident::$function:ident $says:literal unless $counter:literal)*
+        $($os:ident $module:ident::$function:ident
+            $([$($need:ident $(($($version:literal),*))?),*])?
+            $says:literal unless $([$($more:ident),*])? $counter:literal)*
     })*) => {
         pub(crate) const CLAIMS: &[Claim] = &[$($(Claim {
             name: stringify!($function),
             chapter: $chapter,
             says: $says,
             counter: $counter,
+            needs: &[$($(Need::$need $(($($version),*))?),*)?],
+            counter_needs: &[$($(Need::$more),*)?],
             try_it: on!($os $module::$function),
         },)*)*];
     };
@@ -97,10 +112,10 @@ claims! {
     linux joining::membership_begins_at_listen
         "A TCP socket is in the group from listen on; bound alone, it gets nothing."
         unless "it listens as well"
-    linux queue::listen_again_keeps_the_place
+    linux queue::listen_again_keeps_the_place [Steering, Queue]
         "listen on a socket that listens changes its backlog and nothing else."
         unless "it was shut down in between"
-    every binding::a_failed_bind_may_go_unnoticed
+    every binding::a_failed_bind_may_go_unnoticed [NoTraffic]
         "After a bind that failed, listen succeeds: on a port that nobody knows."
         unless "bind does not fail"
 }
@@ -110,22 +125,22 @@ claims! {
         unless "one member has two sockets"
     linux choosing::same_four_tuple_same_listener
         "The same four-tuple goes to the same listener while the group stays as it is."
-        unless "a program chooses at random"
+        unless [Steering] "a program chooses at random"
     linux choosing::a_specific_address_beats_the_wildcard
         "A listener on the address itself takes all of its connections from the wildcard."
         unless "both are on the wildcard"
-    linux choosing::ipv4_wildcard_beats_dual_stack
+    linux choosing::ipv4_wildcard_beats_dual_stack [Ipv6]
         "0.0.0.0 takes all IPv4 connections from a [::] that takes both families."
         unless "both are [::]"
 }
 "Who may join" {
-    every binding::every_socket_needs_the_option
+    every binding::every_socket_needs_the_option [NoTraffic]
         "One socket without the option, the first or the second: bind fails with EADDRINUSE."
         unless "both have set it"
-    linux joining::a_second_program_joins_in_silence
+    linux joining::a_second_program_joins_in_silence [Threads, Program]
         "Another program of the same user joins, takes its share, and nobody is told."
         unless "the first has bound without the option"
-    linux joining::another_user_is_refused
+    linux joining::another_user_is_refused [NoTraffic, Threads, OtherUser]
         "A socket that another user opens may not join: EADDRINUSE."
         unless "it is the same user"
     linux joining::leftovers_want_the_same_option
@@ -134,70 +149,70 @@ claims! {
     linux joining::the_claim_keeps_others_out
         "Bound and listening without the option, a socket refuses others until it is set."
         unless "it is set from the start"
-    linux joining::port_0_never_collides
+    linux joining::port_0_never_collides [NoTraffic, PortRange, NoAutobindReuse]
         "For TCP, port 0 is never a port that is in use, although all sockets have the option."
         unless "they are UDP sockets"
 }
 "When one leaves" {
-    linux leaving::close_resets_the_queue
+    linux leaving::close_resets_the_queue [NoMigration]
         "Closing a listener resets what waits in its queue, although a sibling listens; so does \
          shutting it down."
         unless "they were accepted before"
-    linux leaving::the_last_moves_into_the_hole
+    linux leaving::the_last_moves_into_the_hole [Steering]
         "When a member closes, the last one takes over its index."
         unless "another member closes"
-    linux leaving::adding_loses_no_handshake
+    linux leaving::adding_loses_no_handshake [Requests]
         "Handshakes under way survive it when members are added, and stay with their listener."
         unless "their listener closes, too"
-    linux leaving::shutdown_wakes_accept
+    linux leaving::shutdown_wakes_accept [Threads, Tasks]
         "shutdown(SHUT_RD) wakes a blocked accept, which fails with EINVAL."
         unless "close is called instead"
-    linux leaving::close_leaves_accept_asleep
+    linux leaving::close_leaves_accept_asleep [Threads, Tasks]
         "close does not wake a blocked accept: that still takes the next connection."
         unless "shutdown is called instead"
 }
 "Steering" {
-    linux steering::the_program_returns_an_index
+    linux steering::the_program_returns_an_index [Steering]
         "A program returns an index, and that is the order of the calls of listen."
         unless "no program is attached"
-    linux steering::a_failing_load_is_index_0
+    linux steering::a_failing_load_is_index_0 [Steering]
         "A program whose load fails ends with 0; the payload of a SYN is such a load."
         unless "it loads nothing"
-    linux steering::an_index_out_of_range_is_the_hash
+    linux steering::an_index_out_of_range_is_the_hash [Steering, Linux(5, 3)]
         "An index that no member has leaves the choice to the hash."
         unless "a member has it"
-    linux steering::incoming_cpu_is_obeyed
+    linux steering::incoming_cpu_is_obeyed [Threads, Affinity, Linux(6, 2)]
         "SO_INCOMING_CPU gives a member all that its CPU receives, if no other names that CPU."
         unless "the other names it, too"
-    linux steering::steering_needs_no_privilege
+    linux steering::steering_needs_no_privilege [NoTraffic, Steering, Threads, NoPrivilege]
         "Attaching a steering program takes no privilege."
         unless "the option is SO_RCVBUFFORCE"
-    linux steering::leaving_needs_no_privilege
+    linux steering::leaving_needs_no_privilege [NoTraffic, Steering, Threads, NoPrivilege]
         "A member can retire without a privilege, also where the kernel refuses the packet filter."
         unless "the sockets refuse every program (SO_LOCK_FILTER)"
 }
 "One slow thread" {
-    linux waiting::a_slow_thread_keeps_its_share_waiting
+    linux waiting::a_slow_thread_keeps_its_share_waiting [Steering, Threads]
         "A connection waits behind its busy acceptor while another acceptor idles."
         unless "there are spare threads"
-    linux waiting::hand_off_serves_what_waits
+    linux waiting::hand_off_serves_what_waits [Steering, Threads]
         "With hand-off, a spare thread serves what waits behind a handler that blocks."
         unless "there are no spare threads"
-    linux waiting::a_shared_listener_feeds_the_idle
+    linux waiting::a_shared_listener_feeds_the_idle [Threads]
         "With one listener for all acceptors, whoever is idle serves what waits."
-        unless "each has its own"
-    linux waiting::the_first_registered_epoll_wakes
+        unless [Steering] "each has its own"
+    linux waiting::the_first_registered_epoll_wakes [Threads, Tasks]
         "Of epolls that wait with EPOLLEXCLUSIVE, the one registered first wakes, and no other."
         unless "EPOLLEXCLUSIVE is not set"
 }
 "Backlog and overflow" {
     linux queue::a_backlog_of_n_queues_one_more
         "listen(fd, n) lets n + 1 connections wait; the next one gets no answer."
-        unless "listen is called again with a longer one"
+        unless [Queue] "listen is called again with a longer one"
     linux queue::overflow_costs_a_second
         "A SYN for a full queue is dropped, though a sibling's is empty; it comes again in 1 s."
-        unless "there is room"
-    linux queue::dropped_syns_come_every_second
+        unless [Queue] "there is room"
+    linux queue::dropped_syns_come_every_second [LinearSyns]
         "A SYN that is dropped again comes again after one more second, not two."
         unless "there is room by then"
     linux queue::a_reset_client_is_still_accepted
@@ -206,7 +221,7 @@ claims! {
     linux queue::without_descriptors_it_stays_queued
         "accept that fails with EMFILE leaves the connection in the queue."
         unless "there are descriptors"
-    linux queue::without_descriptors_accept_never_waits
+    linux queue::without_descriptors_accept_never_waits [NoTraffic]
         "On an empty queue, a blocking accept without descriptors fails at once: EMFILE."
         unless "there are descriptors"
 }
@@ -216,11 +231,11 @@ claims! {
         unless "it has the option, but is not bound"
     linux udp::a_udp_flow_stays
         "The datagrams of one flow go to one member while the group stays as it is."
-        unless "a program chooses at random"
+        unless [Steering] "a program chooses at random"
     linux udp::adding_a_udp_member_moves_flows
         "A new member moves flows, also from one old member to another."
         unless "none is added"
-    linux udp::a_udp_program_sees_the_payload
+    linux udp::a_udp_program_sees_the_payload [Steering]
         "A program sees a datagram from its first byte on, and may choose by it."
         unless "no program is attached"
     linux udp::closing_a_udp_socket_drops_in_silence
@@ -229,7 +244,7 @@ claims! {
     linux udp::a_connected_udp_socket_hears_its_peer
         "A connected member gets all that its peer sends, and nothing else."
         unless "it is not connected"
-    linux udp::a_connected_udp_socket_leaves_the_group
+    linux udp::a_connected_udp_socket_leaves_the_group [Steering, Linux(6, 13)]
         "A member that connects leaves the group: the last takes over its index."
         unless "it does not connect"
     linux udp::connected_to_itself_it_keeps_what_waits

@@ -1,119 +1,197 @@
 //! What waits to be accepted.
 
+use core::net::SocketAddr;
 use core::time::Duration;
 use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Instant;
-use std::{fs, thread};
 
 use reuseport::{Call, Error, Listener, sys};
 
-use super::tools::{A_WHILE, BOUND, always, any_port, client, clients, connect, group, listen};
-use super::tools::{member, open, queued, set, told, until, who};
+use super::tools::{BOUND, always, any_port, bind, check, client, clients, connect, group, listen};
+use super::tools::{member, open, queued, set, source, told, until, who};
 use super::{Snag, Tried, seen};
 
 pub(super) fn listen_again_keeps_the_place(counter: bool) -> Tried {
     let (members, address) = group(3)?;
+    let shorter = members[0].queue()?.limit / 2;
     if counter {
         // SAFETY: the descriptor is the listener's.
         unsafe { sys::shutdown(members[0].as_raw_fd(), sys::SHUT_RD) }?;
     }
-    listen(&members[0], 30)?;
+    listen(&members[0], shorter.try_into()?)?;
     members[0].attach_program(&always(0))?;
     let (counts, limit) = (who(&members, address, 20)?, members[0].queue()?.limit);
     seen(
-        counts[0] == 20 && limit == 30,
+        counts[0] == 20 && limit == shorter,
         format!("index 0: {counts:?}; backlog {limit}"),
     )
 }
 
 pub(super) fn a_backlog_of_n_queues_one_more(counter: bool) -> Tried {
-    let listener = Listener::options().backlog(3).bind(any_port())?;
+    let longest = Listener::bind(any_port())?.queue()?.limit;
+    let backlog = longest.saturating_sub(1).min(3); // there is a longer one, up to 0
+    let listener = Listener::options().backlog(backlog.try_into()?);
+    let listener = listener.bind(any_port())?;
     let address = listener.local_addr()?;
     if counter {
         listen(&listener, 8)?;
     }
-    let _four = clients(4, address)?;
-    queued(&listener, 4)?;
-    let wait = if counter { BOUND } else { A_WHILE };
-    let fifth = TcpStream::connect_timeout(&address, wait);
-    let silence = fifth
-        .as_ref()
-        .is_err_and(|error| error.kind() == ErrorKind::TimedOut);
-    seen(
-        silence,
-        format!("backlog 3: four wait; the fifth: {}", told(&fifth)),
-    )
+    let room = usize::try_from(backlog)? + 1;
+    let _waiting = clients(room, address)?;
+    queued(&listener, room)?;
+    let _next = begin(address)?;
+    let dropped = drops_the_next(&listener, room)?;
+    let answer = if dropped { "is dropped" } else { "waits, too" };
+    let what = format!("backlog {backlog}: {room} waiting; the next SYN {answer}");
+    seen(dropped, what)
 }
 
+/// A client whose SYN is sent. It does not wait for an answer.
+fn begin(to: SocketAddr) -> Result<Listener, Error> {
+    let client: Listener = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, to.ip())?;
+    set(&client, sys::IPPROTO_TCP, libc::TCP_SYNCNT, 6)?; // whatever net.ipv4.tcp_syn_retries is
+    bind(&client, source())?;
+    _ = connect(&client, to); // EINPROGRESS
+    Ok(client)
+}
+
+/// Waits until the kernel has dropped a SYN for `listener`, or lets it wait as well as the others.
+fn drops_the_next(listener: &Listener, others: usize) -> Result<bool, Snag> {
+    let others = u32::try_from(others)?;
+    let mut dropped = false;
+    until("the next SYN is dropped or answered", || {
+        listener.queue().is_ok_and(|queue| {
+            dropped = queue.drops > 0;
+            dropped || queue.len > others
+        })
+    })?;
+    Ok(dropped)
+}
+
+/// Not by the clock alone, for a busy machine is late by itself: the client's kernel tells when it
+/// sends the SYN again, and how often it did.
 pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
     let options = Listener::options().nonblocking(true);
-    let full = options
-        .backlog(if counter { 8 } else { 0 })
-        .bind(any_port())?;
+    let full = options.backlog(if counter { 8 } else { 0 });
+    let full = full.bind(any_port())?;
     let address = full.local_addr()?;
-    let empty = member(address)?;
-    full.attach_program(&always(0))?;
     let _first = client(address)?;
     queued(&full, 1)?;
+    let empty = member(address)?;
     let begun = Instant::now();
-    let second: Listener = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, address.ip())?;
-    _ = connect(&second, address); // EINPROGRESS
-    thread::sleep(Duration::from_millis(100)); // for so long there is no room
+    let (second, pause, dropped) = comes_to(&full, &empty)?;
     full.accept()?;
     until("the second is accepted", || full.accept().is_ok())?;
     let took = begun.elapsed();
-    // Also a machine that stands still makes it late; but then it has not come again.
-    let late = (Duration::from_millis(900)..Duration::from_millis(2900)).contains(&took)
-        && retransmits(&second)? > 0;
+    let sent_again = client_info(&second)?.sent_again;
     let beside = empty.queue()?.len;
-    seen(
-        late && beside == 0,
-        format!("accepted after {took:.1?}; its sibling had {beside}"),
-    )
+    let late = dropped && sent_again > 0 && pause == A_SECOND && took > A_SECOND * 9 / 10;
+    let what = format!(
+        "dropped: {dropped}; retransmissions: {sent_again}, the first due after {pause:?}; accepted \
+         after {took:.1?}; its sibling had {beside}"
+    );
+    seen(late && beside == 0, what)
 }
 
-/// Two seconds and a little, in which a client gets no answer.
-pub(super) fn dropped_syns_come_every_second(counter: bool) -> Tried {
-    let linear = fs::read_to_string("/proc/sys/net/ipv4/tcp_syn_linear_timeouts");
-    if !linear.is_ok_and(|text| text.trim() != "0") {
-        let why = "no net.ipv4.tcp_syn_linear_timeouts: it came with Linux 6.5";
-        return Err(Snag::NotHere(why.into()));
+/// A client whose SYN the hash gives to `full`, where one waits, and not to its sibling; the pause
+/// after which it sends the SYN again, and whether that was dropped.
+fn comes_to(full: &Listener, sibling: &Listener) -> Result<(Listener, Duration, bool), Snag> {
+    let address = full.local_addr()?;
+    for _ in 0..100 {
+        let dropped_before = full.queue()?.drops;
+        let client = begin(address)?;
+        let info = client_info(&client)?;
+        let (mut beside, mut dropped) = (false, false);
+        until("the SYN is dropped or answered", || {
+            beside = sibling.accept().is_ok();
+            beside
+                || full.queue().is_ok_and(|queue| {
+                    dropped = queue.drops > dropped_before;
+                    dropped || queue.len > 1
+                })
+        })?;
+        // A machine that stands still may have seen only the next pause.
+        if !beside && info.sent_again == 0 {
+            return Ok((client, info.pause, dropped));
+        }
     }
-    let full = Listener::options()
-        .nonblocking(true)
-        .backlog(0)
-        .bind(any_port())?;
+    Err(Snag::Broken(
+        "of 100 clients none came to this listener".into(),
+    ))
+}
+
+const A_SECOND: Duration = Duration::from_secs(1);
+
+/// A machine that stands still for a second may miss what it waits for: then once more.
+pub(super) fn dropped_syns_come_every_second(counter: bool) -> Tried {
+    let begun = Instant::now();
+    while begun.elapsed() < BOUND {
+        if let Some((pause, twice)) = sent_again(counter)? {
+            let what = if twice {
+                format!("the SYN is sent again, and once more {pause:?} later")
+            } else {
+                "the SYN is sent again once, and answered".into()
+            };
+            return seen(twice && pause == A_SECOND, what);
+        }
+    }
+    let why = format!("for {BOUND:?} this machine was too slow to look once a second");
+    Err(Snag::Broken(why))
+}
+
+/// Has a SYN dropped. Returns what the client's kernel tells when it has sent it again: the next
+/// pause; and whether it is then sent a second time.
+fn sent_again(counter: bool) -> Result<Option<(Duration, bool)>, Snag> {
+    let full = Listener::options().nonblocking(true).backlog(0);
+    let full = full.bind(any_port())?;
     let address = full.local_addr()?;
     let _first = client(address)?;
     queued(&full, 1)?;
-    let dropped: Listener = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, address.ip())?;
-    let begun = Instant::now();
-    _ = connect(&dropped, address); // EINPROGRESS
-    let mut retries = Vec::new();
-    while retries.len() < 2 && begun.elapsed() < Duration::from_millis(2900) {
-        thread::sleep(Duration::from_millis(1));
-        if retransmits(&dropped)? > retries.len() {
-            retries.push(begun.elapsed());
-        }
-        if counter && begun.elapsed() > A_WHILE {
-            _ = full.accept();
+    let dropped = begin(address)?;
+    drops_the_next(&full, 1)?;
+    if counter {
+        full.accept()?;
+        if client_info(&dropped)?.sent_again > 0 {
+            return Ok(None); // perhaps before there was room
         }
     }
-    seen(
-        retries.len() == 2,
-        format!("sent again after {retries:.1?}"),
-    )
+    let reaches = |count| {
+        let mut info = client_info(&dropped)?;
+        until("the SYN is sent again or answered", || {
+            if let Ok(now) = client_info(&dropped) {
+                info = now;
+            }
+            info.connected || info.sent_again >= count
+        })?;
+        Ok::<_, Snag>(info)
+    };
+    let first = reaches(1)?;
+    let second = reaches(2)?;
+    let seen_in_time = first.sent_again == 1;
+    Ok(seen_in_time.then_some((first.pause, !second.connected)))
 }
 
-/// How often the SYN was sent again: the 26th word of `struct tcp_info`, `tcpi_total_retrans`.
-fn retransmits(socket: &Listener) -> Result<usize, Snag> {
+/// What the kernel says of a client: `struct tcp_info`.
+struct Info {
+    connected: bool,
+    /// The pause before the SYN is sent again: `tcpi_rto`, the third word.
+    pause: Duration,
+    /// How often it was: `tcpi_total_retrans`, the 26th word.
+    sent_again: usize,
+}
+
+fn client_info(socket: &Listener) -> Result<Info, Snag> {
     let (mut info, mut len, fd) = ([0_u32; 26], 104, socket.as_raw_fd());
     let at = info.as_mut_ptr().cast();
     // SAFETY: `info` is writable for the 104 bytes that `len` states; the kernel writes no more.
     unsafe { sys::getsockopt(fd, sys::IPPROTO_TCP, libc::TCP_INFO, at, &raw mut len) }?;
-    Ok(info[25].try_into()?)
+    Ok(Info {
+        connected: info[0].to_ne_bytes()[0] == 1, // tcpi_state, TCP_ESTABLISHED
+        pause: Duration::from_micros(info[2].into()),
+        sent_again: info[25].try_into()?,
+    })
 }
 
 pub(super) fn a_reset_client_is_still_accepted(counter: bool) -> Tried {
@@ -138,25 +216,28 @@ pub(super) fn a_reset_client_is_still_accepted(counter: bool) -> Tried {
 }
 
 /// Accepts while no descriptor is to be had; in the counter-case there are some.
-fn accept_without_descriptors(listener: &Listener, counter: bool) -> Result<(), Error> {
+fn accept_without_descriptors(
+    listener: &Listener,
+    counter: bool,
+) -> Result<Result<(), Error>, Snag> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
     // SAFETY: `limit` is writable.
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
     let none = libc::rlimit {
         rlim_cur: 0,
         ..limit
     };
     if !counter {
         // SAFETY: `none` is readable. What is open stays open.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+        check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) })?;
     }
     let accepted = listener.accept().map(drop);
     // SAFETY: `limit` is readable, and what it was before.
-    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    accepted
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })?;
+    Ok(accepted)
 }
 
 const NONE_LEFT: Error = Error::new(Call::Accept, libc::EMFILE);
@@ -165,7 +246,7 @@ pub(super) fn without_descriptors_it_stays_queued(counter: bool) -> Tried {
     let listener = member(any_port())?;
     let _client = client(listener.local_addr()?)?;
     queued(&listener, 1)?;
-    let accepted = accept_without_descriptors(&listener, counter);
+    let accepted = accept_without_descriptors(&listener, counter)?;
     let waiting = listener.queue()?.len;
     let later = listener.accept();
     let what = format!(
@@ -188,7 +269,7 @@ pub(super) fn without_descriptors_accept_never_waits(counter: bool) -> Tried {
     };
     set(&listener, sys::SOL_SOCKET, libc::SO_RCVTIMEO, timeout)?;
     let begun = Instant::now();
-    let accepted = accept_without_descriptors(&listener, counter);
+    let accepted = accept_without_descriptors(&listener, counter)?;
     let took = begun.elapsed();
     seen(
         accepted == Err(NONE_LEFT),

@@ -7,7 +7,7 @@ use reuseport::steering::{self, Instruction};
 use reuseport::{Group, Listener, sys};
 
 use super::tools::{always, any_port, as_nobody, aside, bind, group, instruction, listen, member};
-use super::tools::{open, set, since, told, who};
+use super::tools::{open, set, stay_on_this_cpu, told, who};
 use super::{Tried, seen};
 
 #[cfg(target_os = "android")] // whose libc lacks the name
@@ -56,7 +56,6 @@ pub(super) fn a_failing_load_is_index_0(counter: bool) -> Tried {
 }
 
 pub(super) fn an_index_out_of_range_is_the_hash(counter: bool) -> Tried {
-    since(5, 3)?;
     let index = if counter { 1 } else { 99 };
     let counts = chosen_by(&always(index))?;
     seen(
@@ -66,16 +65,8 @@ pub(super) fn an_index_out_of_range_is_the_hash(counter: bool) -> Tried {
 }
 
 pub(super) fn incoming_cpu_is_obeyed(counter: bool) -> Tried {
-    since(6, 2)?;
     aside(move || {
-        // SAFETY: takes nothing.
-        let cpu = unsafe { libc::sched_getcpu() };
-        // SAFETY: the set is made of integers, for which zeros are a value.
-        let mut only: libc::cpu_set_t = unsafe { core::mem::zeroed() };
-        // SAFETY: the set has room for every CPU that the kernel here names.
-        unsafe { libc::CPU_SET(usize::try_from(cpu)?, &mut only) };
-        // SAFETY: the set is readable for its size; 0 is the calling thread, which soon ends.
-        unsafe { libc::sched_setaffinity(0, size_of_val(&only), &raw const only) };
+        let cpu = stay_on_this_cpu()?;
         let named = Listener::options().nonblocking(true).incoming_cpu(cpu);
         let first = if counter {
             named.bind(any_port())

@@ -1,13 +1,14 @@
 //! What the claims are tried with: sockets, clients, and waiting with a bound.
 
 use core::ffi::c_int;
-use core::net::SocketAddr;
+use core::net::{Ipv4Addr, SocketAddr};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use core::time::Duration;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
-use std::{fs, thread};
+use std::{fs, process, thread};
 
 use reuseport::steering::Instruction;
 use reuseport::{Call, Error, Listener, SockAddr, sys};
@@ -22,17 +23,24 @@ pub(super) const A_WHILE: Duration = Duration::from_millis(300);
 pub(super) const NOBODY: libc::uid_t = 65534;
 
 /// Waits until `condition` holds.
-pub(super) fn until(what: &str, mut condition: impl FnMut() -> bool) -> Result<(), Snag> {
+pub(super) fn until(what: &str, condition: impl FnMut() -> bool) -> Result<(), Snag> {
+    if comes(condition) {
+        return Ok(());
+    }
+    let why = format!("waited {BOUND:?} in vain until {what}");
+    Err(Snag::Broken(why))
+}
+
+/// Whether `condition` comes to hold.
+pub(super) fn comes(mut condition: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !condition() {
         if begun.elapsed() > BOUND {
-            return Err(Snag::Broken(format!(
-                "waited {BOUND:?} in vain until {what}"
-            )));
+            return false;
         }
         thread::sleep(Duration::from_micros(100));
     }
-    Ok(())
+    true
 }
 
 /// `setsockopt(2)`. A value that the option does not take is an error, no more.
@@ -78,8 +86,16 @@ pub(super) fn client_from(from: SocketAddr, to: SocketAddr) -> Result<TcpStream,
     Ok(client)
 }
 
+/// An address for one client, which no other client here has: so there are ports enough, whatever
+/// `net.ipv4.ip_local_port_range` is, and no four-tuple comes twice.
+pub(super) fn source() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = process::id().wrapping_mul(4096) + NEXT.fetch_add(1, Relaxed);
+    SocketAddr::from((Ipv4Addr::from(0x7F80_0000 | number & 0x7F_FFFF), 0))
+}
+
 pub(super) fn client(to: SocketAddr) -> Result<TcpStream, Error> {
-    client_from(any_port(), to)
+    client_from(source(), to)
 }
 
 pub(super) fn clients(n: usize, to: SocketAddr) -> Result<Vec<TcpStream>, Error> {
@@ -112,23 +128,46 @@ pub(super) fn drain(members: &[Listener], total: usize) -> Result<Vec<usize>, Sn
     Ok(counts)
 }
 
-/// Connects `times`: how many each listener got. By the hash one of two gets none of 60 with a
-/// chance of 2 (1/2)^60 < 2e-18, one of three with 3 (2/3)^60 < 1e-10.
+/// Connects `times`: how many each listener got. No more at a time than one queue holds. By the
+/// hash one of two gets none of 60 with a chance of 2 (1/2)^60 < 2e-18, one of three with
+/// 3 (2/3)^60 < 1e-10.
 pub(super) fn who(members: &[Listener], to: SocketAddr, times: usize) -> Result<Vec<usize>, Snag> {
-    let _clients = clients(times, to)?;
-    drain(members, times)
+    let at_a_time = room(&members[0], 50)?;
+    let (mut counts, mut left) = (vec![0; members.len()], times);
+    while left > 0 {
+        let now = left.min(at_a_time);
+        let _clients = clients(now, to)?;
+        let came = drain(members, now)?;
+        counts
+            .iter_mut()
+            .zip(came)
+            .for_each(|(count, n)| *count += n);
+        left -= now;
+    }
+    Ok(counts)
+}
+
+/// As many as may wait at `listener` at a time, `most` at most.
+pub(super) fn room(listener: &Listener, most: usize) -> Result<usize, Snag> {
+    let limit = usize::try_from(listener.queue()?.limit)?;
+    Ok(limit.saturating_add(1).min(most))
 }
 
 /// Waits until so many wait to be accepted.
-pub(super) fn queued(listener: &Listener, waiting: u32) -> Result<(), Snag> {
+pub(super) fn queued(listener: &Listener, waiting: usize) -> Result<(), Snag> {
+    let waiting = u32::try_from(waiting)?;
     until("they wait in the queue", || {
         listener.queue().is_ok_and(|queue| queue.len == waiting)
     })
 }
 
-/// Serves whoever comes to `members`, until each client knows what became of it: served by them,
-/// served by another, reset.
-pub(super) fn fates(members: &[Listener], clients: &[TcpStream]) -> Result<[usize; 3], Snag> {
+/// Serves whoever comes to `members`, and turns away whoever comes to `others`, until each client
+/// knows what became of it: served by a member, by another, reset.
+pub(super) fn fates(
+    members: &[Listener],
+    others: &[Listener],
+    clients: &[TcpStream],
+) -> Result<[usize; 3], Snag> {
     let (mut fates, mut known) = ([0; 3], vec![false; clients.len()]);
     clients
         .iter()
@@ -136,6 +175,9 @@ pub(super) fn fates(members: &[Listener], clients: &[TcpStream]) -> Result<[usiz
     until("each client knows", || {
         for member in members {
             core::iter::from_fn(|| member.accept().ok()).for_each(|c| _ = c.send(b"y"));
+        }
+        for other in others {
+            core::iter::from_fn(|| other.accept().ok()).for_each(drop);
         }
         for (mut client, known) in clients.iter().zip(&mut known).filter(|(_, known)| !**known) {
             let fate = match client.read(&mut [0]) {
@@ -168,26 +210,79 @@ pub(super) const fn instruction(code: u16, k: u32) -> Instruction {
 /// Runs `f` with neither user nor capabilities of root: on a thread of its own, for credentials
 /// are each thread's.
 pub(super) fn as_nobody(f: impl FnOnce() -> Tried + Send) -> Tried {
-    // SAFETY: takes nothing.
-    if unsafe { libc::geteuid() } != 0 {
-        return f();
-    }
     aside(|| {
-        // SAFETY: takes three integers. The bare call changes this thread alone, unlike the
-        // library's function, and the thread ends with `f`.
-        match unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) } {
-            0 => f(),
-            _ => Err(Snag::NotHere(
-                "root here may not become another user".into(),
-            )),
+        // SAFETY: takes nothing.
+        if unsafe { libc::geteuid() } == 0 {
+            // SAFETY: takes three integers. The bare call changes this thread alone, unlike the
+            // library's function, and the thread ends with `f`.
+            let became = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+            if became != 0 {
+                let why = "root here may not become another user";
+                return Err(Snag::NotHere(why.into()));
+            }
         }
+        give_up_capabilities()?;
+        f()
     })
+}
+
+/// Takes all capabilities from this thread: `capset(2)`, for which the C library has no function.
+pub(super) fn give_up_capabilities() -> io::Result<()> {
+    let header = [0x2008_0522_u32, 0]; // _LINUX_CAPABILITY_VERSION_3, this thread
+    let none = [[0_u32; 3]; 2]; // effective, permitted, inheritable: of 64 bits each
+    // SAFETY: `header` and `none` are readable as what this version of the call takes. The call
+    // writes the header only if it does not know the version, and this one is known since 2.6.26.
+    let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    if done == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+/// Acts as this user where files and sockets are opened, if it may. Returns as whom it acts now.
+pub(super) fn act_as(user: libc::uid_t) -> Result<libc::uid_t, Snag> {
+    let set = |id| {
+        // SAFETY: takes an integer. It changes this thread alone.
+        libc::uid_t::try_from(unsafe { libc::setfsuid(id) })
+    };
+    set(user)?;
+    // It returns as whom the thread acted. No user has the number -1, so this only asks.
+    Ok(set(libc::uid_t::MAX)?)
+}
+
+/// Keeps this thread on the CPU that it runs on, and returns that.
+pub(super) fn stay_on_this_cpu() -> Result<c_int, Snag> {
+    // SAFETY: takes nothing.
+    let cpu = unsafe { libc::sched_getcpu() };
+    // SAFETY: the set is made of integers, for which zeros are a value.
+    let mut only: libc::cpu_set_t = unsafe { core::mem::zeroed() };
+    // SAFETY: the set has room for every CPU that the kernel here names.
+    unsafe { libc::CPU_SET(usize::try_from(cpu)?, &mut only) };
+    let size = size_of_val(&only);
+    // SAFETY: the set is readable for its size; 0 is the calling thread.
+    let set = check(unsafe { libc::sched_setaffinity(0, size, &raw const only) });
+    match set {
+        Ok(_) => Ok(cpu),
+        Err(error) => Err(Snag::NotHere(format!("sched_setaffinity: {error}"))),
+    }
 }
 
 /// Runs `f` on a thread of its own.
 pub(super) fn aside(f: impl FnOnce() -> Tried + Send) -> Tried {
     let panicked = |_| Err(Snag::Broken("it panicked".into()));
-    thread::scope(|scope| scope.spawn(f).join().unwrap_or_else(panicked))
+    thread::scope(|scope| {
+        let none = |error| Err(Snag::NotHere(format!("no thread can be started: {error}")));
+        let started = thread::Builder::new().spawn_scoped(scope, f);
+        started.map_or_else(none, |thread| thread.join().unwrap_or_else(panicked))
+    })
+}
+
+/// What a call returned, or its error.
+pub(super) fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
 }
 
 /// Waits until the thread sleeps in the kernel.
@@ -196,19 +291,4 @@ pub(super) fn asleep(thread: libc::pid_t) -> Result<(), Snag> {
     until("the thread sleeps", || {
         fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "))
     })
-}
-
-/// Whether the kernel is as new as that.
-pub(super) fn since(major: u32, minor: u32) -> Result<(), Snag> {
-    let text = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = text
-        .split(['.', '-'])
-        .map_while(|word| word.trim().parse::<u32>().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(x), Some(y)) if (x, y) < (major, minor) => {
-            let why = format!("Linux does so since {major}.{minor}, and this is {x}.{y}");
-            Err(Snag::NotHere(why))
-        }
-        _ => Ok(()),
-    }
 }
