@@ -283,7 +283,8 @@ fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
                 assert!(counts.iter().all(|count| !count.running));
                 let steering = [Steering::Random, Steering::Byte(2), Steering::Hash][round % 3];
                 serving.steer(steering).unwrap();
-                wait_until("the flows go on", || answered.load(SeqCst) > before + 50);
+                let what = format!("the flows to {address} go on after round {round}");
+                wait_until(&what, || answered.load(SeqCst) > before + 50);
             }
         });
         let accepted: usize = serving.stop(BOUND).iter().map(|count| count.accepted).sum();
