@@ -173,6 +173,7 @@ fn panics_are_counted_and_the_group_goes_on() {
             panic!("a payload that panics when it is dropped");
         }
     }
+    let _none = support::no_process_starts();
     let calls = AtomicUsize::new(0);
     let group = Group::bind(ANY_PORT, 2).unwrap();
     let serving = group.spawn(move |id, connection| match calls.fetch_add(1, SeqCst) {
@@ -316,6 +317,7 @@ fn a_handler_that_never_returns_holds_nobody_up() {
 /// The handlers are made by the user's code, which may panic when a helper needs one too.
 #[test]
 fn a_panic_while_a_helper_is_made_ends_nothing() {
+    let _none = support::no_process_starts();
     let stuck = Arc::new(Stuck::default());
     let (held, made) = (Arc::clone(&stuck), AtomicUsize::new(0));
     let group = Group::options()
@@ -344,6 +346,7 @@ fn a_panic_while_a_helper_is_made_ends_nothing() {
 
 #[test]
 fn a_panic_while_a_pinned_member_is_made_leaves_the_caller_where_it_was() {
+    let _none = support::no_process_starts();
     let usual = support::cpus();
     let made = AtomicUsize::new(0);
     let group = Group::options().pin(true).bind(ANY_PORT, 1).unwrap();
@@ -447,6 +450,7 @@ fn signals_lose_nothing() {
 
 #[test]
 fn a_listener_shut_down_under_its_acceptor_is_struck_out() {
+    let _none = support::no_process_starts();
     for retire in [false, true] {
         let group = Group::bind(ANY_PORT, 3).unwrap();
         let others = group.listeners().iter();

@@ -75,6 +75,7 @@ fn with_one_stuck(
 
 #[test]
 fn a_byte_finds_its_member_while_others_leave() {
+    let _none = support::no_process_starts();
     for leavers in [&[0][..], &[1, 0]] {
         let (serving, gate) = with_one_stuck(&options(), ANY_PORT.0, 5);
         thread::scope(|scope| {
@@ -102,6 +103,7 @@ fn a_byte_finds_its_member_while_others_leave() {
 
 #[test]
 fn a_receiver_that_somebody_shuts_down_gets_nothing_more() {
+    let _none = support::no_process_starts();
     for batch in [false, true] {
         let opened = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&opened);
@@ -128,6 +130,7 @@ fn a_receiver_that_somebody_shuts_down_gets_nothing_more() {
 
 #[test]
 fn any_room_will_do() {
+    let _none = support::no_process_starts();
     for (room, batch) in [0, usize::MAX]
         .map(|room| [(room, false), (room, true)])
         .concat()
@@ -149,6 +152,7 @@ fn any_room_will_do() {
 
 #[test]
 fn each_answer_that_cannot_be_sent_is_counted() {
+    let _none = support::no_process_starts();
     for batch in [false, true] {
         let group = options().batch(batch).bind(ANY_PORT, 1).unwrap();
         let client = client(group.local_addr());
@@ -169,6 +173,7 @@ fn each_answer_that_cannot_be_sent_is_counted() {
 
 #[test]
 fn one_that_cannot_be_connected_to_leaves_all_the_same() {
+    let _none = support::no_process_starts();
     // A broadcast address.
     let group = options().bind(([127, 255, 255, 255], 0), 3).unwrap();
     let serving = group.spawn(|_, _| {}).unwrap();
@@ -178,6 +183,7 @@ fn one_that_cannot_be_connected_to_leaves_all_the_same() {
 
 #[test]
 fn stop_waits_no_longer_than_it_is_told() {
+    let _none = support::no_process_starts();
     let begun = Instant::now();
     let (serving, gate) = with_one_stuck(&options(), ANY_PORT.0, 2);
     assert!(serving.stop(Duration::ZERO)[0].running);
@@ -200,6 +206,7 @@ fn stop_waits_no_longer_than_it_is_told() {
 
 #[test]
 fn who_joins_does_not_undo_how_others_steer() {
+    let _none = support::no_process_starts();
     let steered = options()
         .steering(Steering::Byte(0))
         .bind(ANY_PORT, 2)
@@ -258,6 +265,7 @@ fn flows_while(to: SocketAddr, connected: bool, act: impl FnOnce(&AtomicUsize)) 
 
 #[test]
 fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
+    let _none = support::no_process_starts();
     for (address, batch, connected) in [
         ("[::1]:0", false, true),
         ("[::1]:0", true, false),
@@ -294,6 +302,7 @@ fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
 
 #[test]
 fn a_group_that_stops_under_load_answers_or_refuses() {
+    let _none = support::no_process_starts();
     for (address, dropped) in [("127.0.0.1:0", false), ("[::1]:0", true)].repeat(3) {
         let address: SocketAddr = address.parse().unwrap();
         let group = options().batch(dropped).bind(address, 3).unwrap();
@@ -316,6 +325,7 @@ fn a_group_that_stops_under_load_answers_or_refuses() {
 
 #[test]
 fn three_hundred_members_and_the_bytes_of_those_that_stay() {
+    let _none = support::no_process_starts();
     let options = options().steering(Steering::Byte(0));
     let serving = options.bind(ANY_PORT, 300).unwrap().spawn(echo).unwrap();
     assert_eq!([0, 43, 255].map(|byte| ask(&serving, byte)), [0, 43, 255]);
@@ -329,6 +339,7 @@ fn three_hundred_members_and_the_bytes_of_those_that_stay() {
 
 #[test]
 fn sockets_go_out_and_come_back_steered_as_they_were() {
+    let _none = support::no_process_starts();
     let options = options().steering(Steering::Byte(0)).batch(true);
     let sockets = options.bind(ANY_PORT, 3).unwrap().into_datagrams();
     let reuse_address = |socket: &Datagram| {

@@ -24,7 +24,8 @@ use std::{env, fs};
 #[cfg(target_os = "linux")]
 pub use namespace::{GIVEN, SYSCTLS, first_namespace, namespace, own_namespace};
 pub use process::{
-    LONG, Lines, Resource, Running, finish, limit_softly, program, start, try_start,
+    LONG, Lines, Resource, Running, finish, limit_softly, no_process_starts, program, start,
+    try_start,
 };
 pub use server::{Server, read_until, ten_hand_overs, word_after};
 
