@@ -78,7 +78,7 @@ pub fn sent_again(stream: &TcpStream) -> bool {
 /// Returns whether this process may attach a packet filter to a TCP socket, without which a joined
 /// group, or one that stops, cannot turn new clients away; skips the test otherwise. Some kernels
 /// (6.18 is one) want `CAP_NET_ADMIN` for it.
-#[cfg(target_os = "linux")]
+#[cfg(all(feature = "std", target_os = "linux"))]
 #[track_caller]
 pub fn may_filter() -> bool {
     use std::os::fd::AsRawFd;
