@@ -145,14 +145,14 @@ fn has_no_descriptor_left() {
         }
     );
     assert_eq!(serving.members().len(), 3);
-    // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves,
-    // without a descriptor too.
+    // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves: at
+    // the latest when there are descriptors again.
     for round in 0..3 {
         room_for(3);
         serving.retire(round).unwrap();
-        wait_until("who has left is gone", || !serving.tally()[round].running);
         limit(libc::RLIMIT_NOFILE, usual);
         assert_eq!(serving.add(), Ok(3 + round));
+        wait_until("who has left is gone", || !serving.tally()[round].running);
     }
     whole(&serving, 3);
     drop(serving);
