@@ -21,10 +21,6 @@ fn main() {
     for cfg in ["balances", "reuseport_lb", "linux_kernel", "accept4"] {
         println!("cargo::rustc-check-cfg=cfg({cfg})");
     }
-    // Faults put in on purpose: .ci/run sees the tests find them.
-    println!(
-        "cargo::rustc-check-cfg=cfg(seeded, values(\"no_steer\", \"no_drain\", \"early_close\"))"
-    );
     let target = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     match KERNELS.iter().find(|(name, _)| *name == target) {
         Some((_, cfgs)) => cfgs

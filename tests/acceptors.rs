@@ -18,6 +18,7 @@ const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 #[test]
 fn every_acceptor_gets_some_and_the_counts_add_up() {
+    let _none = support::no_process_starts();
     let (listeners, address) = listeners(3);
     let names = Arc::new(Mutex::new(BTreeSet::new()));
     let seen = Arc::clone(&names);
@@ -59,6 +60,7 @@ fn a_panicking_handler_is_counted_and_the_acceptor_goes_on() {
             panic!("a payload that panics when it is dropped");
         }
     }
+    let _none = support::no_process_starts();
     let (listeners, address) = listeners(1);
     let calls = AtomicUsize::new(0);
     let acceptors = Acceptors::spawn(listeners, move |_, connection| {
@@ -78,6 +80,7 @@ fn a_panicking_handler_is_counted_and_the_acceptor_goes_on() {
 
 #[test]
 fn each_acceptor_owns_its_state() {
+    let _none = support::no_process_starts();
     let (listeners, address) = listeners(2);
     let (send, receive) = mpsc::channel();
     let acceptors = Acceptors::spawn_with(listeners, |acceptor| {
@@ -111,6 +114,7 @@ fn each_acceptor_owns_its_state() {
 
 #[test]
 fn a_long_handler_learns_of_the_stop() {
+    let _none = support::no_process_starts();
     let (listeners, address) = listeners(1);
     let entered = Arc::new(Barrier::new(2));
     let inside = Arc::clone(&entered);
@@ -131,6 +135,7 @@ fn a_long_handler_learns_of_the_stop() {
 
 #[test]
 fn dropping_stops() {
+    let _none = support::no_process_starts();
     let (listeners, address) = listeners(2);
     drop(Acceptors::spawn(listeners, |_, _| {}).unwrap());
     Listener::options()
@@ -141,6 +146,7 @@ fn dropping_stops() {
 
 #[test]
 fn join_returns_when_the_listeners_fail() {
+    let _none = support::no_process_starts();
     let (pipe, _other) = std::io::pipe().unwrap();
     let no_socket = Listener::from(std::os::fd::OwnedFd::from(pipe));
     let counts = Acceptors::spawn(vec![no_socket], |_, _| {}).unwrap().join();
@@ -152,6 +158,7 @@ fn join_returns_when_the_listeners_fail() {
 
 #[test]
 fn a_nonblocking_listener_is_set_to_block() {
+    let _none = support::no_process_starts();
     let listener = Listener::options()
         .nonblocking(true)
         .bind(ANY_PORT)

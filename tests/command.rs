@@ -310,11 +310,9 @@ fn every_form_of_address() {
 
 #[test]
 fn connect_counts_failures_by_their_error() {
-    let unused = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .to_string();
+    // Held, or the kernel may choose it for one of the clients, which then connects to itself.
+    let (port, _held) = support::reserve();
+    let unused = format!("127.0.0.1:{port}");
     let (code, out, err) = run(&["connect", "--addr", &unused, "--connections", "4"]);
     assert_eq!(code, 1);
     assert!(out.contains("4 failed: connect: ECONNREFUSED: "), "{out}");

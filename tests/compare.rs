@@ -76,15 +76,22 @@ fn every_way_serves_and_has_its_row() {
         let rows = rows(&out);
         let names: Vec<_> = rows.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, WAYS, "{out}");
+        let base = rows.iter().find(|(name, _)| name == "shared").unwrap().1[0];
         for (name, numbers) in &rows {
             assert_eq!(numbers.len(), 9, "{out}");
             let [rate, _, times, p50, p99, p999, fair, switches, cpu] = numbers[..] else {
                 unreachable!()
             };
-            assert!(rate > 0.0 && times > 0.0, "{out}");
+            // On a busy machine it may be less than a hundredth, which is printed as 0.00.
+            assert!(rate > 0.0 && times >= 0.0, "{out}");
             assert!(p50 <= p99 && p99 <= p999, "{out}");
             assert!((0.0..=1.0).contains(&fair), "{out}");
-            assert!(switches > 0.0 && cpu > 0.0, "{out}");
+            // An acceptor that always finds somebody waiting need not wait.
+            assert!(switches >= 0.0 && cpu > 0.0, "{out}");
+            if args.contains(&"--rounds=1") {
+                let ratio = rate / base;
+                assert!((times - ratio).abs() < 0.01 + (1.0 + ratio) / base, "{out}");
+            }
             if name == "shared" {
                 assert!((times - 1.0).abs() < 1e-9, "{out}");
             }

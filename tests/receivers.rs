@@ -75,6 +75,7 @@ fn with_one_stuck(
 
 #[test]
 fn a_byte_finds_its_member_while_others_leave() {
+    let _none = support::no_process_starts();
     for leavers in [&[0][..], &[1, 0]] {
         let (server, gate) = with_one_stuck(&options(), ANY_PORT.0, 5);
         thread::scope(|scope| {
@@ -102,6 +103,7 @@ fn a_byte_finds_its_member_while_others_leave() {
 
 #[test]
 fn a_receiver_that_somebody_shuts_down_gets_nothing_more() {
+    let _none = support::no_process_starts();
     for batch in [false, true] {
         let opened = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&opened);
@@ -128,6 +130,7 @@ fn a_receiver_that_somebody_shuts_down_gets_nothing_more() {
 
 #[test]
 fn any_room_will_do() {
+    let _none = support::no_process_starts();
     for (room, batch) in [0, usize::MAX]
         .map(|room| [(room, false), (room, true)])
         .concat()
@@ -151,6 +154,7 @@ fn any_room_will_do() {
 
 #[test]
 fn each_answer_that_cannot_be_sent_is_counted() {
+    let _none = support::no_process_starts();
     for batch in [false, true] {
         let group = options().batch(batch).bind(ANY_PORT, 1).unwrap();
         let client = client(group.local_addr());
@@ -175,6 +179,7 @@ fn each_answer_that_cannot_be_sent_is_counted() {
 
 #[test]
 fn one_that_cannot_be_connected_to_leaves_all_the_same() {
+    let _none = support::no_process_starts();
     // A broadcast address.
     let group = options().bind(([127, 255, 255, 255], 0), 3).unwrap();
     let server = group.spawn(|_, _| {}).unwrap();
@@ -184,6 +189,7 @@ fn one_that_cannot_be_connected_to_leaves_all_the_same() {
 
 #[test]
 fn stop_waits_no_longer_than_it_is_told() {
+    let _none = support::no_process_starts();
     let begun = Instant::now();
     let (server, gate) = with_one_stuck(&options(), ANY_PORT.0, 2);
     assert!(server.stop(Duration::ZERO)[0].running);
@@ -206,6 +212,7 @@ fn stop_waits_no_longer_than_it_is_told() {
 
 #[test]
 fn who_joins_does_not_undo_how_others_steer() {
+    let _none = support::no_process_starts();
     let steered = options()
         .steering(Steering::Byte(0))
         .bind(ANY_PORT, 2)
@@ -268,6 +275,7 @@ fn flows_while(to: SocketAddr, connected: bool, act: impl FnOnce(&AtomicUsize)) 
 
 #[test]
 fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
+    let _none = support::no_process_starts();
     for (address, batch, connected) in [
         ("[::1]:0", false, true),
         ("[::1]:0", true, false),
@@ -293,7 +301,8 @@ fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
                 assert!(counts.iter().all(|count| !count.running));
                 let steering = [Steering::Random, Steering::Byte(2), Steering::Hash][round % 3];
                 server.set_steering(steering).unwrap();
-                wait_until("the flows go on", || answered.load(SeqCst) > before + 50);
+                let what = format!("the flows to {address} go on after round {round}");
+                wait_until(&what, || answered.load(SeqCst) > before + 50);
             }
         });
         let accepted: usize = server.stop(BOUND).iter().map(|count| count.accepted).sum();
@@ -303,6 +312,7 @@ fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
 
 #[test]
 fn a_group_that_stops_under_load_answers_or_refuses() {
+    let _none = support::no_process_starts();
     for (address, dropped) in [("127.0.0.1:0", false), ("[::1]:0", true)].repeat(3) {
         let address: SocketAddr = address.parse().unwrap();
         let group = options().batch(dropped).bind(address, 3).unwrap();
@@ -325,6 +335,7 @@ fn a_group_that_stops_under_load_answers_or_refuses() {
 
 #[test]
 fn three_hundred_members_and_the_bytes_of_those_that_stay() {
+    let _none = support::no_process_starts();
     let options = options().steering(Steering::Byte(0));
     let server = options.bind(ANY_PORT, 300).unwrap().spawn(echo).unwrap();
     assert_eq!([0, 43, 255].map(|byte| ask(&server, byte)), [0, 43, 255]);
@@ -338,6 +349,7 @@ fn three_hundred_members_and_the_bytes_of_those_that_stay() {
 
 #[test]
 fn sockets_go_out_and_come_back_steered_as_they_were() {
+    let _none = support::no_process_starts();
     let options = options().steering(Steering::Byte(0)).batch(true);
     let sockets = options.bind(ANY_PORT, 3).unwrap().into_sockets();
     let reuse_address = |socket: &UdpSocket| {

@@ -118,6 +118,7 @@ fn the_programs_return_what_they_say() {
 
 #[test]
 fn programs_that_do_not_fit_are_none() {
+    let _none = support::no_process_starts();
     assert!(steering::by_cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 5]).is_none());
     assert!(steering::by_cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 6]).is_some());
     assert!(steering::any_of(&[], &mut [Instruction::default(); 6]).is_none());
@@ -187,6 +188,7 @@ fn who(group: &[Listener], address: SocketAddr, times: usize) -> Vec<usize> {
 
 #[test]
 fn the_receiving_cpu_chooses_its_member() {
+    let _none = support::no_process_starts();
     let cpus = cpus();
     let (group, address) = members(&Group::options().steering(Steering::Cpu), cpus.len().max(2));
     for (index, cpu) in cpus.into_iter().enumerate() {
@@ -202,6 +204,7 @@ fn the_receiving_cpu_chooses_its_member() {
 
 #[test]
 fn the_receiving_cpu_chooses_its_member_when_another_has_left() {
+    let _none = support::no_process_starts();
     let cpus = cpus();
     if cpus.len() < 2 {
         return support::skip("one CPU");
@@ -224,6 +227,7 @@ fn the_receiving_cpu_chooses_its_member_when_another_has_left() {
 
 #[test]
 fn cpus_with_holes_and_cpus_without_a_member() {
+    let _none = support::no_process_starts();
     let cpus = cpus();
     let Some(last) = cpus.get(1..).and_then(<[usize]>::last) else {
         return support::skip("one CPU");
@@ -244,6 +248,7 @@ fn cpus_with_holes_and_cpus_without_a_member() {
 
 #[test]
 fn the_excepted_member_gets_nothing() {
+    let _none = support::no_process_starts();
     for index in 0..3 {
         let (group, address) = members(&Group::options().steering(Steering::Except(index)), 3);
         let counts = who(group.sockets(), address, 1000);
@@ -259,6 +264,7 @@ fn the_excepted_member_gets_nothing() {
 
 #[test]
 fn steering_changes_while_connections_come() {
+    let _none = support::no_process_starts();
     let (mut group, address) = members(&Group::options(), 3);
     group.set_steering(Steering::Except(2)).unwrap();
     assert_eq!(who(group.sockets(), address, 200)[2], 0);
@@ -295,6 +301,7 @@ fn always(index: u32) -> [Instruction; 1] {
 
 #[test]
 fn index_order_is_listening_order_and_the_last_moves_into_the_hole() {
+    let _none = support::no_process_starts();
     let (group, address) = members(&Group::options(), 4);
     let mut listeners = group.into_sockets();
     for index in 0..4 {
@@ -320,6 +327,7 @@ fn index_order_is_listening_order_and_the_last_moves_into_the_hole() {
 
 #[test]
 fn what_the_kernel_refuses_is_told() {
+    let _none = support::no_process_starts();
     let alone = Listener::options()
         .reuse_port(false)
         .bind(ANY_PORT)
@@ -340,6 +348,7 @@ fn what_the_kernel_refuses_is_told() {
 
 #[test]
 fn incoming_cpu_prefers_its_member() {
+    let _none = support::no_process_starts();
     if support::kernel() < (6, 2) {
         return support::skip("a kernel for which it is no more than a hint");
     }
@@ -364,6 +373,7 @@ fn incoming_cpu_prefers_its_member() {
 
 #[test]
 fn pinned_acceptors_run_on_their_cpus() {
+    let _none = support::no_process_starts();
     let (cpus, (send, receive)) = (cpus(), std::sync::mpsc::channel());
     let group = Group::options().pin(true).bind(ANY_PORT, 3).unwrap();
     let address = group.local_addr();

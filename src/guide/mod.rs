@@ -267,7 +267,7 @@
 //! owner is asked first, an idle sibling is next, and nobody is woken for nothing.
 //! `explain --claim the-first-registered-epoll-wakes`
 //!
-//! The price is one system call more for each connection. `tests/steal.rs` holds an owner up, and
+//! The price is one system call more for each connection. `tests/handoff.rs` holds an owner up, and
 //! sees every connection served by its siblings.
 //!
 //! # 8. Backlog and overflow

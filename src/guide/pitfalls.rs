@@ -150,4 +150,4 @@
 //! ```
 //!
 //! `tests/users.rs` drops privileges in earnest. What else goes wrong with real servers, and what
-//! becomes of the connections, is in `tests/hardships.rs` and `tests/faults.rs`.
+//! becomes of the connections, is in `tests/failure_modes.rs` and `tests/faults.rs`.

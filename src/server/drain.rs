@@ -231,10 +231,8 @@ impl<P: Serve> Server<P> {
         let members = self.members_of(ids);
         for member in &members {
             member.stop.request();
-            #[cfg(seeded = "early_close")]
-            P::leave_group(member).unwrap();
         }
-        if !control.config.inherited && !cfg!(seeded = "no_drain") {
+        if !control.config.inherited {
             P::drain(self, control, &members, deadline);
         }
     }

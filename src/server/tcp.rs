@@ -215,7 +215,7 @@ impl Serve for Tcp {
             return Ok(());
         }
         let steered = !last && control.config.can_steer();
-        if steered && !cfg!(seeded = "no_steer") {
+        if steered {
             server.steer(control)?;
         }
         let members = server.members_of(ids);

@@ -24,7 +24,8 @@ use std::{env, fs};
 #[cfg(target_os = "linux")]
 pub use namespace::{GIVEN, SYSCTLS, first_namespace, namespace, own_namespace};
 pub use process::{
-    LONG, Lines, Resource, Running, finish, limit_softly, program, start, try_start,
+    LONG, Lines, Resource, Running, finish, limit_softly, no_process_starts, program, start,
+    try_start,
 };
 pub use server::{ServeProcess, read_until, ten_hand_overs, word_after};
 
@@ -77,7 +78,7 @@ pub fn sent_again(stream: &TcpStream) -> bool {
 /// Returns whether this process may attach a packet filter to a TCP socket, without which a joined
 /// group, or one that stops, cannot turn new clients away; skips the test otherwise. Some kernels
 /// (6.18 is one) want `CAP_NET_ADMIN` for it.
-#[cfg(target_os = "linux")]
+#[cfg(all(feature = "std", target_os = "linux"))]
 #[track_caller]
 pub fn may_filter() -> bool {
     use std::os::fd::AsRawFd;

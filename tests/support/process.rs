@@ -7,8 +7,8 @@ use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Output};
-use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 use std::{env, mem, thread};
 
@@ -170,6 +170,15 @@ pub fn limit_softly(resource: Resource, to: libc::rlim_t) -> io::Result<libc::rl
     Ok(before)
 }
 
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// Keeps processes from being started in this test process while the guard lives. A child holds
+/// copies of all descriptors from `fork` to `exec`: a socket that a test closes meanwhile stays in
+/// its group, and takes connections that nobody accepts.
+pub fn no_process_starts() -> RwLockReadGuard<'static, ()> {
+    STARTING.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Request {
     command: Command,
     #[cfg(target_os = "linux")]
@@ -191,7 +200,10 @@ fn starter() -> &'static Sender<Request> {
                 let entered = enter(&request.network);
                 #[cfg(not(target_os = "linux"))]
                 let entered = io::Result::Ok(());
+                // Returns when the child has become the program, and holds nothing of this process.
+                let alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
                 let child = entered.and_then(|()| request.command.spawn());
+                drop(alone);
                 _ = request.reply.send((request.command, child));
             }
         };
