@@ -89,10 +89,9 @@ impl Server {
             new,
         };
         let (child, near) = started?;
-        let socket = hand_over.socket.insert(near);
-        let child = hand_over.child.insert(child);
-        wait_until_ready(socket, timeout)?;
-        if child.try_wait().map_err(HandOverError::Spawn)?.is_some() {
+        hand_over.child = Some(child);
+        wait_until_ready(hand_over.socket.insert(near), timeout)?;
+        if hand_over.has_ended() {
             return Err(HandOverError::ChildExited);
         }
         let control = self.control();
@@ -156,17 +155,17 @@ impl HandOver<'_> {
     pub fn leave(mut self, grace: Duration) -> Result<Child, HandOverError> {
         let deadline = deadline_after(grace);
         let server = self.server;
+        _ = server.turn_away(&server.control(), &self.old, true);
+        server.drain(&self.old, deadline);
         let mut control = server.control();
-        _ = server.turn_away(&control, &self.old, true);
-        server.drain(&control, &self.old, deadline);
         let new = MemberState::HandedOver;
-        while !self.child_has_ended() && server.leave(&control, &self.old, new, true).is_err() {
+        while !self.has_ended() && server.leave(&control, &self.old, new, true).is_err() {
             if Instant::now() >= deadline {
                 break;
             }
             std::thread::sleep(POLL_INTERVAL);
         }
-        if self.child_has_ended() {
+        if self.has_ended() {
             self.go_on(&mut control, deadline);
             return Err(HandOverError::ChildExited);
         }
@@ -179,14 +178,23 @@ impl HandOver<'_> {
             _ = socket.write_all(b"!");
         }
         drop(control);
-        let old = core::mem::take(&mut self.old);
-        server.wait_for_workers(&old, deadline);
+        server.wait_for_workers(&self.old, deadline);
         self.child.take().ok_or(HandOverError::ChildExited)
     }
 
-    fn child_has_ended(&mut self) -> bool {
-        let child = self.child.as_mut();
-        child.is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    /// Whether the new process has closed its end of the socket between the two. `Child` would tell
+    /// of the program that was started, which may have started the new process and ended.
+    fn has_ended(&self) -> bool {
+        let Some(mut socket) = self.socket.as_ref() else {
+            return true;
+        };
+        let read = socket
+            .set_nonblocking(true)
+            .and_then(|()| socket.read(&mut [0]));
+        match read {
+            Ok(length) => length == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
     }
 
     /// Serves on the members that were meant for the new process, and ends the old ones.

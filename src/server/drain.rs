@@ -139,7 +139,7 @@ impl<P: Serve> Server<P> {
         // A listener without the filter takes a few connections more than it should, and serves
         // them.
         _ = self.turn_away(control, &ids, true);
-        self.drain(control, &ids, deadline);
+        self.drain(&ids, deadline);
         while self
             .leave(control, &ids, MemberState::Serving, true)
             .is_err()
@@ -219,7 +219,7 @@ impl<P: Serve> Server<P> {
         ids: &[usize],
         deadline: Instant,
     ) -> Result<(), GroupError> {
-        self.drain(control, ids, deadline);
+        self.drain(ids, deadline);
         let left = self.leave(control, ids, MemberState::Serving, false);
         let steered = self.steer(control);
         self.wait_for_workers(ids, deadline);
@@ -227,14 +227,12 @@ impl<P: Serve> Server<P> {
     }
 
     /// Waits until nothing more can reach these members, and nothing is queued on them.
-    pub(crate) fn drain(&self, control: &Control<P>, ids: &[usize], deadline: Instant) {
+    pub(crate) fn drain(&self, ids: &[usize], deadline: Instant) {
         let members = self.members_of(ids);
         for member in &members {
             member.stop.request();
         }
-        if !control.config.inherited {
-            P::drain(self, control, &members, deadline);
-        }
+        P::drain(self, &members, deadline);
     }
 
     /// Takes the members out of the kernel's group and of the list, the last one first: so the

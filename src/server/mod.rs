@@ -68,12 +68,7 @@ pub trait Serve: Protocol {
     /// Waits until nothing more can reach these members, and nothing is queued on them; at most until
     /// `deadline`.
     #[doc(hidden)]
-    fn drain(
-        server: &Server<Self>,
-        control: &Control<Self>,
-        members: &[Arc<Member<Self>>],
-        deadline: Instant,
-    );
+    fn drain(server: &Server<Self>, members: &[Arc<Member<Self>>], deadline: Instant);
 
     /// Takes the member's socket out of the kernel's group, and wakes its workers. It may be called
     /// again.

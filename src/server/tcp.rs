@@ -236,8 +236,9 @@ impl Serve for Tcp {
         Ok(())
     }
 
-    fn drain(server: &Server, _: &Control<Tcp>, members: &[Arc<Member<Tcp>>], deadline: Instant) {
-        if !os::STEERS {
+    fn drain(server: &Server, members: &[Arc<Member<Tcp>>], deadline: Instant) {
+        // What is queued on an inherited listener is left to the processes that hold it.
+        if !os::STEERS || members.iter().any(|member| member.source.inherited) {
             return;
         }
         wait_for_handshakes(server.local_addr(), members, deadline);

@@ -263,12 +263,7 @@ impl Serve for Udp {
         server.steer(control)
     }
 
-    fn drain(
-        server: &Server<Udp>,
-        _: &Control<Udp>,
-        members: &[Arc<Member<Udp>>],
-        deadline: Instant,
-    ) {
+    fn drain(server: &Server<Udp>, members: &[Arc<Member<Udp>>], deadline: Instant) {
         // A datagram that was being looked up when the steering changed has come by now.
         sleep(POLL_INTERVAL);
         let ended = || {
