@@ -40,6 +40,7 @@ mod inode {
         let mut stat: libc::stat = unsafe { core::mem::zeroed() };
         // SAFETY: `stat` is writable; the kernel checks the descriptor.
         check(Call::Fstat, unsafe { libc::fstat(fd, &raw mut stat) })?;
+        #[allow(clippy::useless_conversion)] // the field has 32 bits on some systems
         Ok(stat.st_ino.into())
     }
 }

@@ -78,7 +78,7 @@ impl Server {
             let (near, far) = UnixStream::pair().map_err(HandOverError::Spawn)?;
             let members = self.members_of(&new);
             let listeners = members.iter().map(|member| member.raw());
-            let child = spawn(command, listeners.collect(), far)?;
+            let child = spawn(command, listeners.collect(), &far)?;
             Ok((child, near))
         });
         let mut hand_over = HandOver {
@@ -225,7 +225,7 @@ impl Drop for HandOver<'_> {
         let deadline = deadline_after(control.config.options.grace);
         server.set_state(&self.old, MemberState::Serving);
         // What may have come to the new members is served before they leave.
-        server.employ_without_worker(&mut control, &self.new, MemberState::Draining);
+        server.employ_without_worker(&control, &self.new, MemberState::Draining);
         _ = server.steer(&control);
         _ = server.finish_removal(&control, &self.new, deadline);
         // One without a worker stays in the list otherwise.
@@ -237,7 +237,7 @@ impl Drop for HandOver<'_> {
 fn spawn(
     mut command: Command,
     listeners: Vec<RawFd>,
-    socket: UnixStream,
+    socket: &UnixStream,
 ) -> Result<Child, HandOverError> {
     let names = format!("{FD_NAME}:").repeat(listeners.len()) + SOCKET_NAME;
     let inode = os::inode(socket.as_raw_fd()).map_err(HandOverError::Prepare)?;

@@ -71,12 +71,11 @@ impl Group {
             let listener = Listener(unsafe { Descriptor::own(fd) });
             let address = listener.local_addr();
             let same = |group: &&mut Group| Ok(group.local_addr()) == address;
-            match groups.iter_mut().find(same) {
-                Some(group) => group.sockets.push(listener),
-                None => {
-                    let old_process = old_process.take();
-                    groups.push(Group::inherited(listener, socket.is_some(), old_process)?);
-                }
+            if let Some(group) = groups.iter_mut().find(same) {
+                group.sockets.push(listener);
+            } else {
+                let old_process = old_process.take();
+                groups.push(Group::inherited(listener, socket.is_some(), old_process)?);
             }
         }
         Ok(groups)

@@ -6,29 +6,28 @@ mod handoff;
 mod mark;
 pub(crate) mod member;
 mod polling;
+mod start;
 mod tcp;
 mod udp;
 mod without_worker;
 pub(crate) mod worker;
 
 use core::net::SocketAddr;
-use core::time::Duration;
 use core::{fmt, mem};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
-use std::{boxed::Box, vec::Vec};
+use std::vec::Vec;
 
 pub(crate) use drain::deadline_after;
 pub use error::SpawnError;
 use member::{Entry, Member};
 pub use member::{MemberState, MemberStats};
-use worker::{Order, Pool, Work, Worker};
+use worker::{Order, Pool, Worker};
 
 use crate::acceptors::Stats;
 use crate::error::Error;
-use crate::group::{Group, GroupConfig, GroupError, OldProcess, Slot, Steering};
-use crate::os;
+use crate::group::{GroupConfig, GroupError, OldProcess, Slot, Steering};
 use crate::socket::protocol::{Protocol, Tcp};
 
 /// What `mark.rs` is made of: a test of its interleavings puts other types here.
@@ -121,95 +120,6 @@ pub struct Control<P: Serve> {
     pub(crate) handed_over: bool,
 }
 
-impl<P: Serve> Group<P> {
-    /// Starts the threads. `work` makes what a thread does, on that thread.
-    fn start(
-        self,
-        work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
-    ) -> Result<Server<P>, SpawnError<P>> {
-        let options = &self.config.options;
-        let (spare_limit, shared) = (options.spare_threads, options.shared);
-        let spare_limit = if P::HAS_PAYLOAD { 0 } else { spare_limit };
-        let pins = self.config.clone();
-        let pins = Box::new(move |cpu_index| pins.pinned_cpu(cpu_index).ok().flatten());
-        let pool = Pool::new(work, pins, spare_limit, shared);
-        let prepared = self.prepare(&pool);
-        let (ready, monitor) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                pool.close();
-                pool.wait_until(None, |state| state.threads == 0);
-                pool.join_all(deadline_after(Duration::MAX));
-                return Err(SpawnError::new(error, self));
-            }
-        };
-        let mut control = Control {
-            config: self.config,
-            next_id: self.sockets.len(),
-            old_process: self.old_process,
-            stopped: false,
-            handing_over: false,
-            handed_over: false,
-        };
-        control.config.options.nonblocking = polls(&control.config);
-        let address = control.config.address;
-        for (id, ((worker, source), socket)) in ready.into_iter().zip(self.sockets).enumerate() {
-            pool.employ(Member::new(id, id, socket, source), worker);
-        }
-        if let Some(old_process) = &mut control.old_process {
-            old_process.notify();
-        }
-        Ok(Server {
-            address,
-            control: Mutex::new(control),
-            pool,
-            monitor: Mutex::new(monitor),
-        })
-    }
-
-    /// Does all that can fail: threads that wait for their member, and how they will wait.
-    #[allow(clippy::type_complexity)] // named nowhere else
-    fn prepare(
-        &self,
-        pool: &Arc<Pool<P>>,
-    ) -> Result<(Vec<(Arc<Worker<P>>, P::Source)>, Option<JoinHandle<()>>), Error> {
-        let mut ready = Vec::new();
-        let mut prepare = || {
-            for (id, socket) in self.sockets.iter().enumerate() {
-                let sibling = ready.first().map(|(_, source)| source);
-                let source = P::new_source(&self.config, sibling)?;
-                P::descriptor(socket).set_nonblocking(polls(&self.config))?;
-                let cpu = self.config.pinned_cpu(id)?;
-                ready.push((pool.start_worker(id, cpu)?, source));
-            }
-            match pool.spare_limit {
-                0 => Ok(None),
-                _ => handoff::start_monitor(pool).map(Some),
-            }
-        };
-        let monitor = prepare();
-        if monitor.is_err() {
-            ready.iter().for_each(|(worker, _)| worker.give(Order::End));
-        }
-        Ok((ready, monitor?))
-    }
-}
-
-/// Whether workers poll: where a shutdown would wake nobody, or would close what others hold too.
-fn polls<P: Serve>(config: &GroupConfig<P>) -> bool {
-    config.inherited || !os::SHUTDOWN_WAKES
-}
-
-impl<P: Serve> Pool<P> {
-    /// Enters a member at the end of the list, and gives it to a worker.
-    fn employ(&self, member: Arc<Member<P>>, worker: Arc<Worker<P>>) {
-        let mut entry = Entry::new(Arc::clone(&member), MemberState::Serving);
-        entry.holders.push(Arc::clone(&worker));
-        self.lock().members.push(entry);
-        worker.give(Order::Serve(member));
-    }
-}
-
 impl<P: Serve> Server<P> {
     /// Returns the address of every member.
     pub fn local_addr(&self) -> SocketAddr {
@@ -285,7 +195,7 @@ impl<P: Serve> Server<P> {
         };
         control.next_id += 1;
         self.pool
-            .employ(Member::new(id, cpu_index, socket, source), worker);
+            .employ(Member::new(id, cpu_index, socket, source), &worker);
         if let Err(error) = self.steer(&control) {
             self.undo_add(&control, id);
             return Err(error);

@@ -1,9 +1,9 @@
 //! A group that accepts connections: what only [`Tcp`] has.
 
+use core::net::SocketAddr;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::boxed::Box;
 use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Instant;
@@ -12,8 +12,9 @@ use std::vec::Vec;
 use super::drain::{POLL_INTERVAL, call};
 use super::member::Member;
 use super::polling::WakePipe;
+use super::start::polls;
 use super::worker::{Outcome, Pool, Work, Worker};
-use super::{Control, Serve, Server, SpawnError, polls};
+use super::{Control, Serve, Server, SpawnError};
 use crate::acceptors::{StopToken, Stopped};
 use crate::error::Error;
 use crate::group::{Group, GroupConfig, GroupError};
