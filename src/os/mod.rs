@@ -5,8 +5,8 @@
 //! - [`attach_program`], [`detach_program`]: steering programs; [`attach_filter`],
 //!   [`detach_filter`]: packet filters.
 //! - [`accept_queue`], [`receive_buffer`]: how much is queued on a socket.
-//! - [`SHUTDOWN_WAKES`]: whether `shutdown(2)` wakes a thread that is blocked in `accept`, and takes
-//!   a listener out of its group.
+//! - [`SHUTDOWN_WAKES`]: whether `shutdown(2)` wakes a thread that is blocked in `accept`, and
+//!   takes a listener out of its group.
 //! - [`bind_exclusive`], [`bind_exclusive_udp`]: the first member of a group that shares its port
 //!   with no other program.
 //! - [`handshakes`]: the connections that are not finished.

@@ -1,18 +1,18 @@
 //! A new process takes the place of an old one, and no client notices (Linux, Android).
 //!
-//! The two never share a listener that serves. The old process adds as many new members to the group
-//! as it has, and passes those on; they get no connection until the new process says that it is
-//! ready. Then the group is steered to them, and the old process's own members leave as any member
-//! does. The last of them leaves first, so that the kernel, which moves its last member into each
-//! hole, ends with the new ones in their order.
+//! The two never share a listener that serves. The old process adds as many new members to the
+//! group as it has, and passes those on; they get no connection until the new process says that it
+//! is ready. Then the group is steered to them, and the old process's own members leave as any
+//! member does. The last of them leaves first, so that the kernel, which moves its last member into
+//! each hole, ends with the new ones in their order.
 //!
 //! The descriptors are passed in the way of `sd_listen_fds(3)`: from 3 on, described by
 //! `LISTEN_FDS` and `LISTEN_FDNAMES`. Beside the listeners there is a socket between the two
 //! processes. Its inode stands in the variable [`SOCKET_VARIABLE`], which proves that the
 //! descriptors are the old process's own: `LISTEN_PID` would have to be known before the new
 //! process is started, and a parent's pid changes behind a shell or in a PID namespace. On that
-//! socket the new process writes one byte when it is ready, and the old one when its last member has
-//! left; an end of file without the byte means that the other side has ended.
+//! socket the new process writes one byte when it is ready, and the old one when its last member
+//! has left; an end of file without the byte means that the other side has ended.
 
 use core::fmt;
 use core::time::Duration;
@@ -37,8 +37,8 @@ use crate::socket::protocol::Tcp;
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Server {
-    /// Starts `command` as a new process that takes over the port, and waits until it is ready. From
-    /// then on it gets the new connections; [`HandOver::leave`] ends the old members.
+    /// Starts `command` as a new process that takes over the port, and waits until it is ready.
+    /// From then on it gets the new connections; [`HandOver::leave`] ends the old members.
     ///
     /// The new process takes its group by [`Group::from_env`](crate::Group::from_env), with as many
     /// members as this one, and is ready once it has called

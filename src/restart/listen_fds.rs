@@ -1,5 +1,5 @@
-//! Listeners that another process has opened, passed as `sd_listen_fds(3)` describes: by systemd, or
-//! by an old process that this one replaces.
+//! Listeners that another process has opened, passed as `sd_listen_fds(3)` describes: by systemd,
+//! or by an old process that this one replaces.
 
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -92,8 +92,9 @@ fn listen_fds_end() -> Option<RawFd> {
     LISTEN_FDS_START.checked_add(count)
 }
 
-/// The descriptor of the socket to the old process, if one has passed the descriptors. Its name alone
-/// proves nothing: a service manager takes any name. Its inode is known to the old process alone.
+/// The descriptor of the socket to the old process, if one has passed the descriptors. Its name
+/// alone proves nothing: a service manager takes any name. Its inode is known to the old process
+/// alone.
 fn old_process_socket() -> Option<RawFd> {
     let inode = number(SOCKET_VARIABLE)?;
     let names = env::var("LISTEN_FDNAMES").ok()?;

@@ -35,7 +35,7 @@ mod atomic {
     pub(super) use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 }
 
-/// [`Tcp`](crate::Tcp) or [`Udp`](crate::Udp): what a [`Server`] serves. The trait is sealed.
+/// [`Tcp`] or [`Udp`](crate::Udp): what a [`Server`] serves. The trait is sealed.
 pub trait Serve: Protocol {
     /// What the threads are called, before their number.
     #[doc(hidden)]
@@ -64,8 +64,8 @@ pub trait Serve: Protocol {
         last: bool,
     ) -> Result<(), GroupError>;
 
-    /// Waits until nothing more can reach these members, and nothing is queued on them; at most until
-    /// `deadline`.
+    /// Waits until nothing more can reach these members, and nothing is queued on them; at most
+    /// until `deadline`.
     #[doc(hidden)]
     fn drain(server: &Server<Self>, members: &[Arc<Member<Self>>], deadline: Instant);
 
@@ -77,9 +77,9 @@ pub trait Serve: Protocol {
 
 /// A group at work: threads that accept connections, or receive datagrams, and call a handler.
 ///
-/// [`Group::spawn`] makes one. Dropping it is [`stop`](Self::stop) with the group's
-/// [`grace`](crate::GroupOptions::grace) period; a handler that has not returned by then finishes
-/// alone.
+/// [`Group::spawn`](crate::Group::spawn) makes one. Dropping it is [`stop`](Self::stop) with the
+/// group's [`grace`](crate::GroupOptions::grace) period; a handler that has not returned by then
+/// finishes alone.
 ///
 /// # Examples
 /// ```
@@ -137,8 +137,8 @@ impl<P: Serve> Server<P> {
         members.collect()
     }
 
-    /// Returns what was done for every member so far, also for those that have left, in the order of
-    /// their numbers.
+    /// Returns what was done for every member so far, also for those that have left, in the order
+    /// of their numbers.
     pub fn stats(&self) -> Vec<Stats> {
         self.pool.lock().stats()
     }
@@ -160,8 +160,8 @@ impl<P: Serve> Server<P> {
     ///
     /// # Errors
     /// The group is then as it was.
-    /// - [`GroupError::Call`]: a system call failed; `pthread_create` with `EAGAIN` if no thread can
-    ///   be had.
+    /// - [`GroupError::Call`]: a system call failed; `pthread_create` with `EAGAIN` if no thread
+    ///   can be had.
     /// - [`GroupError::UserMismatch`]: the process has dropped its privileges since.
     /// - [`GroupError::Inherited`]: other processes hold the sockets too.
     /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
@@ -214,11 +214,12 @@ impl<P: Serve> Server<P> {
         spare.map_or_else(new, Ok)
     }
 
-    /// Sets how the kernel chooses a member, as [`Group::set_steering`].
+    /// Sets how the kernel chooses a member, as
+    /// [`Group::set_steering`](crate::Group::set_steering).
     ///
     /// # Errors
-    /// Those of [`Group::set_steering`], and [`GroupError::PredecessorLeaving`] and
-    /// [`GroupError::HandingOver`]: try again later.
+    /// Those of [`Group::set_steering`](crate::Group::set_steering), and
+    /// [`GroupError::PredecessorLeaving`] and [`GroupError::HandingOver`]: try again later.
     pub fn set_steering(&self, steering: Steering) -> Result<(), GroupError> {
         let mut control = self.change()?;
         steering.check(self.pool.lock().members.len())?;

@@ -40,11 +40,10 @@ mod with_std {
     ///
     /// The trait is sealed: there is no third protocol.
     pub trait Protocol: Sealed + Copy + Debug + Send + Sync + 'static {
-        /// A member: [`Listener`](crate::Listener) or [`UdpSocket`](crate::UdpSocket).
+        /// A member: [`Listener`] or [`UdpSocket`].
         type Socket: AsFd + From<OwnedFd> + Debug + Send + Sync;
 
-        /// How much is queued on a member: [`AcceptQueue`](crate::AcceptQueue) or
-        /// [`ReceiveBuffer`](crate::ReceiveBuffer).
+        /// How much is queued on a member: [`AcceptQueue`] or [`ReceiveBuffer`].
         type Queue: Copy + Debug + PartialEq + Send + Sync;
 
         /// Whether the packet that the kernel chooses a member for has a payload.
