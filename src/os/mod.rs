@@ -9,7 +9,7 @@
 //!   takes a listener out of its group.
 //! - [`bind_exclusive`], [`bind_exclusive_udp`]: the first member of a group that shares its port
 //!   with no other program.
-//! - [`handshakes`]: the connections that are not finished.
+//! - [`handshakes`]: the connections that are not finished. [`listeners`]: all members of a group.
 //! - [`allowed_cpus`], [`start_on_cpu`], [`move_to_cpu`], [`name_thread`]: threads.
 //! - [`Placeholder`]: what takes the place of a UDP socket's descriptor.
 

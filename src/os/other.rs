@@ -87,6 +87,10 @@ mod with_std {
         Err(UNSUPPORTED)
     }
 
+    pub(crate) fn listeners(_: SocketAddr, _: u32) -> Result<Vec<u32>, Error> {
+        Err(UNSUPPORTED)
+    }
+
     pub(crate) fn allowed_cpus() -> Result<Vec<u32>, Error> {
         Err(UNSUPPORTED)
     }

@@ -29,7 +29,7 @@ use super::listen_fds::{
 use crate::error::{Call, Error, check};
 use crate::group::GroupError;
 use crate::os;
-use crate::server::member::MemberState;
+use crate::server::member::{MemberState, OtherListeners};
 use crate::server::{Control, Server, deadline_after};
 use crate::socket::protocol::Tcp;
 
@@ -66,7 +66,8 @@ impl Server {
         if control.config.options.shared {
             return Err(GroupError::SharedSocket.into());
         }
-        if control.config.options.join {
+        let others = self.other_listeners() == OtherListeners::Some;
+        if control.config.options.join || others {
             return Err(GroupError::JoinedGroup.into());
         }
         let old = self.numbers();

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use std::{thread, vec::Vec};
 
-use super::member::{Member, MemberState};
+use super::member::{Member, MemberState, OtherListeners};
 use super::{Control, Serve, Server};
 use crate::acceptors::Stats;
 use crate::error::Error;
@@ -287,7 +287,8 @@ impl<P: Serve> Server<P> {
     fn steer_to_unmoved(&self, control: &Control<P>, index: usize, state: MemberState) {
         let mut slots = self.slots(state);
         let is_other = |(at, slot): (usize, &crate::group::Slot)| at == index || slot.eligible;
-        if !control.config.can_steer() || slots.iter().enumerate().all(is_other) {
+        let joined = self.other_listeners() == OtherListeners::Some;
+        if joined || !control.config.can_steer() || slots.iter().enumerate().all(is_other) {
             return;
         }
         let last = slots.len() - 1;

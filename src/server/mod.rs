@@ -22,12 +22,13 @@ use std::vec::Vec;
 pub(crate) use drain::deadline_after;
 pub use error::SpawnError;
 use member::{Entry, Member};
-pub use member::{MemberState, MemberStats};
+pub use member::{MemberState, MemberStats, OtherListeners};
 use worker::{Order, Pool, Worker};
 
 use crate::acceptors::Stats;
 use crate::error::Error;
 use crate::group::{GroupConfig, GroupError, OldProcess, Slot, Steering};
+use crate::os;
 use crate::socket::protocol::{Protocol, Tcp};
 
 /// What `mark.rs` is made of: a test of its interleavings puts other types here.
@@ -154,6 +155,18 @@ impl<P: Serve> Server<P> {
         }
     }
 
+    /// Returns whether another process had joined the group when it was last steered.
+    ///
+    /// Such a group is treated as a [joined](crate::GroupOptions::join) one: it has the hash, and
+    /// only a packet filter turns clients away from a member that leaves. The kernel's list of
+    /// listeners is looked at before each change and after each departure.
+    ///
+    /// # Platforms
+    /// Linux and Android; elsewhere, and for UDP, it is [`OtherListeners::Unknown`].
+    pub fn other_listeners(&self) -> OtherListeners {
+        self.pool.lock().other_listeners
+    }
+
     /// Adds a member with its worker, and returns its number: one that no other member had.
     ///
     /// Connections do not move: each stays with the member that the kernel chose for it.
@@ -223,6 +236,10 @@ impl<P: Serve> Server<P> {
     pub fn set_steering(&self, steering: Steering) -> Result<(), GroupError> {
         let mut control = self.change()?;
         steering.check(self.pool.lock().members.len())?;
+        self.look_for_others();
+        if steering != Steering::Hash && self.other_listeners() == OtherListeners::Some {
+            return Err(GroupError::JoinedGroup);
+        }
         let before = control.config.options.set_steering(steering)?;
         let steered = self.steer(&control);
         if steered.is_err() {
@@ -254,13 +271,34 @@ impl<P: Serve> Server<P> {
         if !control.config.can_steer() {
             return Ok(());
         }
+        let others = self.look_for_others();
         let slots = self.slots(state);
         let member = |entry: &Entry<P>| Arc::clone(&entry.member);
         let through = self.pool.lock().members.last().map(member);
+        if others == OtherListeners::Some {
+            // An index may be another process's: the hash is for all of them.
+            return through.map_or(Ok(()), |through| control.config.detach(&through.socket));
+        }
         let Some(through) = through.filter(|_| slots.iter().any(|slot| slot.eligible)) else {
             return Ok(());
         };
         control.config.steer(&through.socket, &slots)
+    }
+
+    /// Compares the kernel's list of the group with this server's.
+    fn look_for_others(&self) -> OtherListeners {
+        let inode = |entry: &Entry<P>| entry.member.inode;
+        let ours: Vec<u32> = self.pool.lock().members.iter().map(inode).collect();
+        let first = ours.first().filter(|_| !P::HAS_PAYLOAD);
+        let others = match first.map(|first| os::listeners(self.address, *first)) {
+            Some(Ok(listed)) if listed.iter().all(|inode| ours.contains(inode)) => {
+                OtherListeners::None
+            }
+            Some(Ok(_)) => OtherListeners::Some,
+            Some(Err(_)) | None => OtherListeners::Unknown,
+        };
+        self.pool.lock().other_listeners = others;
+        others
     }
 
     /// The members in index order, as a steering program has to know them.
@@ -273,7 +311,6 @@ impl<P: Serve> Server<P> {
     /// Begins a change of the group, after those before it.
     pub(crate) fn change(&self) -> Result<MutexGuard<'_, Control<P>>, GroupError> {
         let mut control = self.control();
-        self.reap_failed(&control);
         if control.stopped {
             return Err(GroupError::Stopped);
         }
@@ -294,6 +331,7 @@ impl<P: Serve> Server<P> {
             return Err(GroupError::PredecessorLeaving);
         }
         control.old_process = None;
+        self.reap_failed(&control);
         Ok(control)
     }
 

@@ -10,7 +10,7 @@ use std::time::Instant;
 use std::vec::Vec;
 
 use super::drain::{POLL_INTERVAL, call};
-use super::member::Member;
+use super::member::{Member, OtherListeners};
 use super::polling::WakePipe;
 use super::start::polls;
 use super::worker::{Outcome, Pool, Work, Worker};
@@ -219,12 +219,14 @@ impl Serve for Tcp {
         if steered {
             server.steer(control)?;
         }
+        let joined =
+            control.config.options.join || server.other_listeners() == OtherListeners::Some;
         let members = server.members_of(ids);
         for member in &members {
             // The flag first: a connection that inherits the filter is accepted later.
             member.source.filtered.store(true, Relaxed);
             match os::attach_filter(&member.socket.0, &DROP_SYNS) {
-                Err(error) if error.errno() == libc::EPERM && !control.config.options.join => {}
+                Err(error) if error.errno() == libc::EPERM && !joined => {}
                 Err(error) => {
                     members
                         .iter()

@@ -178,6 +178,7 @@ mod tests {
                 local,
                 remote: local,
                 inode: 1,
+                interface: 0,
                 only_v6,
             }
         };

@@ -24,7 +24,7 @@ pub(crate) use exclusive::{bind_exclusive, bind_exclusive_udp};
 #[cfg(feature = "std")]
 pub(crate) use placeholder::Placeholder;
 #[cfg(feature = "std")]
-pub(crate) use sock_diag::handshakes;
+pub(crate) use sock_diag::{handshakes, listeners};
 pub(crate) use socket::set_incoming_cpu;
 #[cfg(feature = "std")]
 pub(crate) use socket::{accept_queue, receive_buffer};
