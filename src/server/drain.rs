@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use std::{thread, vec::Vec};
 
-use super::member::{Member, MemberState, OtherListeners};
+use super::member::{Member, MemberState};
 use super::{Control, Serve, Server};
 use crate::acceptors::Stats;
 use crate::error::Error;
@@ -279,27 +279,6 @@ impl<P: Serve> Server<P> {
             }
         }
         result
-    }
-
-    /// Steers to the members whose index does not change when the one at `index` leaves and the
-    /// last one takes its place. It is not needed where all others get what is new: then the hash,
-    /// which an index without a member falls back to, is as good.
-    fn steer_to_unmoved(&self, control: &Control<P>, index: usize, state: MemberState) {
-        let mut slots = self.slots(state);
-        let is_other = |(at, slot): (usize, &crate::group::Slot)| at == index || slot.eligible;
-        let joined = self.other_listeners() == OtherListeners::Some;
-        if joined || !control.config.can_steer() || slots.iter().enumerate().all(is_other) {
-            return;
-        }
-        let last = slots.len() - 1;
-        if last != index && slots.iter().filter(|slot| slot.eligible).count() > 1 {
-            slots[last].eligible = false;
-        }
-        let through = Arc::clone(&self.pool.lock().members[last].member);
-        if slots.iter().any(|slot| slot.eligible) {
-            // If this fails, the program before it is nearly as good.
-            _ = control.config.steer(&through.socket, &slots);
-        }
     }
 
     fn index_of(&self, id: usize) -> Option<usize> {

@@ -7,6 +7,7 @@ mod mark;
 pub(crate) mod member;
 mod polling;
 mod start;
+mod steering;
 mod tcp;
 mod udp;
 mod without_worker;
@@ -27,8 +28,7 @@ use worker::{Order, Pool, Worker};
 
 use crate::acceptors::Stats;
 use crate::error::Error;
-use crate::group::{GroupConfig, GroupError, OldProcess, Slot, Steering};
-use crate::os;
+use crate::group::{GroupConfig, GroupError, OldProcess};
 use crate::socket::protocol::{Protocol, Tcp};
 
 /// What `mark.rs` is made of: a test of its interleavings puts other types here.
@@ -155,18 +155,6 @@ impl<P: Serve> Server<P> {
         }
     }
 
-    /// Returns whether another process had joined the group when it was last steered.
-    ///
-    /// Such a group is treated as a [joined](crate::GroupOptions::join) one: it has the hash, and
-    /// only a packet filter turns clients away from a member that leaves. The kernel's list of
-    /// listeners is looked at before each change and after each departure.
-    ///
-    /// # Platforms
-    /// Linux and Android; elsewhere, and for UDP, it is [`OtherListeners::Unknown`].
-    pub fn other_listeners(&self) -> OtherListeners {
-        self.pool.lock().other_listeners
-    }
-
     /// Adds a member with its worker, and returns its number: one that no other member had.
     ///
     /// Connections do not move: each stays with the member that the kernel chose for it.
@@ -196,7 +184,7 @@ impl<P: Serve> Server<P> {
             Some(first) => Some(config.share(&first.socket, index)?),
             None => None,
         };
-        let id = control.next_id;
+        let id = self.unused_id(&control);
         let worker = self.spare_or_new_worker(config, id, cpu_index);
         let worker = worker.map_err(call)?;
         let socket = match only.map_or_else(|| config.open(index), Ok) {
@@ -206,7 +194,7 @@ impl<P: Serve> Server<P> {
                 return Err(error);
             }
         };
-        control.next_id += 1;
+        control.next_id = id + 1;
         self.pool
             .employ(Member::new(id, cpu_index, socket, source), &worker);
         if let Err(error) = self.steer(&control) {
@@ -214,6 +202,15 @@ impl<P: Serve> Server<P> {
             return Err(error);
         }
         Ok(id)
+    }
+
+    /// Returns the next number that no member has had, and that no member shares its last byte with:
+    /// [`Steering::Byte`] goes by that. With 256 members or more it cannot be had.
+    pub(super) fn unused_id(&self, control: &Control<P>) -> usize {
+        let state = self.pool.lock();
+        let collides = |id: &usize| state.members.iter().any(|e| e.id() % 256 == id % 256);
+        let mut ids = control.next_id..control.next_id + 256;
+        ids.find(|id| !collides(id)).unwrap_or(control.next_id)
     }
 
     fn spare_or_new_worker(
@@ -227,27 +224,6 @@ impl<P: Serve> Server<P> {
         spare.map_or_else(new, Ok)
     }
 
-    /// Sets how the kernel chooses a member, as
-    /// [`Group::set_steering`](crate::Group::set_steering).
-    ///
-    /// # Errors
-    /// Those of [`Group::set_steering`](crate::Group::set_steering), and
-    /// [`GroupError::PredecessorLeaving`] and [`GroupError::HandingOver`]: try again later.
-    pub fn set_steering(&self, steering: Steering) -> Result<(), GroupError> {
-        let mut control = self.change()?;
-        steering.check(self.pool.lock().members.len())?;
-        self.look_for_others();
-        if steering != Steering::Hash && self.other_listeners() == OtherListeners::Some {
-            return Err(GroupError::JoinedGroup);
-        }
-        let before = control.config.options.set_steering(steering)?;
-        let steered = self.steer(&control);
-        if steered.is_err() {
-            control.config.options.set_steering(before)?;
-        }
-        steered
-    }
-
     /// Waits until every worker has ended by itself: it never returns unless their sockets fail.
     pub fn join(self) -> Vec<Stats> {
         let idle = |entry: &Entry<P>| !entry.is_running();
@@ -255,57 +231,6 @@ impl<P: Serve> Server<P> {
             .wait_until(None, |state| state.members.iter().all(idle));
         self.pool.join_ended();
         self.stats()
-    }
-
-    /// Attaches the program that has what is new go to the serving members.
-    pub(crate) fn steer(&self, control: &Control<P>) -> Result<(), GroupError> {
-        self.steer_to(control, MemberState::Serving)
-    }
-
-    /// Attaches the program that has what is new go to the members in `state`.
-    pub(crate) fn steer_to(
-        &self,
-        control: &Control<P>,
-        state: MemberState,
-    ) -> Result<(), GroupError> {
-        if !control.config.can_steer() {
-            return Ok(());
-        }
-        let others = self.look_for_others();
-        let slots = self.slots(state);
-        let member = |entry: &Entry<P>| Arc::clone(&entry.member);
-        let through = self.pool.lock().members.last().map(member);
-        if others == OtherListeners::Some {
-            // An index may be another process's: the hash is for all of them.
-            return through.map_or(Ok(()), |through| control.config.detach(&through.socket));
-        }
-        let Some(through) = through.filter(|_| slots.iter().any(|slot| slot.eligible)) else {
-            return Ok(());
-        };
-        control.config.steer(&through.socket, &slots)
-    }
-
-    /// Compares the kernel's list of the group with this server's.
-    fn look_for_others(&self) -> OtherListeners {
-        let inode = |entry: &Entry<P>| entry.member.inode;
-        let ours: Vec<u32> = self.pool.lock().members.iter().map(inode).collect();
-        let first = ours.first().filter(|_| !P::HAS_PAYLOAD);
-        let others = match first.map(|first| os::listeners(self.address, *first)) {
-            Some(Ok(listed)) if listed.iter().all(|inode| ours.contains(inode)) => {
-                OtherListeners::None
-            }
-            Some(Ok(_)) => OtherListeners::Some,
-            Some(Err(_)) | None => OtherListeners::Unknown,
-        };
-        self.pool.lock().other_listeners = others;
-        others
-    }
-
-    /// The members in index order, as a steering program has to know them.
-    pub(crate) fn slots(&self, state: MemberState) -> Vec<Slot> {
-        let list = self.pool.lock();
-        let entries = list.members.iter().enumerate();
-        entries.map(|(at, entry)| entry.slot(at, state)).collect()
     }
 
     /// Begins a change of the group, after those before it.
