@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use core::{mem, panic::AssertUnwindSafe, time::Duration};
 use std::sync::{Arc, OnceLock};
-use std::thread::{Builder, JoinHandle, sleep};
+use std::thread::{self, Builder, JoinHandle, sleep};
 use std::{io, panic::catch_unwind, vec::Vec};
 
 use crate::error::{AcceptAction, Error};
@@ -96,6 +96,9 @@ impl Acceptor {
     }
 
     fn join(self) -> Stats {
+        if self.thread.thread().id() == thread::current().id() {
+            return self.stats(); // its own handler stops it: it ends when that returns
+        }
         _ = self.thread.join();
         self.shared.counters.stats(self.shared.id, false)
     }

@@ -73,10 +73,11 @@ impl<P: Serve> Server<P> {
     /// Compares the kernel's list of the group with this server's.
     fn look_for_others(&self) -> OtherListeners {
         let inode = |entry: &Entry<P>| entry.member.inode;
-        let ours: Vec<u32> = self.pool.lock().members.iter().map(inode).collect();
+        let mut ours: Vec<u32> = self.pool.lock().members.iter().map(inode).collect();
+        ours.sort_unstable();
         let first = ours.first().filter(|_| !P::HAS_PAYLOAD);
         let others = match first.map(|first| os::listeners(self.address, *first)) {
-            Some(Ok(listed)) if listed.iter().all(|inode| ours.contains(inode)) => {
+            Some(Ok(listed)) if listed.iter().all(|one| ours.binary_search(one).is_ok()) => {
                 OtherListeners::None
             }
             Some(Ok(_)) => OtherListeners::Some,
