@@ -268,7 +268,7 @@ fn spawn(
     let numbers: Vec<RawFd> = copies.iter().map(AsRawFd::as_raw_fd).collect();
     let arrange = move || {
         for (to, from) in (LISTEN_FDS_START..).zip(&numbers) {
-            // SAFETY: takes two integers; in this child no number from 3 on is anybody's.
+            // SAFETY: takes two integers; in this child no number from 3 on is in use.
             if unsafe { libc::dup2(*from, to) } == -1 {
                 return Err(io::Error::last_os_error());
             }

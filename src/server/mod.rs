@@ -100,7 +100,7 @@ pub trait Serve: Protocol {
 #[must_use = "dropping a server stops it"]
 pub struct Server<P: Serve = Tcp> {
     address: SocketAddr,
-    /// Held by whoever changes the group, for as long as that takes: one change at a time.
+    /// Held by a change of the group, for as long as that takes: one change at a time.
     control: Mutex<Control<P>>,
     pub(crate) pool: Arc<Pool<P>>,
     monitor: Mutex<Option<JoinHandle<()>>>,

@@ -86,7 +86,8 @@ impl<P: Serve> Group<P> {
     }
 }
 
-/// Whether workers poll: where a shutdown would wake nobody, or would close what others hold too.
+/// Whether workers poll: where a shutdown would wake no thread, or would also close the socket of
+/// other processes.
 pub(super) fn polls<P: Serve>(config: &GroupConfig<P>) -> bool {
     config.inherited || !os::SHUTDOWN_WAKES
 }

@@ -317,7 +317,7 @@ fn notify(state: &str) {
         Some(name) => UnixAddr::from_abstract_name(name),
         _ => UnixAddr::from_pathname(path),
     };
-    // If nobody listens there, nobody wants to know.
+    // It fails if the service manager does not listen.
     _ = to.and_then(|to| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &to));
 }
 
