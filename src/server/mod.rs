@@ -36,7 +36,7 @@ mod atomic {
     pub(super) use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 }
 
-/// [`Tcp`](crate::Tcp) or [`Udp`](crate::Udp): what a [`Server`] serves. The trait is sealed.
+/// [`Tcp`] or [`Udp`](crate::Udp): what a [`Server`] serves. The trait is sealed.
 pub trait Serve: Protocol {
     /// What the threads are called, before their number.
     #[doc(hidden)]
