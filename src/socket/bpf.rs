@@ -13,6 +13,20 @@
 //!
 //! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; `Documentation/networking/filter.rst`
 //! in the kernel's source for the instructions.
+//!
+//! # Platforms
+//! Linux and Android alone.
+//!
+//! # Examples
+#![cfg_attr(all(feature = "std", linux_kernel), doc = "```")]
+#![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
+//! use reuseport::{Group, steering};
+//!
+//! let members = Group::bind(([127, 0, 0, 1], 0), 4)?.into_sockets();
+//! members[0].attach_program(&steering::random(4))?; // for the whole group
+//! members[0].detach_program()?; // the hash again
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 /// One instruction: C's `struct sock_filter`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
