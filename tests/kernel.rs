@@ -134,10 +134,11 @@ claims! {
     connected_to_itself_it_keeps_what_waits
 }
 
-/// Both of its pages.
+/// All of its pages.
 fn guide() -> String {
-    let pages = ["src/guide/mod.rs", "src/guide/pitfalls.rs"];
-    let path = |page| Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+    let pages = ["mod.rs", "beyond.rs", "pitfalls.rs"];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide");
+    let path = |page| folder.join(page);
     pages
         .map(|page| fs::read_to_string(path(page)).unwrap())
         .concat()
