@@ -208,9 +208,9 @@
 //! Without step 1 new connections arrive between the last `accept` and the `close`. Without steps 2
 //! and 3 it works on loopback, where a handshake takes no time, and fails on a real network.
 //!
-//! The worker empties the queue in step 4. If it cannot, because no descriptor or no thread is
-//! left, `retire` fails with `GroupError::StillQueued` at the end of the grace period (default 1
-//! s). The member then stays, steered around, and a later `retire` goes on.
+//! If the queue cannot be emptied within the grace period (default 1 s), because no descriptor or
+//! no thread is left, `retire` fails with `GroupError::StillQueued`. The member stays, steered
+//! around, and a later `retire` goes on.
 //!
 //! **`close` does not wake a thread that is blocked in `accept`**: the call goes on, the port stays
 //! taken, and that thread accepts the next connection.
@@ -219,9 +219,8 @@
 //! `shutdown` with `SHUT_RD` wakes it. It resets the queue as `close` does, so the queue has to be
 //! empty before. `explain --claim shutdown-wakes-accept`
 //!
-//! **A restart** is the same with two processes: `Server::hand_over` starts the new process and
-//! `HandOver::leave` ends the old members; `Group::from_env` is the new process's side
-//! (`tests/handover.rs`).
+//! **A restart** is the same with two processes. `Server::hand_over` starts the new one, which
+//! calls `Group::from_env`; `HandOver::leave` ends the old members (`tests/handover.rs`).
 //!
 //! ```text
 //!    old process                                      new process
@@ -294,13 +293,11 @@
 //!    C  [         ]  idle
 //! ```
 //!
-//! The average latency hides this; the slowest percent shows it. And as many silent clients as
-//! there are threads stop the server. There are three remedies:
+//! As many silent clients as there are threads stop the server. There are three remedies:
 //!
 //! - Handlers that never block.
 //! - One **shared listener** (`GroupOptions::shared`): an idle thread accepts the next connection.
-//!   `explain --claim a-shared-listener-feeds-the-idle` It gives up what separate listeners are
-//!   for: all threads use one queue and its lock, and members cannot be steered.
+//!   `explain --claim a-shared-listener-feeds-the-idle` All threads then use one queue and lock.
 //! - **Hand-off**: a thread that is blocked in its handler hands its *listener* to a spare thread.
 //!   `explain --claim hand-off-serves-what-waits`
 //!
@@ -317,30 +314,24 @@
 //!    later        A's thread returns from the handler, and becomes a spare thread
 //! ```
 //!
-//! So a connection waits 1 to 2 ms behind a blocked handler. If more connections are queued than
-//! one spare thread can accept, because their handlers block too, more spare threads begin: twice
-//! as many at each look. `tests/handoff.rs` blocks the thread of a member, and measures how long
-//! its connections wait.
+//! So a connection waits 1 to 2 ms behind a blocked handler. If the handlers of the queued ones
+//! block too, more spare threads begin: twice as many at each look. `tests/handoff.rs` blocks the
+//! thread of a member, and measures how long its connections wait.
 //!
-//! A quick handler pays for two marks in memory. It makes no system call more: each thread waits in
-//! a blocking `accept`, two system calls a connection, as in the C program. The monitor sleeps
-//! while no thread that holds a listener is in a handler.
+//! A quick handler costs two marks in memory, and no system call more than in the C program. The
+//! monitor sleeps while no thread that holds a listener is in a handler.
 //!
-//! **The limit** is `GroupOptions::spare_threads(n)`, 512 by default. With `n` spare threads in
-//! handlers, connections wait again: as many silent clients as there are threads still stop the
-//! server. `Stats::starved` counts it. A handler that reads wants a limit of its own:
-//! `Connection::set_read_timeout`. With `spare_threads(0)` there is one thread for each member, as
-//! in the C program. There may be more handlers at a time than members, and handlers of one member
-//! run at the same time: only `spare_threads(0)` rules that out.
+//! **The limit** is `GroupOptions::spare_threads(n)`, 512 by default: as many silent clients as
+//! there are threads still stop the server. `Stats::starved` counts it. So a handler that reads
+//! needs a time limit (`Connection::set_read_timeout`). Handlers of one member may run at the same
+//! time; with `spare_threads(0)`, one thread for each member, they do not.
+//! A UDP member keeps its one thread, so that the datagrams of a flow are handled in order.
 //!
-//! Hand-off is for TCP. A UDP member keeps its one thread, so that the datagrams of a flow are
-//! handled in their order.
-//!
-//! Another remedy is to let each thread wait for several listeners, with an epoll set of its own.
-//! `EPOLLEXCLUSIVE` then has each listener wake one thread: of those that sleep, the one whose
-//! epoll set registered the listener first. `explain --claim the-first-registered-epoll-wakes` An
-//! earlier version of this crate did that. It needs one more system call for each connection and an
-//! entry for each pair of threads, and it does not help against silent clients.
+//! Another remedy is to have each thread wait for several listeners, in an epoll set of its own.
+//! With `EPOLLEXCLUSIVE` a connection wakes one thread: of those that sleep, the one whose set
+//! registered the listener first. `explain --claim the-first-registered-epoll-wakes` It needs one
+//! more system call for each connection and an entry for each pair of threads, and silent clients
+//! still stop the server: so this crate does not use it.
 //!
 //! # 8. Backlog and overflow
 //!
@@ -365,9 +356,9 @@
 //! - If no descriptor is left (`EMFILE`), the connection stays in the queue. A loop that goes on at
 //!   once spins; a loop that ends leaves a listener that no thread serves.
 //!   `explain --claim without-descriptors-it-stays-queued`
-//! - The kernel reserves the descriptor *before* it looks at the queue, so a blocking `accept`
-//!   fails also if the queue is empty. So a blocking loop spins as well. `explain --claim
-//!   without-descriptors-accept-never-waits`
+//! - The kernel reserves the descriptor *before* it looks at the queue: a blocking `accept` fails
+//!   also if the queue is empty, and a blocking loop spins as well.
+//!   `explain --claim without-descriptors-accept-never-waits`
 //!
 //! The remedy is a pause. [`Error::accept_action`](crate::Error::accept_action) sorts the errors of
 //! `accept` into five kinds, by what a loop should do about each.

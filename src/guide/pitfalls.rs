@@ -126,8 +126,8 @@
 //!
 //! **Another option than the last release had.** A server that closes connections first leaves them
 //! in `TIME_WAIT`, for 60 s. They keep the old server's options. For that time a new server that
-//! sets only the other option is refused, although no socket listens. `explain --claim
-//! leftovers-want-the-same-option`
+//! sets only the other option is refused, although no socket listens.
+//! `explain --claim leftovers-want-the-same-option`
 //!
 //! ```
 //! use reuseport::Listener;
