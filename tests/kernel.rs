@@ -115,8 +115,8 @@ claims! {
     steering_needs_no_privilege
     leaving_needs_no_privilege
     a_slow_thread_keeps_its_share_waiting
-    hand_off_serves_what_waits
     a_shared_listener_feeds_the_idle
+    hand_off_serves_what_waits
     the_first_registered_epoll_wakes
     a_backlog_of_n_queues_one_more
     overflow_costs_a_second
