@@ -201,7 +201,7 @@ fn hand_off<P: Serve>(
 ) -> bool {
     let started = spare.map_or_else(
         || {
-            pool.join_ended();
+            pool.detach_ended();
             pool.start_thread(&std::format!("{}-spare", P::THREAD_NAME))
         },
         Ok,
