@@ -229,7 +229,7 @@ impl<P: Serve> Server<P> {
         let idle = |entry: &Entry<P>| !entry.is_running();
         self.pool
             .wait_until(None, |state| state.members.iter().all(idle));
-        self.pool.join_ended();
+        self.pool.detach_ended();
         self.stats()
     }
 
@@ -268,7 +268,7 @@ impl<P: Serve> Server<P> {
     /// Takes the members out of the list whose sockets have failed, in the order in which they did:
     /// the kernel has taken them out of the group so.
     fn reap_failed(&self, control: &Control<P>) {
-        self.pool.join_ended();
+        self.pool.detach_ended();
         let mut state = self.pool.lock();
         let failed = mem::take(&mut state.failed);
         for id in &failed {

@@ -203,9 +203,14 @@ impl<P: Serve> Pool<P> {
         true
     }
 
-    /// Joins the threads that have ended. Their thread-local destructors run until then, which are
-    /// the user's code: so it is done without the lock.
-    pub(crate) fn join_ended(&self) {
+    /// Lets the threads go that have ended. Their thread-local destructors may still run, which are
+    /// the user's code and may call the server: so they are not joined.
+    pub(crate) fn detach_ended(&self) {
+        self.lock().handles.retain(|handle| !handle.is_finished());
+    }
+
+    /// Joins the threads that have ended, without the lock.
+    fn join_ended(&self) {
         let mut state = self.lock();
         let handles = mem::take(&mut state.handles).into_iter();
         let (ended, running): (Vec<_>, _) = handles.partition(JoinHandle::is_finished);
