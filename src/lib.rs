@@ -32,7 +32,6 @@
 //!
 #![cfg_attr(feature = "std", doc = "```")]
 #![cfg_attr(not(feature = "std"), doc = "```ignore")]
-//! # if !reuseport::BALANCES { return Ok(()); }
 //! use reuseport::{Group, UdpSocket};
 //!
 //! let group = Group::bind_udp(([127, 0, 0, 1], 0), 2)?;

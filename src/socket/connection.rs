@@ -18,8 +18,8 @@ impl Connection {
         self.set_timeout(libc::SO_RCVTIMEO, timeout)
     }
 
-    /// Sets how long [`send`](Self::send) waits for room in the send buffer: `SO_SNDTIMEO`. After
-    /// that it fails with `EAGAIN`. `None`, the default, waits without limit.
+    /// Sets how long [`send`](Self::send) waits for space in the send buffer: `SO_SNDTIMEO`.
+    /// After that it fails with `EAGAIN`. `None`, the default, waits without limit.
     ///
     /// # Errors
     /// `EINVAL` if the time is zero.
