@@ -160,7 +160,9 @@ pub use os::Batch;
 #[cfg(all(feature = "std", linux_kernel))]
 pub use restart::{HandOver, HandOverError};
 #[cfg(feature = "std")]
-pub use server::{MemberState, MemberStats, Serve, Server, SpareThreads, SpawnError};
+pub use server::{
+    MemberState, MemberStats, OtherListeners, Serve, Server, SpareThreads, SpawnError,
+};
 #[cfg(linux_kernel)]
 pub use socket::bpf as steering;
 pub use socket::datagram::Datagram;

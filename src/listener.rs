@@ -12,6 +12,7 @@ use crate::sys::{
 
 /// An open descriptor, closed on drop.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "std"), allow(unreachable_pub))] // `Protocol` names it
 pub struct Descriptor(c_int);
 
 impl Descriptor {

@@ -9,7 +9,7 @@
 //!   a listener out of its group.
 //! - `bind_exclusive`, `bind_exclusive_udp`: the first member of a group that shares its port
 //!   with no other program.
-//! - `handshakes`: the connections that are not finished.
+//! - `handshakes`: the connections that are not finished; `listeners`: all members of a group.
 //! - `allowed_cpus`, `start_on_cpu`, `move_to_cpu`, `name_thread`: threads.
 //! - `Placeholder`: what takes the place of a UDP socket's descriptor.
 
@@ -40,6 +40,7 @@ mod inode {
         let mut stat: libc::stat = unsafe { core::mem::zeroed() };
         // SAFETY: `stat` is writable; the kernel checks the descriptor.
         check(Call::Fstat, unsafe { libc::fstat(fd, &raw mut stat) })?;
+        #[allow(clippy::useless_conversion)] // the field has 32 bits on some systems
         Ok(stat.st_ino.into())
     }
 }

@@ -72,7 +72,7 @@ fn monitor<P: Serve>(pool: &Arc<Pool<P>>) {
         }
         quiet = 0;
         pool.sleep.begin();
-        if a_worker_is_handling(pool) {
+        if must_stay_awake(pool) {
             pool.sleep.end();
         }
         while pool.sleep.lasts() {
@@ -99,10 +99,12 @@ impl<P: Serve> Pool<P> {
     }
 }
 
-fn a_worker_is_handling<P: Serve>(pool: &Pool<P>) -> bool {
+/// Whether a worker has entered a handler, or the server was closed, before the sleep had begun:
+/// who did it has not ended the sleep.
+fn must_stay_awake<P: Serve>(pool: &Pool<P>) -> bool {
     let state = pool.lock();
     let mut holders = state.members.iter().flat_map(|entry| &entry.holders);
-    holders.any(|holder| is_handling(holder.mark.look()))
+    state.closing || holders.any(|holder| is_handling(holder.mark.look()))
 }
 
 /// Looks at all marks, and decides which members need spare workers.
@@ -199,7 +201,7 @@ fn hand_off<P: Serve>(
 ) -> bool {
     let started = spare.map_or_else(
         || {
-            pool.join_ended();
+            pool.detach_ended();
             pool.start_thread(&std::format!("{}-spare", P::THREAD_NAME))
         },
         Ok,

@@ -12,7 +12,7 @@ use std::vec::Vec;
 
 use super::Serve;
 use super::mark::{Mark, Sleep};
-use super::member::{Entry, Member, MemberState};
+use super::member::{Entry, Member, MemberState, OtherListeners};
 use crate::acceptors::Stats;
 use crate::error::{Call, Error};
 use crate::os;
@@ -101,6 +101,8 @@ pub(crate) struct PoolState<P: Serve> {
     pub(crate) monitor: Option<Thread>,
     /// A member waits for a spare worker.
     pub(crate) starving: bool,
+    /// Whether sockets of other processes were in the group when it was last looked at.
+    pub(crate) other_listeners: OtherListeners,
     /// The server is stopping: workers end instead of becoming spares.
     pub(crate) closing: bool,
 }
@@ -129,6 +131,7 @@ impl<P: Serve> Pool<P> {
                 handles: Vec::new(),
                 monitor: None,
                 starving: false,
+                other_listeners: OtherListeners::Unknown,
                 closing: false,
             }),
             changed: Condvar::new(),
@@ -200,9 +203,14 @@ impl<P: Serve> Pool<P> {
         true
     }
 
-    /// Joins the threads that have ended. Their thread-local destructors run until then, which are
-    /// the user's code: so it is done without the lock.
-    pub(crate) fn join_ended(&self) {
+    /// Lets the threads go that have ended. Their thread-local destructors may still run, which are
+    /// the user's code and may call the server: so they are not joined.
+    pub(crate) fn detach_ended(&self) {
+        self.lock().handles.retain(|handle| !handle.is_finished());
+    }
+
+    /// Joins the threads that have ended, without the lock.
+    fn join_ended(&self) {
         let mut state = self.lock();
         let handles = mem::take(&mut state.handles).into_iter();
         let (ended, running): (Vec<_>, _) = handles.partition(JoinHandle::is_finished);
