@@ -57,7 +57,6 @@ impl Listener {
     ///
     /// Where several listeners have one port, the kernel gives each new connection to one of them
     /// ([`BALANCES`](crate::BALANCES)). Any program of the same user may bind one more.
-    ///
     /// Two things differ from C: `execve(2)` closes the descriptor, and the backlog is the kernel's
     /// maximum. The C program's backlog of 1 makes clients wait for seconds in a burst.
     /// # Errors

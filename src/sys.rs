@@ -92,7 +92,6 @@ pub unsafe fn bind(fd: c_int, addr: *const c_void, len: u32) -> Result<()> {
 
 /// `int listen(int fd, int backlog);` — `listen(2)`. On Linux this, not `bind`, makes a TCP
 /// socket a member of the port's group.
-///
 /// `backlog`: how many connections may be queued (on Linux one more). Fails with `EADDRINUSE`,
 /// `EBADF`, `ENOTSOCK`, `EOPNOTSUPP`.
 /// # Safety
@@ -106,7 +105,6 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
 
 /// `int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags);` — `accept(2)`,
 /// flags [`SOCK_CLOEXEC`] and [`SOCK_NONBLOCK`].
-///
 /// [`Error::accept_action`] returns what each of its many errors means for a loop.
 /// # Safety
 /// Both pointers are null; or `len` is readable and writable, and `addr` is writable for as
