@@ -112,7 +112,7 @@ impl Listener {
         Ok((client, peer.get().ok_or(unknown)?))
     }
 
-    /// Returns the bound address, with the port that port 0 became: `getsockname(2)`.
+    /// Returns the bound address, also what port 0 became. It fails as [`sys::getsockname`].
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
         self.0.local_addr()
     }

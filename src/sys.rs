@@ -150,7 +150,7 @@ pub unsafe fn shutdown(fd: c_int, how: c_int) -> Result<()> {
 }
 
 /// `int close(int fd);` — `close(2)`. On Linux the number is free even if `close` fails: a failed
-/// close is not repeated. It does not wake a blocked [`accept`].
+/// close (`EINTR`, `EIO`) is not repeated. It does not wake a blocked [`accept`].
 /// # Safety
 /// `fd` is the caller's, and is not used again.
 #[inline]
@@ -161,7 +161,7 @@ pub unsafe fn close(fd: c_int) -> Result<()> {
 }
 
 /// `int getsockname(int fd, struct sockaddr *addr, socklen_t *len);` — `getsockname(2)`: the
-/// address the socket is bound to, with the port that port 0 became.
+/// bound address, with the port that port 0 became. Fails with `EBADF`, `ENOTSOCK`, `ENOBUFS`.
 /// # Safety
 /// `len` is readable and writable, and `addr` is writable for as many bytes as it says.
 pub unsafe fn getsockname(fd: c_int, addr: *mut c_void, len: *mut u32) -> Result<()> {
@@ -170,7 +170,7 @@ pub unsafe fn getsockname(fd: c_int, addr: *mut c_void, len: *mut u32) -> Result
     check(Call::GetSockName, result).map(drop)
 }
 
-/// `int ioctl(int fd, FIONBIO, int *on);` — `ioctl(2)`: calls on `fd` block (0) or do not (1).
+/// `int ioctl(int fd, FIONBIO, int *on);` — `ioctl(2)`: `fd` blocks (0) or not (1).
 /// # Safety
 /// `fd` is the caller's.
 pub unsafe fn fionbio(fd: c_int, on: c_int) -> Result<()> {
