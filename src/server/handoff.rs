@@ -172,12 +172,9 @@ fn order_spares<P: Serve>(
         let spare = state.spares.pop();
         if spare.is_none() {
             if state.threads + new_threads >= limit {
-                let entry = &mut state.members[index];
                 if n == 0 {
                     look.starved = true;
-                    if !core::mem::replace(&mut entry.starved, true) {
-                        member.counters.starved.fetch_add(1, Relaxed);
-                    }
+                    state.note_starved(&member);
                 }
                 break;
             }
@@ -188,7 +185,17 @@ fn order_spares<P: Serve>(
     }
     let entry = &mut state.members[index];
     entry.burst = (2 * entry.burst).min(pool.spare_limit.max(1));
-    state.starving |= look.starved;
+}
+
+impl<P: Serve> PoolState<P> {
+    /// Notes that a blocked member could not get a spare, once until its holders are blocked again.
+    fn note_starved(&mut self, member: &Member<P>) {
+        self.starving = true;
+        let entry = self.entry(member.id);
+        if entry.is_some_and(|entry| !core::mem::replace(&mut entry.starved, true)) {
+            member.counters.starved.fetch_add(1, Relaxed);
+        }
+    }
 }
 
 /// Tells a spare worker to take the member, a new one if there is none. Returns false if no thread
@@ -214,8 +221,10 @@ fn hand_off<P: Serve>(
             worker.give(Order::Take { member, extra });
         }
         Err(_) => {
-            member.counters.starved.fetch_add(1, Relaxed);
             pool.cancel(&member);
+            if !extra {
+                pool.lock().note_starved(&member);
+            }
             return false;
         }
     }
