@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use core::{mem, panic::AssertUnwindSafe, time::Duration};
 use std::sync::{Arc, OnceLock};
-use std::thread::{Builder, JoinHandle, sleep};
+use std::thread::{self, Builder, JoinHandle, sleep};
 use std::{io, panic::catch_unwind, vec::Vec};
 
 use crate::error::{AcceptAction, Error};
@@ -18,8 +18,8 @@ impl Acceptors {
     /// Starts a thread for each listener. It hands its number and every connection to `handler`.
     ///
     /// While a handler runs, the connections that the kernel has chosen for this listener wait: a
-    /// handler that blocks stops them. ([`Group::spawn`](crate::Group::spawn) has a cure.) A handler
-    /// that panics is counted, its connection is closed, and the acceptor goes on; with
+    /// handler that blocks stops them. ([`Group::spawn`](crate::Group::spawn) has a cure.) A
+    /// handler that panics is counted, its connection is closed, and the acceptor goes on; with
     /// `panic = "abort"` the process ends. The listeners are set to block.
     ///
     /// # Errors
@@ -59,7 +59,8 @@ impl Acceptors {
         self.0.iter().map(Acceptor::stats).collect()
     }
 
-    /// Waits until every acceptor has ended by itself: it never returns unless their listeners fail.
+    /// Waits until every acceptor has ended by itself: it never returns unless their listeners
+    /// fail.
     pub fn join(mut self) -> Vec<Stats> {
         self.0.drain(..).map(Acceptor::join).collect()
     }
@@ -95,6 +96,9 @@ impl Acceptor {
     }
 
     fn join(self) -> Stats {
+        if self.thread.thread().id() == thread::current().id() {
+            return self.stats(); // its own handler stops it: it ends when that returns
+        }
         _ = self.thread.join();
         self.shared.counters.stats(self.shared.id, false)
     }

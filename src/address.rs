@@ -1,5 +1,4 @@
-//! An internet address as the kernel reads and writes it: C's `struct sockaddr_in` and
-//! `sockaddr_in6`, to and from [`SocketAddr`].
+//! [`SockAddr`]: C's `struct sockaddr_in` and `sockaddr_in6`, to and from [`SocketAddr`].
 
 use core::ffi::{c_int, c_void};
 use core::fmt;
@@ -28,7 +27,7 @@ union Storage {
 }
 
 impl SockAddr {
-    /// Room for the kernel to write an address into.
+    /// Makes a buffer for the kernel to write an address into.
     pub const fn empty() -> SockAddr {
         // SAFETY: all members are made of integers, for which zeros are a value.
         let storage = unsafe { mem::zeroed() };
@@ -38,34 +37,34 @@ impl SockAddr {
         }
     }
 
-    /// `AF_INET` or `AF_INET6`.
+    /// Returns the family: `AF_INET` or `AF_INET6`.
     pub const fn family(&self) -> c_int {
         // SAFETY: `storage` is wholly initialised, and any integer is a family.
         unsafe { self.storage.any.sa_family as c_int }
     }
 
-    /// For a call that reads the address, with [`len`](SockAddr::len).
+    /// Returns the pointer for a call that reads the address, with [`len`](SockAddr::len).
     pub const fn as_ptr(&self) -> *const c_void {
         (&raw const self.storage).cast()
     }
 
-    /// The address's bytes: C's `socklen_t`.
+    /// Returns the length of the address in bytes: C's `socklen_t`.
     #[allow(clippy::len_without_is_empty)] // no address is empty
     pub const fn len(&self) -> u32 {
         self.len
     }
 
-    /// For a call that writes the address, with [`len_mut_ptr`](SockAddr::len_mut_ptr).
+    /// Returns the pointer for a call that writes it, with [`len_mut_ptr`](SockAddr::len_mut_ptr).
     pub const fn as_mut_ptr(&mut self) -> *mut c_void {
         (&raw mut self.storage).cast()
     }
 
-    /// Tells such a call how much room there is, and takes the length it wrote.
+    /// Returns where such a call reads the size of the buffer, and writes the address's length.
     pub const fn len_mut_ptr(&mut self) -> *mut u32 {
         &raw mut self.len
     }
 
-    /// The address as Rust writes it; `None` if it is not an internet address.
+    /// Returns the address as Rust has it; `None` if it is not an internet address.
     pub const fn get(&self) -> Option<SocketAddr> {
         if self.family() == AF_INET && self.len >= socklen::<sockaddr_in>() {
             // SAFETY: the family says which member was written.
@@ -111,7 +110,7 @@ impl From<SocketAddr> for SockAddr {
     }
 }
 
-/// C's `sizeof`, as a `socklen_t`.
+/// Returns C's `sizeof`, as a `socklen_t`.
 #[allow(clippy::cast_possible_truncation)] // all that is measured here has a few bytes
 pub(crate) const fn socklen<T>() -> u32 {
     size_of::<T>() as u32

@@ -1,4 +1,4 @@
-//! What went wrong, and in which call: an errno never travels without the name of its call.
+//! [`Error`]: the errno of a failed call, always with the name of the call.
 
 use core::ffi::{CStr, c_int};
 use core::fmt;
@@ -23,7 +23,7 @@ macro_rules! calls {
         pub enum Call { $($call),* }
 
         impl Call {
-            /// The call as C and the manual pages spell it: `"bind"`.
+            /// Returns the name as C and the manual pages spell it: `"bind"`.
             #[inline(always)]
             pub const fn name(self) -> &'static str {
                 match self { $(Call::$call => $name),* }
@@ -45,8 +45,7 @@ calls! {
 
 /// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.
 ///
-/// It prints as `bind: EADDRINUSE: Address already in use (os error 98)`; with `{:#}` without the
-/// call, for whoever has more to say there, such as the address.
+/// It prints as `bind: EADDRINUSE: Address already in use (os error 98)`, `{:#}` without the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Error {
     call: Call,
@@ -54,12 +53,12 @@ pub struct Error {
 }
 
 impl Error {
-    /// The failure of `call` with the number `errno`.
+    /// Makes the error of `call` with the number `errno`.
     pub const fn new(call: Call, errno: c_int) -> Error {
         Error { call, errno }
     }
 
-    /// The failure of `call` with the present `errno(3)`: ask right after the call.
+    /// Makes the error of `call` from the present `errno(3)`: to be called right after `call`.
     #[inline(always)]
     pub fn last(call: Call) -> Error {
         // SAFETY: takes nothing; returns the address of the calling thread's own errno.
@@ -68,26 +67,26 @@ impl Error {
         Error::new(call, unsafe { *errno })
     }
 
-    /// The call that failed.
+    /// Returns the call that failed.
     pub const fn call(self) -> Call {
         self.call
     }
 
-    /// The number that the call left in `errno(3)`.
+    /// Returns the number that the call left in `errno(3)`.
     pub const fn errno(self) -> c_int {
         self.errno
     }
 
-    /// The number's C symbol, `"EADDRINUSE"`, if the manual pages of this crate's calls list it.
+    /// Returns the C symbol, `"EADDRINUSE"`, if the manual pages of this crate's calls list it.
     pub fn symbol(self) -> Option<&'static str> {
         let row = SYMBOLS.iter().find(|row| row.0 == self.errno);
         row.map(|row| row.1)
     }
 
-    /// What a loop around `accept(2)` ought to do about this error.
+    /// Returns what a loop around `accept(2)` should do about this error.
     ///
-    /// Linux also reports, as accept's own, the network error of a connection that died in the
-    /// queue (accept(2), "Error handling"): that connection is lost, the listener is well.
+    /// Linux also reports the network error of a queued connection as an error of `accept`
+    /// (accept(2), "Error handling"): that connection is lost, and the listener still works.
     pub const fn accept_action(self) -> AcceptAction {
         match self.errno {
             EAGAIN => AcceptAction::WouldBlock,
@@ -99,31 +98,31 @@ impl Error {
             libc::ENONET => AcceptAction::Retry,
             EINVAL => AcceptAction::Closed,
             EBADF | ENOTSOCK | EFAULT => AcceptAction::Fatal,
-            // EMFILE, ENFILE, ENOBUFS, ENOMEM; EOPNOTSUPP, which means the network or the wrong
-            // kind of socket; and what a later kernel may add: to go on at once could spin.
+            // EMFILE, ENFILE, ENOBUFS, ENOMEM, EOPNOTSUPP, and what a later kernel may add. Without
+            // a pause the loop could spin.
             _ => AcceptAction::BackOff,
         }
     }
 }
 
-/// What [`Error::accept_action`] tells an accept loop to do.
+/// The action of an accept loop after an error: see [`Error::accept_action`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AcceptAction {
-    /// One connection is lost, or a signal came: accept the next at once.
+    /// Accept again at once: one connection is lost, or a signal has arrived.
     Retry,
-    /// Nothing waits and the listener does not block: `poll(2)` for the next.
+    /// Wait with `poll(2)`: the queue is empty, and the listener does not block.
     WouldBlock,
-    /// No descriptor or no memory is left. The connection still waits in the queue: pause, then
-    /// accept again. Without the pause the loop would spin.
+    /// Pause, then accept again: no descriptor or no memory is left, and the connection stays
+    /// queued. Without the pause the loop would spin.
     BackOff,
-    /// The listener does not listen any more: it was shut down.
+    /// End the loop: the listener was shut down.
     Closed,
-    /// The descriptor is no listener: every later accept will fail too.
+    /// End the loop: the descriptor is no listener, and every later `accept` fails too.
     Fatal,
 }
 
-/// Turns C's −1 into the [`Error`] of `call`. It takes the *result*: `unsafe` stays at the call.
-// Inlined, like the calls of `bind`: a program then keeps the names of its own calls alone.
+/// Turns C's −1 into the [`Error`] of `call`. It takes the result: `unsafe` stays at the call.
+// Inlined, as the calls of `bind` are: a program then contains the names of its own calls only.
 #[inline(always)]
 pub(crate) fn check<T: Copy + PartialEq + From<i8>>(call: Call, result: T) -> Result<T, Error> {
     if result == T::from(-1) {
@@ -156,7 +155,7 @@ macro_rules! symbols {
     ($($symbol:ident)*) => { &[$((libc::$symbol, stringify!($symbol))),*] };
 }
 
-/// The numbers that the manual pages of our calls list.
+/// The numbers that the manual pages of the crate's calls list.
 const SYMBOLS: &[(c_int, &str)] = symbols![
     EACCES EADDRINUSE EADDRNOTAVAIL EAFNOSUPPORT EAGAIN EBADF EBUSY ECONNABORTED ECONNREFUSED
     ECONNRESET EDESTADDRREQ EDOM EEXIST EFAULT EHOSTDOWN EHOSTUNREACH EINTR EINVAL EIO EISCONN

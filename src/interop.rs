@@ -1,4 +1,4 @@
-//! To and from the standard library's types, and its `Read` and `Write`.
+//! Conversions to and from the standard library's types, and its `Read` and `Write`.
 
 use core::mem::ManuallyDrop;
 use std::io::{self, Read, Write};
@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::listener::{Connection, Descriptor, Listener};
 use crate::socket::udp::UdpSocket;
 
-/// Keeps the errno; the call's name is lost, as everywhere in [`io::Error`].
+/// Keeps the errno. [`io::Error`] has no room for the name of the call.
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         io::Error::from_raw_os_error(error.errno())
@@ -26,7 +26,7 @@ macro_rules! descriptor {
 
         impl AsFd for $ours {
             fn as_fd(&self) -> BorrowedFd<'_> {
-                // SAFETY: it is open for as long as `self`, which the result borrows.
+                // SAFETY: it stays open as long as `self`, which the result borrows.
                 unsafe { BorrowedFd::borrow_raw(self.raw()) }
             }
         }
@@ -47,14 +47,14 @@ macro_rules! descriptor {
 
         impl From<$ours> for OwnedFd {
             fn from(ours: $ours) -> OwnedFd {
-                // SAFETY: the line gives away what it takes.
+                // SAFETY: `into_raw_fd` gives up the ownership that the result takes.
                 unsafe { OwnedFd::from_raw_fd(ours.into_raw_fd()) }
             }
         }
 
         impl From<OwnedFd> for $ours {
             fn from(fd: OwnedFd) -> $ours {
-                // SAFETY: the line gives away what it takes.
+                // SAFETY: `into_raw_fd` gives up the ownership that the result takes.
                 unsafe { $ours::from_raw_fd(fd.into_raw_fd()) }
             }
         }

@@ -1,66 +1,123 @@
 //! Many listening sockets on one port, with the kernel spreading the connections among them.
 //!
 //! Every thread of a server opens a socket of its own, sets `SO_REUSEPORT`, binds the *same* port
-//! and waits in its own `accept`. No thread hands connections out and none compete for them: the
-//! kernel hashes each new connection's addresses and ports and gives it to one of the sockets.
+//! and waits in its own `accept`. The kernel hashes the addresses and ports of each new connection
+//! and gives it to one of the sockets: no thread hands connections out, and none compete for them.
+//!
+//! # What to type
+//!
+//! A TCP server with three sockets on one port. The handler runs on the thread that accepted:
 //!
 #![cfg_attr(feature = "std", doc = "```")]
 #![cfg_attr(not(feature = "std"), doc = "```ignore")]
 //! use reuseport::Group;
+//! use std::time::Duration;
 //!
-//! let group = Group::bind(([127, 0, 0, 1], 0), 3)?; // three sockets, one port that nobody had
+//! let group = Group::bind(([127, 0, 0, 1], 0), 3)?; // port 0: any free port
 //! let address = group.local_addr();
-//! let serving = group.spawn(|acceptor, connection| {
+//! let server = group.spawn(|acceptor, connection| {
 //!     _ = connection.send(format!("acceptor {acceptor}\n").as_bytes());
 //! })?;
 //! # use std::io::Read;
 //! # let mut greeting = String::new();
 //! # std::net::TcpStream::connect(address)?.read_to_string(&mut greeting)?;
 //! # assert!(greeting.starts_with("acceptor "));
-//! # let grace = std::time::Duration::from_secs(1);
-//! # assert_eq!(serving.stop(grace).len(), 3);
+//!
+//! let stats = server.stop(Duration::from_secs(1)); // serves what is queued, then closes
+//! assert_eq!(stats.len(), 3);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # The rooms, in reading order
+//! A UDP server that sends each datagram back:
 //!
-//! The source files are the rooms. The first wing is the C program, no more: it reads in one
-//! sitting.
+#![cfg_attr(feature = "std", doc = "```")]
+#![cfg_attr(not(feature = "std"), doc = "```ignore")]
+//! # if !reuseport::BALANCES { return Ok(()); }
+//! use reuseport::{Group, UdpSocket};
 //!
-//! 1. [`sys`]: one thin function a system call, with C's names and arguments.
-//! 2. `error.rs`: [`Error`] never loses the errno nor the name of the call that failed;
-//!    [`AcceptAction`] is what an accept loop should do about it.
-//! 3. `address.rs`: [`SockAddr`], C's `struct sockaddr`.
-//! 4. `listener.rs`: [`Listener::bind`] is the C program's four calls, each below its C line.
-//! 5. `acceptors.rs` (feature `std`): `Acceptors`, the C program's threads.
+//! let group = Group::bind_udp(([127, 0, 0, 1], 0), 2)?;
+//! let address = group.local_addr();
+//! let server = group.spawn(|_receiver, datagram| {
+//!     let len = datagram.payload().len();
+//!     datagram.reply(len);
+//! })?;
 //!
-//! **Stop here and you have the C program.** The second wing goes beyond it.
+//! let client = UdpSocket::bind(([127, 0, 0, 1], 0))?;
+//! client.send_to(b"hello", address)?;
+//! let mut buffer = [0; 16];
+//! assert_eq!(client.recv_from(&mut buffer)?.len, 5);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
-//! 6. `options.rs`: [`Listener::options`], every socket option visible and none hidden.
-//! 7. `datagram.rs`: [`UdpSocket`], the same story for UDP; `batch.rs`: [`Datagram`], and many of
-//!    them in one system call.
-//! 8. `steering` and `queue.rs` (Linux, Android): programs that choose the socket in the
-//!    kernel's place; how much waits, and what was dropped.
-//! 9. `group.rs`, `claim.rs` (feature `std`): `Group`, sockets made together, on a port that no
-//!    other program has, or deliberately on one that it has. `protocol.rs`: where a group of
-//!    listeners and one of datagram sockets differ.
-//! 10. `serving.rs`, `crew.rs` (feature `std`): `Server`, a group with its threads at work.
-//!     `accepting.rs`, `alone.rs`, `polling.rs`: how those wait who accept, and how they are woken;
-//!     `stealing.rs`: idle ones help busy siblings; `receiving.rs`: those who receive datagrams.
-//! 11. `drain.rs`, `away.rs` (feature `std`): how members leave without losing a connection.
-//! 12. `inherit.rs`, `handover.rs` (feature `std`): listeners from systemd, or from the process
-//!     whose place this one takes.
-//! 13. `diag.rs` (the kernel's list of sockets), `cpus.rs` (pinning), `interop.rs` (conversions
-//!     to and from the standard library's types): feature `std`.
+//! # Where to start
 //!
-//! And a book: [`guide`] tells how the option works, and `reuseport explain` tries each sentence of
-//! it on your kernel.
+//! | type | purpose |
+//! |---|---|
+//! | [`Group`] | several sockets on one port, bound together and exclusively |
+//! | [`GroupOptions`], [`Steering`] | options of a group; how the kernel chooses a member |
+//! | [`Server`] | a group with its threads: add, remove, count and stop members |
+//! | [`HandOver`] | a new process takes over the port, and no connection is lost |
+//! | [`Listener`], [`Connection`] | one socket that listens; one that was accepted |
+//! | [`UdpSocket`], [`Datagram`], [`Batch`] | one UDP socket; what it received; many at once |
+//! | [`Options`] | the socket options of a `Listener` or a `UdpSocket` |
+//! | [`Acceptors`] | one thread for each listener, as in the C program |
+//! | [`Error`], [`AcceptAction`] | a failed call; what an accept loop does about it |
+//!
+//! [`guide`] explains the option, and `reuseport explain` tests its claims on your kernel.
+//! [`BALANCES`] says whether this kernel spreads connections at all.
 //!
 //! # Without the standard library
 //!
 //! The crate is `no_std` and allocates nothing without the feature `std`, which is on by default.
-//! The feature adds modules and conversions; what it does not add compiles the same either way.
-
+//! Without it there are [`Listener`], [`Connection`], [`UdpSocket`], [`Datagram`], [`Options`],
+//! [`SockAddr`], [`Error`] and [`sys`]; on Linux and Android also [`Batch`] and [`steering`].
+//! [`Group`], [`Server`], [`Acceptors`] and the conversions to the standard library's types need
+//! the feature.
+//!
+//! # The source, in reading order
+//!
+//! The first five files are the C program:
+//!
+//! 1. `sys.rs`: [`sys`], one function for each system call, with C's names and arguments.
+//! 2. `error.rs`: [`Error`], the errno with the name of the call that failed; [`AcceptAction`].
+//! 3. `address.rs`: [`SockAddr`], C's `struct sockaddr`.
+//! 4. `listener.rs`: [`Listener::bind`], the C program's four calls, each below its C line.
+//! 5. `acceptors.rs`: [`Acceptors`], the C program's threads.
+//!
+//! **Stop here and you have the C program.** Each folder below builds on those above it:
+//!
+//! 6. `socket/`, one socket: `options.rs`, `udp.rs`, `datagram.rs`, `queue.rs` (what is queued),
+//!    `bpf.rs` (steering programs), `protocol.rs` (what a group needs from TCP and from UDP).
+//! 7. `group/`, several sockets on one port: `mod.rs` ([`Group`]), `options.rs`, `config.rs` (how a
+//!    member is made), `steering.rs` (from a policy to a program), `error.rs`.
+//! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `member.rs`, `worker.rs` (threads and
+//!    lists), `handoff.rs` and `mark.rs` (a blocked thread gives its listener to another),
+//!    `tcp.rs`, `udp.rs`, `polling.rs` (how workers wait), `drain.rs` (how members leave).
+//! 9. `restart/`, a new process takes over: `hand_over.rs` (the old process), `listen_fds.rs` (the
+//!    new process, and systemd).
+//! 10. `os/`, what differs between kernels: `mod.rs` (the contract), `linux/`, `other.rs` (the same
+//!     functions for other kernels), `apple.rs`.
+//! 11. `interop.rs`: conversions to and from the standard library's types.
+//! 12. `guide/`: documentation only.
+//! 13. `bin/reuseport/`: the command `reuseport`.
+//!
+#![cfg_attr(
+    not(feature = "std"),
+    doc = "
+[`Acceptors`]: #without-the-standard-library
+[`Group`]: #without-the-standard-library
+[`GroupOptions`]: #without-the-standard-library
+[`HandOver`]: #without-the-standard-library
+[`Server`]: #without-the-standard-library
+[`Steering`]: #without-the-standard-library"
+)]
+#![cfg_attr(
+    not(linux_kernel),
+    doc = "
+[`Batch`]: #without-the-standard-library
+[`HandOver`]: #where-to-start
+[`steering`]: #without-the-standard-library"
+)]
 #![no_std]
 #![warn(clippy::std_instead_of_core)] // the core must not lean on std by accident
 
@@ -104,7 +161,9 @@ pub use os::Batch;
 #[cfg(all(feature = "std", linux_kernel))]
 pub use restart::{HandOver, HandOverError};
 #[cfg(feature = "std")]
-pub use server::{MemberState, MemberStats, Serve, Server, SpareThreads, SpawnError};
+pub use server::{
+    MemberState, MemberStats, OtherListeners, Serve, Server, SpareThreads, SpawnError,
+};
 #[cfg(linux_kernel)]
 pub use socket::bpf as steering;
 pub use socket::datagram::Datagram;
@@ -115,10 +174,10 @@ pub use socket::protocol::{Tcp, Udp};
 pub use socket::queue::{AcceptQueue, ReceiveBuffer};
 pub use socket::udp::{Received, UdpSocket};
 
-/// Whether this target's kernel spreads the connections among the sockets of one port.
+/// States whether this target's kernel spreads the connections among the sockets of one port.
 ///
-/// True on Linux 3.9 and later, Android, FreeBSD 12 and later (there the option is
-/// `SO_REUSEPORT_LB`) and `DragonFly`. False on macOS, iOS, NetBSD and OpenBSD: they let several
+/// `true` on Linux 3.9 and later, Android, FreeBSD 12 and later (there the option is
+/// `SO_REUSEPORT_LB`) and `DragonFly`. `false` on macOS, iOS, NetBSD and OpenBSD: they let several
 /// sockets bind, and give every connection to one of them.
 pub const BALANCES: bool = cfg!(balances);
 

@@ -12,11 +12,12 @@ use crate::sys::{
 
 /// An open descriptor, closed on drop.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "std"), allow(unreachable_pub))] // `Protocol` names it
 pub struct Descriptor(c_int);
 
 impl Descriptor {
     /// # Safety
-    /// `fd` is open, and nobody else will close it.
+    /// `fd` is open, and nothing else closes it.
     pub(crate) const unsafe fn own(fd: c_int) -> Descriptor {
         Descriptor(fd)
     }
@@ -28,7 +29,7 @@ impl Descriptor {
     pub(crate) fn local_addr(&self) -> Result<SocketAddr, Error> {
         let mut addr = SockAddr::empty();
         let (address, length) = (addr.as_mut_ptr(), addr.len_mut_ptr());
-        // SAFETY: both point into `addr`, which has room for the length it states.
+        // SAFETY: both point into `addr`, whose buffer has the length it states.
         unsafe { sys::getsockname(self.raw(), address, length) }?;
         let unknown = Error::new(Call::GetSockName, libc::EAFNOSUPPORT);
         addr.get().ok_or(unknown)
@@ -38,31 +39,35 @@ impl Descriptor {
 impl Drop for Descriptor {
     #[inline]
     fn drop(&mut self) {
-        // A failed close has closed all the same, and there is nobody to tell.
-        // SAFETY: this is the owner's last act.
+        // A failed close has released the number too, and `drop` returns no error.
+        // SAFETY: the owner does not use the number again.
         unsafe { libc::close(self.0) };
     }
 }
 
 /// A TCP socket that listens. Any number of them may listen on one port: see [`bind`](Self::bind).
 ///
-/// Dropping it closes it: every connection that waits to be accepted is reset, and every handshake
-/// under way is lost. `close(2)` does that, not this crate.
+/// Dropping it closes it. `close(2)` resets every queued connection, and every handshake under way
+/// is lost; [`Server::retire`](crate::guide#5-when-one-leaves) avoids that.
 #[derive(Debug)]
 pub struct Listener(pub(crate) Descriptor);
 
 impl Listener {
-    /// The C program's four calls, in its order; port 0 lets the kernel choose a free port.
+    /// Binds `address` and listens: the C program's four calls. Port 0 is any free port.
     ///
-    /// Where several are bound to one port, the kernel gives each new connection to one of them
-    /// ([`BALANCES`](crate::BALANCES)). Any program of the same user may bind one more: this is the
-    /// C program, and asks nobody.
+    /// Where several listeners have one port, the kernel gives each new connection to one of them
+    /// ([`BALANCES`](crate::BALANCES)). Any program of the same user may bind one more.
     ///
-    /// Two things differ from C. The descriptor does not survive `execve(2)`. And the queue of
-    /// connections that wait to be accepted is as long as the kernel allows, where the C program
-    /// says 1: with that, a burst makes clients wait for seconds.
-    ///
-    /// Fails as [`sys::socket`], [`sys::setsockopt`], [`sys::bind`] and [`sys::listen`] do.
+    /// Two things differ from C: `execve(2)` closes the descriptor, and the backlog is the kernel's
+    /// maximum. The C program's backlog of 1 makes clients wait for seconds in a burst.
+    /// # Errors
+    /// Those of [`sys::socket`], [`sys::setsockopt`], [`sys::bind`] and [`sys::listen`].
+    /// # Examples
+    /// ```
+    /// let listener = reuseport::Listener::bind(([127, 0, 0, 1], 0))?;
+    /// assert_ne!(listener.local_addr()?.port(), 0);
+    /// # Ok::<(), reuseport::Error>(())
+    /// ```
     pub fn bind(address: impl Into<SocketAddr>) -> Result<Listener, Error> {
         let addr = SockAddr::from(address.into());
         // C: int server = check("socket", socket(AF_INET, SOCK_STREAM, 0));
@@ -85,9 +90,9 @@ impl Listener {
         Ok(server)
     }
 
-    /// Waits for a connection and takes it: `accept4(2)`, with `SOCK_CLOEXEC`.
-    ///
-    /// Returns every error as it comes, `EINTR` too; [`Error::accept_action`] says what to do about it.
+    /// Waits for a connection and accepts it: `accept4(2)`, with `SOCK_CLOEXEC`.
+    /// # Errors
+    /// All of `accept4(2)`, also `EINTR`: [`Error::accept_action`] returns what to do about each.
     #[inline]
     pub fn accept(&self) -> Result<Connection, Error> {
         // SAFETY: null stands for "no address wanted". The connection owns what is opened.
@@ -96,11 +101,11 @@ impl Listener {
         Ok(Connection(unsafe { Descriptor::own(client) }))
     }
 
-    /// As [`accept`](Self::accept), with the peer's address: known even if it has reset since.
+    /// Accepts as [`accept`](Self::accept), and returns the peer's address too, also after a reset.
     pub fn accept_from(&self) -> Result<(Connection, SocketAddr), Error> {
         let mut peer = SockAddr::empty();
         let (address, length) = (peer.as_mut_ptr(), peer.len_mut_ptr());
-        // SAFETY: both point into `peer`, which has room for the length it states.
+        // SAFETY: both point into `peer`, whose buffer has the length it states.
         let client = unsafe { sys::accept(self.raw(), address, length, SOCK_CLOEXEC) }?;
         // SAFETY: the kernel has just opened it for us alone.
         let client = Connection(unsafe { Descriptor::own(client) });
@@ -108,13 +113,13 @@ impl Listener {
         Ok((client, peer.get().ok_or(unknown)?))
     }
 
-    /// The address it is bound to: `getsockname(2)`. Tells what port 0 became.
+    /// Returns the bound address, with the port that port 0 became: `getsockname(2)`.
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
         self.0.local_addr()
     }
 
-    /// Whether [`accept`](Self::accept) returns `EAGAIN` where nothing waits. Connections never
-    /// inherit it.
+    /// Sets whether [`accept`](Self::accept) fails with `EAGAIN` if the queue is empty: default
+    /// off. Connections do not inherit it.
     pub fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
         // SAFETY: the descriptor is ours.
         unsafe { sys::fionbio(self.raw(), on.into()) }
@@ -125,20 +130,22 @@ impl Listener {
     }
 }
 
-/// An accepted TCP connection. Dropping it closes it: the client reads the end.
+/// An accepted TCP connection. Dropping it closes it: the client then reads the end of the stream.
 #[derive(Debug)]
 pub struct Connection(pub(crate) Descriptor);
 
 impl Connection {
-    /// Sends what the kernel takes of `bytes` and returns how many that was: `send(2)`.
-    ///
-    /// With `MSG_NOSIGNAL`: a peer that is gone is `EPIPE` or `ECONNRESET`, never `SIGPIPE`.
+    /// Sends as many of `bytes` as the kernel takes, and returns how many: `send(2)`.
+    /// # Errors
+    /// `EPIPE` or `ECONNRESET` if the peer has closed, without `SIGPIPE`; `EAGAIN` at a time limit.
     pub fn send(&self, bytes: &[u8]) -> Result<usize, Error> {
         // SAFETY: a slice is readable for its length.
         unsafe { sys::send(self.raw(), bytes.as_ptr().cast(), bytes.len(), MSG_NOSIGNAL) }
     }
 
-    /// Waits for bytes and reads as many as `buffer` takes: `recv(2)`. Zero: no more will come.
+    /// Waits for bytes and reads as many as fit into `buffer`: `recv(2)`. 0: end of stream.
+    /// # Errors
+    /// `ECONNRESET`; `EAGAIN` after the [read timeout](Self::set_read_timeout).
     pub fn recv(&self, buffer: &mut [u8]) -> Result<usize, Error> {
         // SAFETY: a mutable slice is writable for its length.
         unsafe { sys::recv(self.raw(), buffer.as_mut_ptr().cast(), buffer.len(), 0) }

@@ -1,9 +1,8 @@
-//! One thin function a system call: C's names, C's arguments in C's order, and C's −1 turned into
-//! an [`Error`] that keeps the call's name and its errno. No policy, no owner, no loop.
+//! One function for each system call: C's names, its arguments in C's order, and its −1 turned into
+//! an [`Error`] that keeps the call's name and its errno. No policy, no ownership, no loop.
 //!
-//! All are `unsafe`, because they take bare descriptors and bare pointers: nothing here knows
-//! whether a number is still open or whose it is. The owner lives one room up, in
-//! [`Listener`](crate::Listener). [socket(7)] has the options, [section 2] each call.
+//! All are `unsafe`, because they take bare descriptors and pointers and check neither. The owning
+//! type is [`Listener`](crate::Listener). [socket(7)] has the options, [section 2] each call.
 //!
 //! [section 2]: https://man7.org/linux/man-pages/dir_section_2.html
 //! [socket(7)]: https://man7.org/linux/man-pages/man7/socket.7.html
@@ -17,10 +16,10 @@ type Result<T> = core::result::Result<T, Error>;
 pub use libc::{AF_INET, AF_INET6, IPPROTO_IPV6, IPPROTO_TCP, IPV6_V6ONLY, MSG_NOSIGNAL};
 pub use libc::{SHUT_RD, SHUT_RDWR, SHUT_WR, SO_ERROR, SO_REUSEADDR, SOCK_STREAM, SOL_SOCKET};
 
-/// Several sockets may bind one port. Each must set it before its own `bind`.
+/// Lets several sockets bind one port. Each sets it before its own `bind`.
 #[cfg(not(reuseport_lb))]
 pub use libc::SO_REUSEPORT;
-/// FreeBSD's option that balances, under C's usual name: its `SO_REUSEPORT` does not.
+/// Names FreeBSD's option that balances as C does elsewhere: its `SO_REUSEPORT` does not balance.
 #[cfg(reuseport_lb)]
 pub use libc::SO_REUSEPORT_LB as SO_REUSEPORT;
 
@@ -30,14 +29,12 @@ pub use kernel::{SOCK_CLOEXEC, SOCK_NONBLOCK};
 #[cfg(accept4)]
 use libc as kernel;
 
-/// For [`listen`]: as long a queue as the kernel allows (Linux: `net.core.somaxconn`).
+/// Asks [`listen`] for the longest queue that the kernel allows (Linux: `net.core.somaxconn`).
 pub const MAX_BACKLOG: c_int = c_int::MAX;
 
 /// `int socket(int domain, int type, int protocol);` — `socket(2)`, type also with
 /// [`SOCK_CLOEXEC`] and [`SOCK_NONBLOCK`].
-///
 /// Fails with `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`, `EACCES`, `EAFNOSUPPORT`.
-///
 /// # Safety
 /// The descriptor returned is the caller's to close, once.
 #[inline]
@@ -48,11 +45,9 @@ pub unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> Result<c_in
 }
 
 /// `int setsockopt(int fd, int level, int name, const void *value, socklen_t len);`
-///
 /// Fails with `ENOPROTOOPT` for an option the kernel lacks, `EINVAL`, `EPERM`, `EBADF`, `ENOTSOCK`.
-///
 /// # Safety
-/// `value` is readable for `len` bytes, and they are of the type that the option takes.
+/// `value` is readable for `len` bytes, which are of the type that the option takes.
 #[inline]
 pub unsafe fn setsockopt(
     fd: c_int,
@@ -67,9 +62,7 @@ pub unsafe fn setsockopt(
 }
 
 /// `int getsockopt(int fd, int level, int name, void *value, socklen_t *len);`
-///
 /// Fails as [`setsockopt`].
-///
 /// # Safety
 /// `len` is readable and writable, and `value` is writable for as many bytes as it says.
 pub unsafe fn getsockopt(
@@ -85,11 +78,9 @@ pub unsafe fn getsockopt(
 }
 
 /// `int bind(int fd, const struct sockaddr *addr, socklen_t len);` — `bind(2)`.
-///
-/// Fails with `EADDRINUSE` when another holds the port and not every holder set [`SO_REUSEPORT`]
-/// beforehand, under one effective user; `EADDRNOTAVAIL` for an address that is not this
-/// machine's; `EACCES` for a port below 1024 without the privilege.
-///
+/// Fails with `EADDRINUSE` if another socket has the port, unless all have set [`SO_REUSEPORT`]
+/// before, under one effective user; `EADDRNOTAVAIL` for an address that is not this machine's;
+/// `EACCES` for a port below 1024 without the privilege.
 /// # Safety
 /// `addr` is readable for `len` bytes.
 #[inline]
@@ -102,9 +93,8 @@ pub unsafe fn bind(fd: c_int, addr: *const c_void, len: u32) -> Result<()> {
 /// `int listen(int fd, int backlog);` — `listen(2)`. On Linux this, not `bind`, makes a TCP
 /// socket a member of the port's group.
 ///
-/// `backlog`: how many connections may wait to be accepted (on Linux one more). Fails with
-/// `EADDRINUSE`, `EBADF`, `ENOTSOCK`, `EOPNOTSUPP`.
-///
+/// `backlog`: how many connections may be queued (on Linux one more). Fails with `EADDRINUSE`,
+/// `EBADF`, `ENOTSOCK`, `EOPNOTSUPP`.
 /// # Safety
 /// `fd` is the caller's.
 #[inline]
@@ -117,8 +107,7 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
 /// `int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags);` — `accept(2)`,
 /// flags [`SOCK_CLOEXEC`] and [`SOCK_NONBLOCK`].
 ///
-/// [`Error::accept_action`] tells what each of its many errors means for a loop.
-///
+/// [`Error::accept_action`] returns what each of its many errors means for a loop.
 /// # Safety
 /// Both pointers are null; or `len` is readable and writable, and `addr` is writable for as
 /// many bytes as it says. The descriptor returned is the caller's to close, once.
@@ -131,10 +120,8 @@ pub unsafe fn accept(fd: c_int, addr: *mut c_void, len: *mut u32, flags: c_int) 
 
 /// `ssize_t send(int fd, const void *buf, size_t len, int flags);` — `send(2)`. Returns the
 /// bytes taken, which may be fewer than given.
-///
 /// With [`MSG_NOSIGNAL`] a closed connection is `EPIPE` alone, not also the signal `SIGPIPE`.
 /// Fails with `ECONNRESET`, `EPIPE`, `EAGAIN`, `EINTR`.
-///
 /// # Safety
 /// `buf` is readable for `len` bytes.
 pub unsafe fn send(fd: c_int, buf: *const c_void, len: usize, flags: c_int) -> Result<usize> {
@@ -144,10 +131,7 @@ pub unsafe fn send(fd: c_int, buf: *const c_void, len: usize, flags: c_int) -> R
 }
 
 /// `ssize_t recv(int fd, void *buf, size_t len, int flags);` — `recv(2)`. Returns the bytes
-/// read; zero means that the peer will send no more.
-///
-/// Fails with `ECONNRESET`, `EAGAIN`, `EINTR`.
-///
+/// read; 0 at the end of the stream. Fails with `ECONNRESET`, `EAGAIN`, `EINTR`.
 /// # Safety
 /// `buf` is writable for `len` bytes.
 pub unsafe fn recv(fd: c_int, buf: *mut c_void, len: usize, flags: c_int) -> Result<usize> {
@@ -157,10 +141,8 @@ pub unsafe fn recv(fd: c_int, buf: *mut c_void, len: usize, flags: c_int) -> Res
 }
 
 /// `int shutdown(int fd, int how);` — `shutdown(2)`. On a Linux listener [`SHUT_RD`] wakes a
-/// blocked [`accept`], which fails with `EINVAL`, and resets every connection that waits there.
-///
-/// Fails with `ENOTCONN`, `EBADF`, `ENOTSOCK`.
-///
+/// blocked [`accept`], which fails with `EINVAL`, and resets every queued connection. Fails with
+/// `ENOTCONN`, `EBADF`, `ENOTSOCK`.
 /// # Safety
 /// `fd` is the caller's.
 pub unsafe fn shutdown(fd: c_int, how: c_int) -> Result<()> {
@@ -169,11 +151,10 @@ pub unsafe fn shutdown(fd: c_int, how: c_int) -> Result<()> {
     check(Call::Shutdown, result).map(drop)
 }
 
-/// `int close(int fd);` — `close(2)`. On Linux the number is free whatever is returned: a failed
-/// close is never repeated. It does not wake a blocked [`accept`].
-///
+/// `int close(int fd);` — `close(2)`. On Linux the number is free even if `close` fails: a failed
+/// close is not repeated. It does not wake a blocked [`accept`].
 /// # Safety
-/// `fd` is the caller's, who never uses it again.
+/// `fd` is the caller's, and is not used again.
 #[inline]
 pub unsafe fn close(fd: c_int) -> Result<()> {
     // SAFETY: the caller gives the descriptor up.
@@ -183,7 +164,6 @@ pub unsafe fn close(fd: c_int) -> Result<()> {
 
 /// `int getsockname(int fd, struct sockaddr *addr, socklen_t *len);` — `getsockname(2)`: the
 /// address the socket is bound to, with the port that port 0 became.
-///
 /// # Safety
 /// `len` is readable and writable, and `addr` is writable for as many bytes as it says.
 pub unsafe fn getsockname(fd: c_int, addr: *mut c_void, len: *mut u32) -> Result<()> {
@@ -192,8 +172,7 @@ pub unsafe fn getsockname(fd: c_int, addr: *mut c_void, len: *mut u32) -> Result
     check(Call::GetSockName, result).map(drop)
 }
 
-/// `int ioctl(int fd, FIONBIO, int *on);` — `ioctl(2)`: calls on `fd` wait (0) or do not (1).
-///
+/// `int ioctl(int fd, FIONBIO, int *on);` — `ioctl(2)`: calls on `fd` block (0) or do not (1).
 /// # Safety
 /// `fd` is the caller's.
 pub unsafe fn fionbio(fd: c_int, on: c_int) -> Result<()> {

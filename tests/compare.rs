@@ -44,8 +44,8 @@ fn patient(args: &[&str]) -> (i32, String, String) {
     }
 }
 
-/// Each row's name and its numbers: conn/s, spread, to `shared`, p50, p99, p99.9, fair, switches,
-/// cpu. They stand between two blank lines.
+/// Each row's name and its numbers: conn/s, spread, to `shared`, p50, p99, p99.9, max, fair,
+/// switches, cpu. They stand between two blank lines. A dash is no number.
 fn rows(out: &str) -> Vec<(String, Vec<f64>)> {
     let table = out.split("\n\n").nth(1).expect("a table");
     let row = |line: &str| {
@@ -56,7 +56,11 @@ fn rows(out: &str) -> Vec<(String, Vec<f64>)> {
         let name = cells.next().unwrap().to_owned();
         let numbers = cells.filter_map(|cell| {
             let number = cell.trim_end_matches(|c: char| " %?#".contains(c));
-            (!number.is_empty()).then(|| number.parse().unwrap())
+            match number {
+                "" => None,
+                "-" => Some(f64::NAN),
+                number => Some(number.parse().unwrap()),
+            }
         });
         (name, numbers.collect())
     };
@@ -78,13 +82,13 @@ fn every_way_serves_and_has_its_row() {
         assert_eq!(names, WAYS, "{out}");
         let base = rows.iter().find(|(name, _)| name == "shared").unwrap().1[0];
         for (name, numbers) in &rows {
-            assert_eq!(numbers.len(), 9, "{out}");
-            let [rate, _, times, p50, p99, p999, fair, switches, cpu] = numbers[..] else {
+            assert_eq!(numbers.len(), 10, "{out}");
+            let [rate, _, times, p50, p99, p999, max, fair, switches, cpu] = numbers[..] else {
                 unreachable!()
             };
             // On a busy machine it may be less than a hundredth, which is printed as 0.00.
             assert!(rate > 0.0 && times >= 0.0, "{out}");
-            assert!(p50 <= p99 && p99 <= p999, "{out}");
+            assert!(p50 <= p99 && p99 <= p999 && p999 <= max, "{out}");
             assert!((0.0..=1.0).contains(&fair), "{out}");
             // An acceptor that always finds somebody waiting need not wait.
             assert!(switches >= 0.0 && cpu > 0.0, "{out}");
@@ -117,7 +121,7 @@ fn every_way_to_receive_has_its_row() {
     let all = ["udp", "batched"].map(|how| ways.map(|way| format!("{how} {way}")));
     assert_eq!(names, all.concat(), "{out}");
     for (_, numbers) in &rows {
-        assert!(numbers.len() == 9 && numbers[0] > 0.0, "{out}");
+        assert!(numbers.len() == 10 && numbers[0] > 0.0, "{out}");
     }
 }
 
@@ -132,6 +136,34 @@ fn slow_handlers_are_slow_whatever_the_way() {
             "{name}: {out}"
         );
     }
+}
+
+#[test]
+fn silent_clients_stop_all_ways_but_those_that_hand_off() {
+    // One of two threads gets none of 64 with a chance below 1e-18.
+    let (code, out, err) = patient(&[
+        "compare",
+        "--rounds=1",
+        "--seconds=1",
+        "--clients=4",
+        "--acceptors=2",
+        "--silent=64",
+    ]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains(" --silent 64 --rounds "), "{out}");
+    for (name, numbers) in rows(&out) {
+        // Steered to a CPU, they may all come to one of the two.
+        if name.contains("hand-off") {
+            assert!(numbers[0] > 0.0, "{name}: {out}");
+        } else if !name.contains("cpu") {
+            // Those that were there before all threads were taken were served.
+            assert!(numbers[6] >= 1000.0, "{name}: {out}");
+        }
+    }
+    // Handlers that wait for a byte get it.
+    let (code, out, err) = short(&["--silent=0"]);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(rows(&out).iter().all(|row| row.1[0] > 0.0), "{out}");
 }
 
 #[test]
@@ -151,7 +183,7 @@ fn clients_that_think_too_long_are_an_error() {
 
 #[test]
 fn enough_rounds_are_concluded_from_in_two_lines() {
-    let (code, out, err) = patient(&["compare", "--rounds=9", "--seconds=0.1"]);
+    let (code, out, err) = patient(&["compare", "--rounds=10", "--seconds=0.1"]);
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     let last = out.split("\n\n").nth(2).expect("conclusions");
     let lines: Vec<_> = last.lines().collect();
@@ -211,7 +243,10 @@ fn a_picture_that_cannot_be_written_is_named() {
     );
     // Found out at the end: what was measured is told all the same.
     let (code, out, err) = short(&["--svg", "/dev/full"]);
-    assert_eq!((code, rows(&out).len(), err.lines().count()), (1, 5, 1));
+    assert_eq!(
+        (code, rows(&out).len(), err.lines().count()),
+        (1, WAYS.len(), 1)
+    );
     assert!(
         err.starts_with("reuseport: /dev/full: No space left"),
         "{err}"
@@ -238,6 +273,14 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
         (&["--clients=many"], "--clients needs a whole number"),
         (&["--slow", "5"], "--slow needs PERCENT:MILLISECONDS"),
         (&["--slow", "101:5"], "--slow needs PERCENT:MILLISECONDS"),
+        (
+            &["--silent", "-1"],
+            "--silent needs a whole number from 0 to",
+        ),
+        (
+            &["--udp", "--silent", "1"],
+            "unexpected argument \"--silent\": a datagram has no connection",
+        ),
         (&["--svg"], "--svg needs a file after it"),
         (
             &["--serve-as", "fast"],

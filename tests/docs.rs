@@ -1,6 +1,6 @@
 //! What the public items say of themselves. Read from the sources.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{collections::HashSet, fs};
 
 /// A public item that Linux and Android alone have.
@@ -78,36 +78,46 @@ fn type_of(code: &str) -> String {
     words[of].to_owned()
 }
 
-#[test]
-fn what_linux_alone_has_says_so() {
+/// The items of a module and of those inside it, `module` being a path in src/ such as `os/linux`.
+/// `linux`: the module is there on Linux and Android alone.
+fn items_of(module: &str, linux: bool) -> Vec<Item> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
-    let (lib, mut items) = (
-        read("lib.rs"),
-        linux_items("lib.rs", &read("lib.rs"), false),
-    );
+    let files = [format!("{module}.rs"), format!("{module}/mod.rs")];
+    let file = files.iter().find(|file| root.join(file).is_file());
+    let file = file.unwrap_or_else(|| panic!("no file for the module {module}"));
+    let text = fs::read_to_string(root.join(file)).unwrap();
+    let mut items = linux_items(file, &text, linux);
+    let folder = match module {
+        "lib" => String::new(),
+        module => format!("{module}/"),
+    };
     let mut attribute = "";
-    for line in lib.lines() {
-        if let Some((public, module)) = line.split_once("mod ").filter(|_| line.ends_with(';')) {
-            let linux = attribute.contains("linux_kernel");
-            let module = module.trim_end_matches(';');
-            let folder = fs::read_dir(root.join(module)).into_iter().flatten();
-            let inner = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-            let inner = inner.map(|name| format!("{module}/{name}"));
-            for file in inner.chain([format!("{module}.rs")]) {
-                let text = read(&file);
-                let mut found = linux_items(&file, &text, linux);
-                if linux && public == "pub " {
-                    // Whoever reads of an item in it has come through the module's own page.
-                    let page: String = text.lines().take_while(|l| l.starts_with("//!")).collect();
-                    assert!(page.contains("Linux"), "{file}");
-                    found.retain(|item| item.of.is_some());
-                }
-                items.extend(found);
-            }
+    for line in text.lines() {
+        let declared = line.split_once("mod ").filter(|_| line.ends_with(';'));
+        if let Some((_, inner)) = declared {
+            let only_here = attribute.contains("linux_kernel") && !attribute.contains("not(");
+            let inner = format!("{folder}{}", inner.trim_end_matches(';'));
+            items.extend(items_of(&inner, linux || only_here));
         }
         attribute = line;
     }
+    items
+}
+
+/// The files of modules that are exported on Linux and Android alone: `pub use a::b as c;`.
+fn linux_modules() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let text = fs::read_to_string(root.join("lib.rs")).unwrap();
+    let pairs = text.lines().zip(text.lines().skip(1));
+    let exports = pairs.filter(|(attribute, _)| attribute.starts_with("#[cfg(linux_kernel"));
+    let exports = exports.filter_map(|(_, line)| line.strip_prefix("pub use ")?.split_once(" as "));
+    let files = exports.map(|(path, _)| root.join(path.replace("::", "/") + ".rs"));
+    files.collect()
+}
+
+#[test]
+fn what_linux_alone_has_says_so() {
+    let mut items = items_of("lib", false);
     // A method of a type that is not there elsewhere needs no words of its own.
     let types = items.iter().filter(|item| item.of.is_none());
     let types: HashSet<_> = types.map(|item| item.name.clone()).collect();
@@ -117,11 +127,31 @@ fn what_linux_alone_has_says_so() {
         .map(|item| format!("{} {}", item.place, item.name))
         .collect();
     assert!(silent.is_empty(), "{silent:#?}");
-    for known in ["hand_over", "incoming_cpu", "queue", "steer", "Batch"] {
-        assert!(
-            items.iter().any(|item| item.name == known),
-            "{known} was not seen"
-        );
+    let known = [
+        "attach_program",
+        "attach_syn_filter",
+        "hand_over",
+        "incoming_cpu",
+        "queue",
+        "Batch",
+        "HandOver",
+    ];
+    for known in known {
+        let seen = items.iter().any(|item| item.name == known);
+        assert!(seen, "{known} was not seen");
+    }
+}
+
+/// A reader of an item in such a module has come through the module's own page.
+#[test]
+fn what_is_a_module_on_linux_alone_says_so() {
+    let modules = linux_modules();
+    assert!(!modules.is_empty());
+    for file in modules {
+        let text = fs::read_to_string(&file).unwrap();
+        let page = text.lines().take_while(|line| line.starts_with("//!"));
+        let page: String = page.collect();
+        assert!(page.contains("Linux and Android alone"), "{file:?}");
     }
 }
 

@@ -115,8 +115,8 @@ claims! {
     steering_needs_no_privilege
     leaving_needs_no_privilege
     a_slow_thread_keeps_its_share_waiting
-    hand_off_serves_what_waits
     a_shared_listener_feeds_the_idle
+    hand_off_serves_what_waits
     the_first_registered_epoll_wakes
     a_backlog_of_n_queues_one_more
     overflow_costs_a_second
@@ -134,10 +134,11 @@ claims! {
     connected_to_itself_it_keeps_what_waits
 }
 
-/// Both of its pages.
+/// All of its pages.
 fn guide() -> String {
-    let pages = ["src/guide/mod.rs", "src/guide/pitfalls.rs"];
-    let path = |page| Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+    let pages = ["mod.rs", "beyond.rs", "pitfalls.rs"];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide");
+    let path = |page| folder.join(page);
     pages
         .map(|page| fs::read_to_string(path(page)).unwrap())
         .concat()

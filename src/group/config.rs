@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::steering::Slot;
 use super::{GroupError, GroupOptions};
 use crate::error::{Call, Error};
+use crate::listener::Descriptor;
 use crate::os;
 use crate::socket::protocol::{BindMode, Protocol, Tcp};
 
@@ -89,14 +90,25 @@ impl<P: Protocol> GroupConfig<P> {
         let through = P::descriptor(through);
         let cpus = self.cpus.as_deref().unwrap_or_default();
         let program = self.options.steering.program(slots, cpus, P::HAS_PAYLOAD);
-        let steered = match program {
-            Some(program) => os::attach_program(through, &program),
-            None => match os::detach_program(through) {
-                Err(error) if error.errno() == libc::ENOENT => Ok(()),
-                result => result,
-            },
+        let Some(program) = program else {
+            return self.detach_from(through);
         };
-        steered.map_err(|error| GroupError::call(error, self.address, 0))
+        let attached = os::attach_program(through, &program);
+        attached.map_err(|error| GroupError::call(error, self.address, 0))
+    }
+
+    /// Detaches the program, if there is one: the kernel goes back to the hash.
+    pub(crate) fn detach(&self, through: &P::Socket) -> Result<(), GroupError> {
+        self.detach_from(P::descriptor(through))
+    }
+
+    fn detach_from(&self, through: &Descriptor) -> Result<(), GroupError> {
+        match os::detach_program(through) {
+            Err(error) if error.errno() != libc::ENOENT => {
+                Err(GroupError::call(error, self.address, 0))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -227,6 +227,8 @@ impl<P: Protocol> Group<P> {
     pub fn into_sockets(self) -> Vec<P::Socket> {
         if let Some(mut old_process) = self.old_process {
             old_process.notify();
+            // It stays open as long as this process lives: closed, it would mean that it has ended.
+            core::mem::forget(old_process);
         }
         self.sockets
     }

@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 
 /// The old process, seen through the socket between the two.
 ///
-/// Dropping it before [`notify`](Self::notify) closes the socket, and the old process treats that as
-/// a failed start.
+/// Dropping it before [`notify`](Self::notify) closes the socket, and the old process treats that
+/// as a failed start.
 #[derive(Debug)]
 pub(crate) struct OldProcess(UnixStream);
 

@@ -35,7 +35,8 @@ pub struct GroupOptions<P = Tcp> {
 
 type Hook = dyn Fn(c_int) -> Result<(), Error> + Send + Sync;
 
-/// The payload of a datagram is shorter than this: its length has 16 bits and counts the header too.
+/// The payload of a datagram is shorter than this: its length has 16 bits and counts the header
+/// too.
 const MAX_DATAGRAM: usize = 65_535;
 
 impl<P> Default for GroupOptions<P> {
@@ -68,8 +69,8 @@ impl GroupOptions {
     /// With no spare left, connections wait behind the blocked handlers: as many silent clients as
     /// there are threads stop the server. [`Stats::starved`](crate::Stats::starved) counts it.
     ///
-    /// With 0 there is one thread for each member, as in the C program: a connection waits until the
-    /// handler of its member has returned.
+    /// With 0 there is one thread for each member, as in the C program: a connection waits until
+    /// the handler of its member has returned.
     pub fn spare_threads(mut self, threads: usize) -> GroupOptions {
         self.spare_threads = threads;
         self
@@ -83,8 +84,8 @@ impl GroupOptions {
 }
 
 impl GroupOptions<Udp> {
-    /// Has a receiver take up to 32 queued datagrams with one system call, and send its replies with
-    /// another. Default: off, one call for each datagram and each reply.
+    /// Has a receiver take up to 32 queued datagrams with one system call, and send its replies
+    /// with another. Default: off, one call for each datagram and each reply.
     ///
     /// # Platforms
     /// Linux and Android; elsewhere it is refused.

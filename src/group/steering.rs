@@ -92,12 +92,11 @@ impl Steering {
         let rows = (0..).zip(rows);
         let program = match self {
             Steering::Hash => return None,
-            Steering::Random => bpf::random(count).to_vec(),
             Steering::Except(index) if index < slots.len() => {
                 bpf::all_but(count, number(index)).to_vec()
             }
-            // The excepted member has left since.
-            Steering::Except(_) => bpf::random(count).to_vec(),
+            // Also if the excepted member has left since.
+            Steering::Random | Steering::Except(_) => bpf::random(count).to_vec(),
             Steering::Cpu => {
                 let row = |(index, slot): (u32, &Slot)| Some((*cpus.get(slot.cpu_index)?, index));
                 let rows: Vec<_> = rows.filter_map(row).collect();

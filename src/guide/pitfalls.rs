@@ -1,6 +1,6 @@
-//! The pitfalls of `SO_REUSEPORT`: each with code that falls into it, and code that does not.
+//! The pitfalls of `SO_REUSEPORT`: each with code that falls into it, and code that avoids it.
 //!
-//! Why it is so is in [the guide](super).
+//! [The guide](super) has the reasons.
 //!
 //! **A second copy of the server takes half of the connections.**
 //!
@@ -13,12 +13,12 @@
 //! assert!(second_copy.is_ok());
 //!
 //! let server = Group::bind(([127, 0, 0, 1], 0), 3)?;
-//! let second_copy = Group::bind(server.local_addr(), 3); // does not: EADDRINUSE
+//! let second_copy = Group::bind(server.local_addr(), 3); // avoids: EADDRINUSE
 //! assert!(second_copy.is_err());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **Port 0 for every member makes as many groups of one.**
+//! **Port 0 for every member gives each its own port**: as many groups of one.
 //!
 #![cfg_attr(all(feature = "std", linux_kernel), doc = "```")]
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
@@ -28,15 +28,15 @@
 //! let (a, b) = (Listener::bind(any)?, Listener::bind(any)?); // falls: two ports
 //! assert_ne!(a.local_addr()?, b.local_addr()?);
 //!
-//! let b = Listener::bind(a.local_addr()?)?; // does not: ask what port 0 became
-//! let group = Group::bind(any, 2)?; //         nor does this, which asks for you
+//! let b = Listener::bind(a.local_addr()?)?; // avoids: binds the port that port 0 became
+//! let group = Group::bind(any, 2)?; //         avoids: the group does the same
 //! # assert_eq!(a.local_addr()?, b.local_addr()?);
 //! # let same = |member: &Listener| member.local_addr() == Ok(group.local_addr());
 //! # assert!(group.sockets().iter().all(same));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **A wildcard and an address on one port are no group.** The address gets all that is sent to it.
+//! **A wildcard and an address on one port are two groups.** The address gets all its connections.
 //!
 #![cfg_attr(linux_kernel, doc = "```")]
 #![cfg_attr(not(linux_kernel), doc = "```ignore")]
@@ -48,40 +48,40 @@
 //! let port = wildcard.local_addr()?.port();
 //! let address = options.bind(([127, 0, 0, 1], port))?; // falls
 //! # let _clients: Vec<_> = (0..20).map(|_| TcpStream::connect(("127.0.0.1", port))).collect();
-//! assert!(wildcard.accept().is_err()); // nothing for the wildcard, however many connect
+//! assert!(wildcard.accept().is_err()); // the wildcard gets none of the 20 connections
 //!
 //! drop(address);
-//! let sibling = options.bind(([0, 0, 0, 0], port))?; // does not: the very same address
+//! let sibling = options.bind(([0, 0, 0, 0], port))?; // avoids: the same address
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **A backlog of 1**, as in many examples, makes clients wait for a second.
+//! **A backlog of 1**, as in many examples, makes clients wait for 1 s.
 //!
 //! ```
 //! use reuseport::Listener;
 //!
 //! let any = ([127, 0, 0, 1], 0);
-//! let short = Listener::options().backlog(1).bind(any)?; // falls: two wait, the third is dropped
-//! let long = Listener::bind(any)?; // does not: as long as the kernel allows
+//! let short = Listener::options().backlog(1).bind(any)?; // falls: the third SYN is dropped
+//! let long = Listener::bind(any)?; // avoids: as long as the kernel allows
 //! # Ok::<(), reuseport::Error>(())
 //! ```
 //!
-//! **Closing a listener to serve with fewer.** Accept until nothing waits, then close, is no
-//! better: handshakes under way are lost.
+//! **Closing a listener to serve with fewer.** The queue is reset. To empty the queue before
+//! `close` is not enough: handshakes under way are lost.
 //!
 #![cfg_attr(all(feature = "std", linux_kernel), doc = "```")]
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
 //! # use reuseport::{Group, Listener};
 //! let mut members = Group::bind(([127, 0, 0, 1], 0), 3)?.into_sockets();
-//! drop(members.pop()); // falls: whoever waits there is reset
+//! drop(members.pop()); // falls: its queued connections are reset
 //!
-//! let serving = Group::bind(([127, 0, 0, 1], 0), 3)?.spawn(|_, connection| drop(connection))?;
-//! serving.retire(2)?; // does not: steered around, drained, closed
+//! let server = Group::bind(([127, 0, 0, 1], 0), 3)?.spawn(|_, connection| drop(connection))?;
+//! server.retire(2)?; // avoids: steered around, drained, closed
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! **An accept loop that an error ends, or that an error makes spin.** Running out of descriptors
-//! is a matter of time.
+//! **An accept loop that ends, or spins, after an error.** Sooner or later a server runs out of
+//! descriptors.
 //!
 //! ```
 //! use reuseport::{AcceptAction, Error, Listener};
@@ -92,7 +92,7 @@
 //!     }
 //! }
 //!
-//! fn does_not(listener: &Listener) -> Result<(), Error> {
+//! fn avoids(listener: &Listener) -> Result<(), Error> {
 //!     loop {
 //!         match listener.accept().map_err(|error| (error, error.accept_action())) {
 //!             Ok(connection) => drop(connection),
@@ -105,21 +105,28 @@
 //! # fn pause() { std::thread::sleep(std::time::Duration::from_millis(20)) }
 //! ```
 //!
-//! **A handler that waits for its client** keeps all others of its member waiting.
+//! **A handler that waits for its client** keeps the other clients of its member waiting, if there
+//! is no spare thread. With spare threads a silent client keeps a thread, so it wants a time limit.
 //!
 #![cfg_attr(all(feature = "std", linux_kernel), doc = "```")]
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
 //! # use reuseport::{Connection, Group};
-//! let slow = |_: usize, connection: Connection| _ = connection.recv(&mut [0]);
+//! use std::time::Duration;
+//!
 //! let any = ([127, 0, 0, 1], 0);
-//! let falls = Group::bind(any, 4)?.spawn(slow)?;
-//! let does_not = Group::options().steal(true).bind(any, 4)?.spawn(slow)?;
+//! let slow = |_: usize, connection: Connection| _ = connection.recv(&mut [0]);
+//! let falls = Group::options().spare_threads(0).bind(any, 4)?.spawn(slow)?;
+//!
+//! let avoids = Group::bind(any, 4)?.spawn(|_, connection| { // up to 512 spare threads
+//!     _ = connection.set_read_timeout(Some(Duration::from_secs(10)));
+//!     _ = connection.recv(&mut [0]);
+//! })?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! **Another option than the last release had.** A server that closes connections first leaves them
-//! in `TIME_WAIT`, for a minute. They keep the old server's options, and a new one that sets only
-//! the other is refused so long, although nobody listens.
+//! in `TIME_WAIT`, for 60 s. They keep the old server's options. For that time a new server that
+//! sets only the other option is refused, although no socket listens.
 //! `explain --claim leftovers-want-the-same-option`
 //!
 //! ```
@@ -128,13 +135,13 @@
 //! let any = ([127, 0, 0, 1], 0);
 //! let last_year = Listener::bind(any)?; // SO_REUSEPORT alone
 //! let falls = Listener::options().reuse_port(false).reuse_address(true);
-//! let does_not = Listener::options().reuse_address(true); // both: succeeds after either
-//! # drop((falls.bind(any)?, does_not.bind(any)?));
+//! let avoids = Listener::options().reuse_address(true); // both: succeeds after either
+//! # drop((falls.bind(any)?, avoids.bind(any)?));
 //! # Ok::<(), reuseport::Error>(())
 //! ```
 //!
-//! **Privileges dropped before the last member is open.** It belongs to another user then, and is
-//! refused. Open all members first. (It takes root to run, so this is only compiled.)
+//! **Privileges dropped before the last member is open.** That member belongs to another user, and
+//! is refused. Open all members first. (The example needs root, so it is only compiled.)
 //!
 #![cfg_attr(all(feature = "std", linux_kernel), doc = "```no_run")]
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
@@ -142,12 +149,12 @@
 //! # fn drop_privileges() {}
 //! let mut group = Group::bind(([0, 0, 0, 0], 80), 1)?;
 //! drop_privileges();
-//! assert!(group.add().is_err()); // falls: EADDRINUSE, told as GroupError::UserMismatch
+//! assert!(group.add().is_err()); // falls: EADDRINUSE, in GroupError::UserMismatch
 //!
-//! let group = Group::bind(([0, 0, 0, 0], 81), 4)?; // does not: all are there
+//! let group = Group::bind(([0, 0, 0, 0], 81), 4)?; // avoids: all are open
 //! drop_privileges();
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `tests/users.rs` drops privileges in earnest. What else goes wrong with real servers, and what
-//! becomes of the connections, is in `tests/failure_modes.rs` and `tests/faults.rs`.
+//! `tests/users.rs` drops privileges. More failures of real servers, and what becomes of their
+//! connections, are in `tests/failure_modes.rs` and `tests/faults.rs`.

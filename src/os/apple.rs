@@ -18,7 +18,7 @@ pub(crate) unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_in
     let bare = kind & !(SOCK_CLOEXEC | SOCK_NONBLOCK);
     // SAFETY: takes three integers; any are allowed.
     let fd = unsafe { libc::socket(domain, bare, protocol) };
-    // SAFETY: `fd` is -1, or was opened by the line above and nobody else knows it.
+    // SAFETY: `fd` is -1, or was opened by the line above and is known here alone.
     unsafe { with_flags(fd, kind) }
 }
 
@@ -32,7 +32,7 @@ pub(crate) unsafe fn accept4(
 ) -> c_int {
     // SAFETY: the caller vouches for both pointers.
     let fd = unsafe { libc::accept(fd, address, length) };
-    // SAFETY: `fd` is -1, or was opened by the line above and nobody else knows it.
+    // SAFETY: `fd` is -1, or was opened by the line above and is known here alone.
     unsafe { with_flags(fd, flags) }
 }
 
@@ -40,7 +40,7 @@ pub(crate) unsafe fn accept4(
 /// inherits that from its listener here. On failure `fd` is closed and `errno(3)` says why.
 ///
 /// # Safety
-/// `fd` is -1, or open and known to nobody else.
+/// `fd` is -1, or open and known to the caller alone.
 unsafe fn with_flags(fd: c_int, flags: c_int) -> c_int {
     if fd == -1 {
         return -1;
@@ -59,7 +59,7 @@ unsafe fn with_flags(fd: c_int, flags: c_int) -> c_int {
         // SAFETY: both commands take an integer; `fd` is open.
         if unsafe { libc::fcntl(fd, command, value) } == -1 {
             // fcntl fails here for no reason but a bad descriptor, which close reports alike.
-            // SAFETY: nobody knows `fd`, nor will.
+            // SAFETY: `fd` is known here alone, and not returned.
             unsafe { libc::close(fd) };
             return -1;
         }

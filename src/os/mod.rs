@@ -1,17 +1,17 @@
 //! What differs between kernels, behind one contract: `linux` (Linux and Android) and `other` offer
 //! the same functions, so callers need no `cfg`. Where a kernel lacks something, `other` returns
-//! `EOPNOTSUPP`, [`None`], or does nothing where there is nothing to do.
+//! `EOPNOTSUPP`, `None`, or does nothing where there is nothing to do.
 //!
-//! - [`attach_program`], [`detach_program`]: steering programs; [`attach_filter`],
-//!   [`detach_filter`]: packet filters.
-//! - [`accept_queue`], [`receive_buffer`]: how much is queued on a socket.
-//! - [`SHUTDOWN_WAKES`]: whether `shutdown(2)` wakes a thread that is blocked in `accept`, and takes
+//! - `attach_program`, `detach_program`: steering programs; `attach_filter`,
+//!   `detach_filter`: packet filters.
+//! - `accept_queue`, `receive_buffer`: how much is queued on a socket.
+//! - `SHUTDOWN_WAKES`: whether `shutdown(2)` wakes a thread that is blocked in `accept`, and takes
 //!   a listener out of its group.
-//! - [`bind_exclusive`], [`bind_exclusive_udp`]: the first member of a group that shares its port
+//! - `bind_exclusive`, `bind_exclusive_udp`: the first member of a group that shares its port
 //!   with no other program.
-//! - [`handshakes`]: the connections that are not finished.
-//! - [`allowed_cpus`], [`start_on_cpu`], [`move_to_cpu`], [`name_thread`]: threads.
-//! - [`Placeholder`]: what takes the place of a UDP socket's descriptor.
+//! - `handshakes`: the connections that are not finished; `listeners`: all members of a group.
+//! - `allowed_cpus`, `start_on_cpu`, `move_to_cpu`, `name_thread`: threads.
+//! - `Placeholder`: what takes the place of a UDP socket's descriptor.
 
 #[cfg(not(accept4))]
 pub(crate) mod apple;
@@ -40,6 +40,7 @@ mod inode {
         let mut stat: libc::stat = unsafe { core::mem::zeroed() };
         // SAFETY: `stat` is writable; the kernel checks the descriptor.
         check(Call::Fstat, unsafe { libc::fstat(fd, &raw mut stat) })?;
+        #[allow(clippy::useless_conversion)] // the field has 32 bits on some systems
         Ok(stat.st_ino.into())
     }
 }

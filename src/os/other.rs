@@ -2,45 +2,19 @@
 
 use core::ffi::c_int;
 #[cfg(feature = "std")]
-pub(crate) use threads::*;
+pub(crate) use with_std::*;
 
 use crate::error::{Call, Error};
 use crate::listener::Descriptor;
-use crate::socket::bpf::Instruction;
-use crate::socket::queue::ReceiveBuffer;
 
 const UNSUPPORTED: Error = Error::new(Call::SetSockOpt, libc::EOPNOTSUPP);
-
-pub(crate) fn attach_program(_: &Descriptor, _: &[Instruction]) -> Result<(), Error> {
-    Err(UNSUPPORTED)
-}
-
-pub(crate) fn detach_program(_: &Descriptor) -> Result<(), Error> {
-    Err(UNSUPPORTED)
-}
-
-pub(crate) fn attach_filter(_: &Descriptor, _: &[Instruction]) -> Result<(), Error> {
-    Err(UNSUPPORTED)
-}
-
-pub(crate) fn detach_filter(_: &Descriptor) -> Result<(), Error> {
-    Err(UNSUPPORTED)
-}
 
 pub(crate) fn set_incoming_cpu(_: &Descriptor, _: c_int) -> Result<(), Error> {
     Err(UNSUPPORTED)
 }
 
-pub(crate) fn accept_queue(_: &Descriptor) -> Result<[u32; 2], Error> {
-    Err(UNSUPPORTED)
-}
-
-pub(crate) fn receive_buffer(_: &Descriptor) -> Result<ReceiveBuffer, Error> {
-    Err(UNSUPPORTED)
-}
-
 #[cfg(feature = "std")]
-mod threads {
+mod with_std {
     use core::ffi::CStr;
     use core::net::SocketAddr;
     use std::vec::Vec;
@@ -48,8 +22,10 @@ mod threads {
     use super::UNSUPPORTED;
     use crate::error::Error;
     use crate::listener::{Descriptor, Listener};
+    use crate::socket::bpf::Instruction;
     use crate::socket::options::Options;
     use crate::socket::protocol::Udp;
+    use crate::socket::queue::ReceiveBuffer;
     use crate::socket::udp::UdpSocket;
 
     /// Whether `shutdown(2)` wakes threads that are blocked in `accept` or `recvmsg`, and takes a
@@ -83,7 +59,35 @@ mod threads {
         options.reuse_port(true).bind(address)
     }
 
+    pub(crate) fn attach_program(_: &Descriptor, _: &[Instruction]) -> Result<(), Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn detach_program(_: &Descriptor) -> Result<(), Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn attach_filter(_: &Descriptor, _: &[Instruction]) -> Result<(), Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn detach_filter(_: &Descriptor) -> Result<(), Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn accept_queue(_: &Descriptor) -> Result<[u32; 2], Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn receive_buffer(_: &Descriptor) -> Result<ReceiveBuffer, Error> {
+        Err(UNSUPPORTED)
+    }
+
     pub(crate) fn handshakes(_: SocketAddr) -> Result<Vec<SocketAddr>, Error> {
+        Err(UNSUPPORTED)
+    }
+
+    pub(crate) fn listeners(_: SocketAddr, _: u32) -> Result<Vec<u32>, Error> {
         Err(UNSUPPORTED)
     }
 

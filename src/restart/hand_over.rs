@@ -1,18 +1,18 @@
 //! A new process takes the place of an old one, and no client notices (Linux, Android).
 //!
-//! The two never share a listener that serves. The old process adds as many new members to the group
-//! as it has, and passes those on; they get no connection until the new process says that it is
-//! ready. Then the group is steered to them, and the old process's own members leave as any member
-//! does. The last of them leaves first, so that the kernel, which moves its last member into each
-//! hole, ends with the new ones in their order.
+//! The two never share a listener that serves. The old process adds as many new members to the
+//! group as it has, and passes those on; they get no connection until the new process says that it
+//! is ready. Then the group is steered to them, and the old process's own members leave as any
+//! member does. The last of them leaves first, so that the kernel, which moves its last member into
+//! each hole, ends with the new ones in their order.
 //!
 //! The descriptors are passed in the way of `sd_listen_fds(3)`: from 3 on, described by
 //! `LISTEN_FDS` and `LISTEN_FDNAMES`. Beside the listeners there is a socket between the two
 //! processes. Its inode stands in the variable [`SOCKET_VARIABLE`], which proves that the
 //! descriptors are the old process's own: `LISTEN_PID` would have to be known before the new
 //! process is started, and a parent's pid changes behind a shell or in a PID namespace. On that
-//! socket the new process writes one byte when it is ready, and the old one when its last member has
-//! left; an end of file without the byte means that the other side has ended.
+//! socket the new process writes one byte when it is ready, and the old one when its last member
+//! has left; an end of file without the byte means that the other side has ended.
 
 use core::fmt;
 use core::time::Duration;
@@ -29,7 +29,7 @@ use super::listen_fds::{
 use crate::error::{Call, Error, check};
 use crate::group::GroupError;
 use crate::os;
-use crate::server::member::MemberState;
+use crate::server::member::{MemberState, OtherListeners};
 use crate::server::{Control, Server, deadline_after};
 use crate::socket::protocol::Tcp;
 
@@ -37,8 +37,8 @@ use crate::socket::protocol::Tcp;
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Server {
-    /// Starts `command` as a new process that takes over the port, and waits until it is ready. From
-    /// then on it gets the new connections; [`HandOver::leave`] ends the old members.
+    /// Starts `command` as a new process that takes over the port, and waits until it is ready.
+    /// From then on it gets the new connections; [`HandOver::leave`] ends the old members.
     ///
     /// The new process takes its group by [`Group::from_env`](crate::Group::from_env), with as many
     /// members as this one, and is ready once it has called
@@ -66,7 +66,8 @@ impl Server {
         if control.config.options.shared {
             return Err(GroupError::SharedSocket.into());
         }
-        if control.config.options.join {
+        let others = self.other_listeners() == OtherListeners::Some;
+        if control.config.options.join || others {
             return Err(GroupError::JoinedGroup.into());
         }
         let old = self.numbers();
@@ -78,7 +79,7 @@ impl Server {
             let (near, far) = UnixStream::pair().map_err(HandOverError::Spawn)?;
             let members = self.members_of(&new);
             let listeners = members.iter().map(|member| member.raw());
-            let child = spawn(command, listeners.collect(), far)?;
+            let child = spawn(command, listeners.collect(), &far)?;
             Ok((child, near))
         });
         let mut hand_over = HandOver {
@@ -89,10 +90,9 @@ impl Server {
             new,
         };
         let (child, near) = started?;
-        let socket = hand_over.socket.insert(near);
-        let child = hand_over.child.insert(child);
-        wait_until_ready(socket, timeout)?;
-        if child.try_wait().map_err(HandOverError::Spawn)?.is_some() {
+        hand_over.child = Some(child);
+        wait_until_ready(hand_over.socket.insert(near), timeout)?;
+        if hand_over.has_ended() {
             return Err(HandOverError::ChildExited);
         }
         let control = self.control();
@@ -156,17 +156,17 @@ impl HandOver<'_> {
     pub fn leave(mut self, grace: Duration) -> Result<Child, HandOverError> {
         let deadline = deadline_after(grace);
         let server = self.server;
+        _ = server.turn_away(&server.control(), &self.old, true);
+        server.drain(&self.old, deadline);
         let mut control = server.control();
-        _ = server.turn_away(&control, &self.old, true);
-        server.drain(&control, &self.old, deadline);
         let new = MemberState::HandedOver;
-        while !self.child_has_ended() && server.leave(&control, &self.old, new, true).is_err() {
+        while !self.has_ended() && server.leave(&control, &self.old, new, true).is_err() {
             if Instant::now() >= deadline {
                 break;
             }
             std::thread::sleep(POLL_INTERVAL);
         }
-        if self.child_has_ended() {
+        if self.has_ended() {
             self.go_on(&mut control, deadline);
             return Err(HandOverError::ChildExited);
         }
@@ -179,14 +179,23 @@ impl HandOver<'_> {
             _ = socket.write_all(b"!");
         }
         drop(control);
-        let old = core::mem::take(&mut self.old);
-        server.wait_for_workers(&old, deadline);
+        server.wait_for_workers(&self.old, deadline);
         self.child.take().ok_or(HandOverError::ChildExited)
     }
 
-    fn child_has_ended(&mut self) -> bool {
-        let child = self.child.as_mut();
-        child.is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    /// Whether the new process has closed its end of the socket between the two. `Child` would tell
+    /// of the program that was started, which may have started the new process and ended.
+    fn has_ended(&self) -> bool {
+        let Some(mut socket) = self.socket.as_ref() else {
+            return true;
+        };
+        let read = socket
+            .set_nonblocking(true)
+            .and_then(|()| socket.read(&mut [0]));
+        match read {
+            Ok(length) => length == 0,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
     }
 
     /// Serves on the members that were meant for the new process, and ends the old ones.
@@ -217,7 +226,7 @@ impl Drop for HandOver<'_> {
         let deadline = deadline_after(control.config.options.grace);
         server.set_state(&self.old, MemberState::Serving);
         // What may have come to the new members is served before they leave.
-        server.employ_without_worker(&mut control, &self.new, MemberState::Draining);
+        server.employ_without_worker(&control, &self.new, MemberState::Draining);
         _ = server.steer(&control);
         _ = server.finish_removal(&control, &self.new, deadline);
         // One without a worker stays in the list otherwise.
@@ -229,7 +238,7 @@ impl Drop for HandOver<'_> {
 fn spawn(
     mut command: Command,
     listeners: Vec<RawFd>,
-    socket: UnixStream,
+    socket: &UnixStream,
 ) -> Result<Child, HandOverError> {
     let names = format!("{FD_NAME}:").repeat(listeners.len()) + SOCKET_NAME;
     let inode = os::inode(socket.as_raw_fd()).map_err(HandOverError::Prepare)?;
@@ -259,7 +268,7 @@ fn spawn(
     let numbers: Vec<RawFd> = copies.iter().map(AsRawFd::as_raw_fd).collect();
     let arrange = move || {
         for (to, from) in (LISTEN_FDS_START..).zip(&numbers) {
-            // SAFETY: takes two integers; in this child no number from 3 on is anybody's.
+            // SAFETY: takes two integers; in this child no number from 3 on is in use.
             if unsafe { libc::dup2(*from, to) } == -1 {
                 return Err(io::Error::last_os_error());
             }

@@ -1,5 +1,5 @@
-//! Listeners that another process has opened, passed as `sd_listen_fds(3)` describes: by systemd, or
-//! by an old process that this one replaces.
+//! Listeners that another process has opened, passed as `sd_listen_fds(3)` describes: by systemd,
+//! or by an old process that this one replaces.
 
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -71,12 +71,11 @@ impl Group {
             let listener = Listener(unsafe { Descriptor::own(fd) });
             let address = listener.local_addr();
             let same = |group: &&mut Group| Ok(group.local_addr()) == address;
-            match groups.iter_mut().find(same) {
-                Some(group) => group.sockets.push(listener),
-                None => {
-                    let old_process = old_process.take();
-                    groups.push(Group::inherited(listener, socket.is_some(), old_process)?);
-                }
+            if let Some(group) = groups.iter_mut().find(same) {
+                group.sockets.push(listener);
+            } else {
+                let old_process = old_process.take();
+                groups.push(Group::inherited(listener, socket.is_some(), old_process)?);
             }
         }
         Ok(groups)
@@ -93,8 +92,9 @@ fn listen_fds_end() -> Option<RawFd> {
     LISTEN_FDS_START.checked_add(count)
 }
 
-/// The descriptor of the socket to the old process, if one has passed the descriptors. Its name alone
-/// proves nothing: a service manager takes any name. Its inode is known to the old process alone.
+/// The descriptor of the socket to the old process, if one has passed the descriptors. Its name
+/// alone proves nothing: a service manager takes any name. Its inode is known to the old process
+/// alone.
 fn old_process_socket() -> Option<RawFd> {
     let inode = number(SOCKET_VARIABLE)?;
     let names = env::var("LISTEN_FDNAMES").ok()?;

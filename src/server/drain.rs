@@ -12,8 +12,8 @@
 //! 4. The last member has taken its index, in the list as in the kernel. The group is steered as
 //!    before.
 //!
-//! UDP has no handshakes, and needs no packet filter where the socket has an address of its own: see
-//! `udp.rs`.
+//! UDP has no handshakes, and needs no packet filter where the socket has an address of its own:
+//! see `udp.rs`.
 //!
 //! Where all members leave there is none to steer to, and a joined group cannot be steered. There
 //! only the filter turns new clients away: they send their SYN again after 1 s, and then find
@@ -41,15 +41,15 @@ impl<P: Serve> Server<P> {
     /// Removes a member: nothing new reaches it, what it has begun is finished, then its socket is
     /// closed. Returns what was done for it. No connection is lost.
     ///
-    /// `acceptor` is the member's number, not its index. To replace a member, [`add`](Self::add) the
-    /// new one first.
+    /// `acceptor` is the member's number, not its index. To replace a member, [`add`](Self::add)
+    /// the new one first.
     ///
-    /// It takes as long as the slowest handshake under way, with any member, and at most the group's
-    /// [`grace`](crate::GroupOptions::grace): a client that never answers costs the whole grace. A
-    /// handler that still runs then finishes alone ([`Stats::running`]).
+    /// It takes as long as the slowest handshake under way, with any member, and at most the
+    /// group's [`grace`](crate::GroupOptions::grace): a client that never answers costs the whole
+    /// grace. A handler that still runs then finishes alone ([`Stats::running`]).
     ///
-    /// On Linux, removing the newest member of an IPv4 group, or the oldest of an IPv6 group, delays
-    /// one connecting client by 1 s in about 1 of some hundred removals.
+    /// On Linux, removing the newest member of an IPv4 group, or the oldest of an IPv6 group,
+    /// delays one connecting client by 1 s in about 1 of some hundred removals.
     ///
     /// All datagrams that have reached a UDP member are handled within the grace; those that are
     /// queued behind a handler at its end are lost. A group on the wildcard address may lose a
@@ -114,16 +114,17 @@ impl<P: Serve> Server<P> {
     /// Takes nothing new, has every established connection or queued datagram handled, closes, and
     /// returns what was done for each member: all within `grace`.
     ///
-    /// A handler that still runs then finishes alone ([`Stats::running`]). It cannot be interrupted:
-    /// one that waits for its client wants a [read timeout](crate::Connection::set_read_timeout), or
-    /// looks at its [`StopToken`](crate::StopToken). Connections that are still queued then, for want
-    /// of a thread or a descriptor, are reset and counted ([`Stats::reset`]).
+    /// A handler that still runs then finishes alone ([`Stats::running`]). It cannot be
+    /// interrupted: one that waits for its client wants a [read
+    /// timeout](crate::Connection::set_read_timeout), or looks at its
+    /// [`StopToken`](crate::StopToken). Connections that are still queued then, for want of a
+    /// thread or a descriptor, are reset and counted ([`Stats::reset`]).
     ///
     /// Turning new connections away takes `CAP_NET_ADMIN` on recent kernels (Linux 6.18). Without
     /// it, clients that connect in the last moment may be reset.
     ///
-    /// Inherited sockets are left as they are, with what is queued there, to the processes that hold
-    /// them.
+    /// Inherited sockets are left as they are, with what is queued there, to the processes that
+    /// hold them.
     pub fn stop(&self, grace: Duration) -> Vec<Stats> {
         let deadline = deadline_after(grace);
         let mut control = self.control();
@@ -139,7 +140,7 @@ impl<P: Serve> Server<P> {
         // A listener without the filter takes a few connections more than it should, and serves
         // them.
         _ = self.turn_away(control, &ids, true);
-        self.drain(control, &ids, deadline);
+        self.drain(&ids, deadline);
         while self
             .leave(control, &ids, MemberState::Serving, true)
             .is_err()
@@ -219,7 +220,7 @@ impl<P: Serve> Server<P> {
         ids: &[usize],
         deadline: Instant,
     ) -> Result<(), GroupError> {
-        self.drain(control, ids, deadline);
+        self.drain(ids, deadline);
         let left = self.leave(control, ids, MemberState::Serving, false);
         let steered = self.steer(control);
         self.wait_for_workers(ids, deadline);
@@ -227,19 +228,17 @@ impl<P: Serve> Server<P> {
     }
 
     /// Waits until nothing more can reach these members, and nothing is queued on them.
-    pub(crate) fn drain(&self, control: &Control<P>, ids: &[usize], deadline: Instant) {
+    pub(crate) fn drain(&self, ids: &[usize], deadline: Instant) {
         let members = self.members_of(ids);
         for member in &members {
             member.stop.request();
         }
-        if !control.config.inherited {
-            P::drain(self, control, &members, deadline);
-        }
+        P::drain(self, &members, deadline);
     }
 
     /// Takes the members out of the kernel's group and of the list, the last one first: so the
-    /// indexes of the others among them do not change. What is new goes to the members in `state`. A
-    /// member stays on which connections are queued, unless `reset` has them reset and counted.
+    /// indexes of the others among them do not change. What is new goes to the members in `state`.
+    /// A member stays on which connections are queued, unless `reset` has them reset and counted.
     pub(crate) fn leave(
         &self,
         control: &Control<P>,
@@ -280,26 +279,6 @@ impl<P: Serve> Server<P> {
             }
         }
         result
-    }
-
-    /// Steers to the members whose index does not change when the one at `index` leaves and the last
-    /// one takes its place. It is not needed where all others get what is new: then the hash, which
-    /// an index without a member falls back to, is as good.
-    fn steer_to_unmoved(&self, control: &Control<P>, index: usize, state: MemberState) {
-        let mut slots = self.slots(state);
-        let is_other = |(at, slot): (usize, &crate::group::Slot)| at == index || slot.eligible;
-        if !control.config.can_steer() || slots.iter().enumerate().all(is_other) {
-            return;
-        }
-        let last = slots.len() - 1;
-        if last != index && slots.iter().filter(|slot| slot.eligible).count() > 1 {
-            slots[last].eligible = false;
-        }
-        let through = Arc::clone(&self.pool.lock().members[last].member);
-        if slots.iter().any(|slot| slot.eligible) {
-            // If this fails, the program before it is nearly as good.
-            _ = control.config.steer(&through.socket, &slots);
-        }
     }
 
     fn index_of(&self, id: usize) -> Option<usize> {

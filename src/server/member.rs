@@ -10,6 +10,7 @@ use super::Serve;
 use super::worker::Worker;
 use crate::acceptors::{Counters, Stats, StopToken};
 use crate::group::Slot;
+use crate::os;
 use crate::socket::protocol::{Protocol, Tcp};
 
 /// One socket of a group at work, as its workers and the server share it.
@@ -24,6 +25,8 @@ pub struct Member<P: Serve> {
     pub(crate) counters: Counters,
     /// More than one worker holds it.
     pub(crate) has_surplus: AtomicBool,
+    /// The low 32 bits of its socket's inode, as the kernel's list has them.
+    pub(crate) inode: u32,
 }
 
 impl<P: Serve> Member<P> {
@@ -33,7 +36,10 @@ impl<P: Serve> Member<P> {
         socket: P::Socket,
         source: P::Source,
     ) -> Arc<Member<P>> {
+        #[allow(clippy::cast_possible_truncation)] // as the kernel does
+        let inode = os::inode(P::descriptor(&socket).raw()).unwrap_or_default() as u32;
         Arc::new(Member {
+            inode,
             id,
             cpu_index,
             socket,
@@ -69,6 +75,20 @@ pub enum MemberState {
     HandedOver,
     /// Its socket has left the kernel's group; a handler still runs.
     Closed,
+}
+
+/// Whether sockets of other processes are in the group: see
+/// [`Server::other_listeners`](crate::Server::other_listeners).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OtherListeners {
+    /// The kernel's list was not asked, or is not available.
+    #[default]
+    Unknown,
+    /// All listeners on the address are members of this server.
+    None,
+    /// Another process has joined the group.
+    Some,
 }
 
 /// A member in the list, with its workers.

@@ -6,29 +6,29 @@ mod handoff;
 mod mark;
 pub(crate) mod member;
 mod polling;
+mod start;
+mod steering;
 mod tcp;
 mod udp;
 mod without_worker;
 pub(crate) mod worker;
 
 use core::net::SocketAddr;
-use core::time::Duration;
 use core::{fmt, mem};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
-use std::{boxed::Box, vec::Vec};
+use std::vec::Vec;
 
 pub(crate) use drain::deadline_after;
 pub use error::SpawnError;
 use member::{Entry, Member};
-pub use member::{MemberState, MemberStats};
-use worker::{Order, Pool, Work, Worker};
+pub use member::{MemberState, MemberStats, OtherListeners};
+use worker::{Order, Pool, Worker};
 
 use crate::acceptors::Stats;
 use crate::error::Error;
-use crate::group::{Group, GroupConfig, GroupError, OldProcess, Slot, Steering};
-use crate::os;
+use crate::group::{GroupConfig, GroupError, OldProcess};
 use crate::socket::protocol::{Protocol, Tcp};
 
 /// What `mark.rs` is made of: a test of its interleavings puts other types here.
@@ -36,7 +36,7 @@ mod atomic {
     pub(super) use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 }
 
-/// [`Tcp`](crate::Tcp) or [`Udp`](crate::Udp): what a [`Server`] serves. The trait is sealed.
+/// [`Tcp`] or [`Udp`](crate::Udp): what a [`Server`] serves. The trait is sealed.
 pub trait Serve: Protocol {
     /// What the threads are called, before their number.
     #[doc(hidden)]
@@ -65,15 +65,10 @@ pub trait Serve: Protocol {
         last: bool,
     ) -> Result<(), GroupError>;
 
-    /// Waits until nothing more can reach these members, and nothing is queued on them; at most until
-    /// `deadline`.
+    /// Waits until nothing more can reach these members, and nothing is queued on them; at most
+    /// until `deadline`.
     #[doc(hidden)]
-    fn drain(
-        server: &Server<Self>,
-        control: &Control<Self>,
-        members: &[Arc<Member<Self>>],
-        deadline: Instant,
-    );
+    fn drain(server: &Server<Self>, members: &[Arc<Member<Self>>], deadline: Instant);
 
     /// Takes the member's socket out of the kernel's group, and wakes its workers. It may be called
     /// again.
@@ -83,9 +78,9 @@ pub trait Serve: Protocol {
 
 /// A group at work: threads that accept connections, or receive datagrams, and call a handler.
 ///
-/// [`Group::spawn`] makes one. Dropping it is [`stop`](Self::stop) with the group's
-/// [`grace`](crate::GroupOptions::grace) period; a handler that has not returned by then finishes
-/// alone.
+/// [`Group::spawn`](crate::Group::spawn) makes one. Dropping it is [`stop`](Self::stop) with the
+/// group's [`grace`](crate::GroupOptions::grace) period; a handler that has not returned by then
+/// finishes alone.
 ///
 /// # Examples
 /// ```
@@ -105,7 +100,7 @@ pub trait Serve: Protocol {
 #[must_use = "dropping a server stops it"]
 pub struct Server<P: Serve = Tcp> {
     address: SocketAddr,
-    /// Held by whoever changes the group, for as long as that takes: one change at a time.
+    /// Held by a change of the group, for as long as that takes: one change at a time.
     control: Mutex<Control<P>>,
     pub(crate) pool: Arc<Pool<P>>,
     monitor: Mutex<Option<JoinHandle<()>>>,
@@ -126,95 +121,6 @@ pub struct Control<P: Serve> {
     pub(crate) handed_over: bool,
 }
 
-impl<P: Serve> Group<P> {
-    /// Starts the threads. `work` makes what a thread does, on that thread.
-    fn start(
-        self,
-        work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
-    ) -> Result<Server<P>, SpawnError<P>> {
-        let options = &self.config.options;
-        let (spare_limit, shared) = (options.spare_threads, options.shared);
-        let spare_limit = if P::HAS_PAYLOAD { 0 } else { spare_limit };
-        let pins = self.config.clone();
-        let pins = Box::new(move |cpu_index| pins.pinned_cpu(cpu_index).ok().flatten());
-        let pool = Pool::new(work, pins, spare_limit, shared);
-        let prepared = self.prepare(&pool);
-        let (ready, monitor) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                pool.close();
-                pool.wait_until(None, |state| state.threads == 0);
-                pool.join_all(deadline_after(Duration::MAX));
-                return Err(SpawnError::new(error, self));
-            }
-        };
-        let mut control = Control {
-            config: self.config,
-            next_id: self.sockets.len(),
-            old_process: self.old_process,
-            stopped: false,
-            handing_over: false,
-            handed_over: false,
-        };
-        control.config.options.nonblocking = polls(&control.config);
-        let address = control.config.address;
-        for (id, ((worker, source), socket)) in ready.into_iter().zip(self.sockets).enumerate() {
-            pool.employ(Member::new(id, id, socket, source), worker);
-        }
-        if let Some(old_process) = &mut control.old_process {
-            old_process.notify();
-        }
-        Ok(Server {
-            address,
-            control: Mutex::new(control),
-            pool,
-            monitor: Mutex::new(monitor),
-        })
-    }
-
-    /// Does all that can fail: threads that wait for their member, and how they will wait.
-    #[allow(clippy::type_complexity)] // named nowhere else
-    fn prepare(
-        &self,
-        pool: &Arc<Pool<P>>,
-    ) -> Result<(Vec<(Arc<Worker<P>>, P::Source)>, Option<JoinHandle<()>>), Error> {
-        let mut ready = Vec::new();
-        let mut prepare = || {
-            for (id, socket) in self.sockets.iter().enumerate() {
-                let sibling = ready.first().map(|(_, source)| source);
-                let source = P::new_source(&self.config, sibling)?;
-                P::descriptor(socket).set_nonblocking(polls(&self.config))?;
-                let cpu = self.config.pinned_cpu(id)?;
-                ready.push((pool.start_worker(id, cpu)?, source));
-            }
-            match pool.spare_limit {
-                0 => Ok(None),
-                _ => handoff::start_monitor(pool).map(Some),
-            }
-        };
-        let monitor = prepare();
-        if monitor.is_err() {
-            ready.iter().for_each(|(worker, _)| worker.give(Order::End));
-        }
-        Ok((ready, monitor?))
-    }
-}
-
-/// Whether workers poll: where a shutdown would wake nobody, or would close what others hold too.
-fn polls<P: Serve>(config: &GroupConfig<P>) -> bool {
-    config.inherited || !os::SHUTDOWN_WAKES
-}
-
-impl<P: Serve> Pool<P> {
-    /// Enters a member at the end of the list, and gives it to a worker.
-    fn employ(&self, member: Arc<Member<P>>, worker: Arc<Worker<P>>) {
-        let mut entry = Entry::new(Arc::clone(&member), MemberState::Serving);
-        entry.holders.push(Arc::clone(&worker));
-        self.lock().members.push(entry);
-        worker.give(Order::Serve(member));
-    }
-}
-
 impl<P: Serve> Server<P> {
     /// Returns the address of every member.
     pub fn local_addr(&self) -> SocketAddr {
@@ -232,8 +138,8 @@ impl<P: Serve> Server<P> {
         members.collect()
     }
 
-    /// Returns what was done for every member so far, also for those that have left, in the order of
-    /// their numbers.
+    /// Returns what was done for every member so far, also for those that have left, in the order
+    /// of their numbers.
     pub fn stats(&self) -> Vec<Stats> {
         self.pool.lock().stats()
     }
@@ -255,8 +161,8 @@ impl<P: Serve> Server<P> {
     ///
     /// # Errors
     /// The group is then as it was.
-    /// - [`GroupError::Call`]: a system call failed; `pthread_create` with `EAGAIN` if no thread can
-    ///   be had.
+    /// - [`GroupError::Call`]: a system call failed; `pthread_create` with `EAGAIN` if no thread
+    ///   can be had.
     /// - [`GroupError::UserMismatch`]: the process has dropped its privileges since.
     /// - [`GroupError::Inherited`]: other processes hold the sockets too.
     /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
@@ -278,7 +184,7 @@ impl<P: Serve> Server<P> {
             Some(first) => Some(config.share(&first.socket, index)?),
             None => None,
         };
-        let id = control.next_id;
+        let id = self.unused_id(&control);
         let worker = self.spare_or_new_worker(config, id, cpu_index);
         let worker = worker.map_err(call)?;
         let socket = match only.map_or_else(|| config.open(index), Ok) {
@@ -288,14 +194,23 @@ impl<P: Serve> Server<P> {
                 return Err(error);
             }
         };
-        control.next_id += 1;
+        control.next_id = id + 1;
         self.pool
-            .employ(Member::new(id, cpu_index, socket, source), worker);
+            .employ(Member::new(id, cpu_index, socket, source), &worker);
         if let Err(error) = self.steer(&control) {
             self.undo_add(&control, id);
             return Err(error);
         }
         Ok(id)
+    }
+
+    /// Returns the next number that no member has had, and that no member shares its last byte with:
+    /// [`Steering::Byte`](crate::Steering::Byte) goes by that. With 256 members or more it cannot be had.
+    pub(super) fn unused_id(&self, control: &Control<P>) -> usize {
+        let state = self.pool.lock();
+        let collides = |id: &usize| state.members.iter().any(|e| e.id() % 256 == id % 256);
+        let mut ids = control.next_id..control.next_id + 256;
+        ids.find(|id| !collides(id)).unwrap_or(control.next_id)
     }
 
     fn spare_or_new_worker(
@@ -309,22 +224,6 @@ impl<P: Serve> Server<P> {
         spare.map_or_else(new, Ok)
     }
 
-    /// Sets how the kernel chooses a member, as [`Group::set_steering`].
-    ///
-    /// # Errors
-    /// Those of [`Group::set_steering`], and [`GroupError::PredecessorLeaving`] and
-    /// [`GroupError::HandingOver`]: try again later.
-    pub fn set_steering(&self, steering: Steering) -> Result<(), GroupError> {
-        let mut control = self.change()?;
-        steering.check(self.pool.lock().members.len())?;
-        let before = control.config.options.set_steering(steering)?;
-        let steered = self.steer(&control);
-        if steered.is_err() {
-            control.config.options.set_steering(before)?;
-        }
-        steered
-    }
-
     /// Waits until every worker has ended by itself: it never returns unless their sockets fail.
     pub fn join(self) -> Vec<Stats> {
         let idle = |entry: &Entry<P>| !entry.is_running();
@@ -334,40 +233,9 @@ impl<P: Serve> Server<P> {
         self.stats()
     }
 
-    /// Attaches the program that has what is new go to the serving members.
-    pub(crate) fn steer(&self, control: &Control<P>) -> Result<(), GroupError> {
-        self.steer_to(control, MemberState::Serving)
-    }
-
-    /// Attaches the program that has what is new go to the members in `state`.
-    pub(crate) fn steer_to(
-        &self,
-        control: &Control<P>,
-        state: MemberState,
-    ) -> Result<(), GroupError> {
-        if !control.config.can_steer() {
-            return Ok(());
-        }
-        let slots = self.slots(state);
-        let member = |entry: &Entry<P>| Arc::clone(&entry.member);
-        let through = self.pool.lock().members.last().map(member);
-        let Some(through) = through.filter(|_| slots.iter().any(|slot| slot.eligible)) else {
-            return Ok(());
-        };
-        control.config.steer(&through.socket, &slots)
-    }
-
-    /// The members in index order, as a steering program has to know them.
-    pub(crate) fn slots(&self, state: MemberState) -> Vec<Slot> {
-        let list = self.pool.lock();
-        let entries = list.members.iter().enumerate();
-        entries.map(|(at, entry)| entry.slot(at, state)).collect()
-    }
-
     /// Begins a change of the group, after those before it.
     pub(crate) fn change(&self) -> Result<MutexGuard<'_, Control<P>>, GroupError> {
         let mut control = self.control();
-        self.reap_failed(&control);
         if control.stopped {
             return Err(GroupError::Stopped);
         }
@@ -388,6 +256,7 @@ impl<P: Serve> Server<P> {
             return Err(GroupError::PredecessorLeaving);
         }
         control.old_process = None;
+        self.reap_failed(&control);
         Ok(control)
     }
 

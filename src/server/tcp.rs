@@ -1,19 +1,20 @@
 //! A group that accepts connections: what only [`Tcp`] has.
 
+use core::net::SocketAddr;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::boxed::Box;
 use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::Instant;
 use std::vec::Vec;
 
 use super::drain::{POLL_INTERVAL, call};
-use super::member::Member;
+use super::member::{Member, OtherListeners};
 use super::polling::WakePipe;
+use super::start::polls;
 use super::worker::{Outcome, Pool, Work, Worker};
-use super::{Control, Serve, Server, SpawnError, polls};
+use super::{Control, Serve, Server, SpawnError};
 use crate::acceptors::{StopToken, Stopped};
 use crate::error::Error;
 use crate::group::{Group, GroupConfig, GroupError};
@@ -220,12 +221,14 @@ impl Serve for Tcp {
         if steered {
             server.steer(control)?;
         }
+        let joined =
+            control.config.options.join || server.other_listeners() == OtherListeners::Some;
         let members = server.members_of(ids);
         for member in &members {
             // The flag first: a connection that inherits the filter is accepted later.
             member.source.filtered.store(true, Relaxed);
             match os::attach_filter(&member.socket.0, &DROP_SYNS) {
-                Err(error) if error.errno() == libc::EPERM && !control.config.options.join => {}
+                Err(error) if error.errno() == libc::EPERM && !joined => {}
                 Err(error) => {
                     members
                         .iter()
@@ -238,8 +241,9 @@ impl Serve for Tcp {
         Ok(())
     }
 
-    fn drain(server: &Server, _: &Control<Tcp>, members: &[Arc<Member<Tcp>>], deadline: Instant) {
-        if !os::STEERS {
+    fn drain(server: &Server, members: &[Arc<Member<Tcp>>], deadline: Instant) {
+        // What is queued on an inherited listener is left to the processes that hold it.
+        if !os::STEERS || members.iter().any(|member| member.source.inherited) {
             return;
         }
         wait_for_handshakes(server.local_addr(), members, deadline);

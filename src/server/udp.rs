@@ -3,9 +3,9 @@
 //! A UDP socket that is shut down still receives, and a datagram that arrives while it is being
 //! closed is lost. So a member leaves in this order:
 //!
-//! 1. It is connected to its own address: its port is closed to all other senders, and it keeps what
-//!    is queued. (A socket on the wildcard address would then answer from another address, so the
-//!    group is steered around it instead.)
+//! 1. It is connected to its own address: its port is closed to all other senders, and it keeps
+//!    what is queued. (A socket on the wildcard address would then answer from another address, so
+//!    the group is steered around it instead.)
 //! 2. It is shut down, which wakes its thread; the thread reads on until the queue is empty.
 //! 3. Its descriptor is replaced by a placeholder, which closes the socket.
 
@@ -17,8 +17,9 @@ use std::time::Instant;
 use super::drain::{POLL_INTERVAL, call};
 use super::member::{Member, MemberState};
 use super::polling::WakePipe;
+use super::start::polls;
 use super::worker::{Outcome, Pool, Work, Worker};
-use super::{Control, Serve, Server, SpawnError, polls};
+use super::{Control, Serve, Server, SpawnError};
 use crate::acceptors::{StopToken, Stopped};
 use crate::address::SockAddr;
 use crate::error::Error;
@@ -239,8 +240,8 @@ impl Serve for Udp {
         }
         let members = server.members_of(ids);
         let unspecified = config.address.ip().to_canonical().is_unspecified();
-        // The last first, in the order in which the list is to have it. And none more after one that
-        // cannot be connected, for that one leaves later than those before it.
+        // The last first, in the order in which the list is to have it. And none more after one
+        // that cannot be connected, for that one leaves later than those before it.
         let connect = |member: &Arc<Member<Udp>>| member.socket.connect(config.address).is_ok();
         let connected = !unspecified && members.iter().rev().all(connect);
         if connected && last {
@@ -263,12 +264,7 @@ impl Serve for Udp {
         server.steer(control)
     }
 
-    fn drain(
-        server: &Server<Udp>,
-        _: &Control<Udp>,
-        members: &[Arc<Member<Udp>>],
-        deadline: Instant,
-    ) {
+    fn drain(server: &Server<Udp>, members: &[Arc<Member<Udp>>], deadline: Instant) {
         // A datagram that was being looked up when the steering changed has come by now.
         sleep(POLL_INTERVAL);
         let ended = || {

@@ -6,19 +6,9 @@ use std::vec::Vec;
 use super::member::{Entry, Member, MemberState};
 use super::worker::Order;
 use super::{Control, Serve, Server};
-use crate::group::{GroupError, Slot};
+use crate::group::GroupError;
 
 impl<P: Serve> Server<P> {
-    /// Steers to the members that there are, also when more are opened after this.
-    pub(crate) fn steer_before_new(&self, control: &Control<P>) -> Result<(), GroupError> {
-        let mut slots = self.slots(MemberState::Serving);
-        let mut new = Slot::new(slots.len());
-        new.eligible = false;
-        slots.push(new);
-        let first = self.members_of(&self.numbers()).into_iter().next();
-        first.map_or(Ok(()), |first| control.config.steer(&first.socket, &slots))
-    }
-
     /// Opens a member, and returns its number.
     pub(crate) fn open_without_worker(
         &self,
@@ -30,8 +20,8 @@ impl<P: Serve> Server<P> {
         let sibling = first.as_ref().map(|first| &first.source);
         let source = P::new_source(&control.config, sibling).map_err(call)?;
         let socket = control.config.open(index)?;
-        let id = control.next_id;
-        control.next_id += 1;
+        let id = self.unused_id(control);
+        control.next_id = id + 1;
         let entry = Entry::new(Member::new(id, id, socket, source), MemberState::HandedOver);
         self.pool.lock().members.push(entry);
         Ok(id)

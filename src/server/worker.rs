@@ -12,7 +12,7 @@ use std::vec::Vec;
 
 use super::Serve;
 use super::mark::{Mark, Sleep};
-use super::member::{Entry, Member, MemberState};
+use super::member::{Entry, Member, MemberState, OtherListeners};
 use crate::acceptors::Stats;
 use crate::error::{Call, Error};
 use crate::os;
@@ -101,6 +101,8 @@ pub(crate) struct PoolState<P: Serve> {
     pub(crate) monitor: Option<Thread>,
     /// A member waits for a spare worker.
     pub(crate) starving: bool,
+    /// Whether sockets of other processes were in the group when it was last looked at.
+    pub(crate) other_listeners: OtherListeners,
     /// The server is stopping: workers end instead of becoming spares.
     pub(crate) closing: bool,
 }
@@ -129,6 +131,7 @@ impl<P: Serve> Pool<P> {
                 handles: Vec::new(),
                 monitor: None,
                 starving: false,
+                other_listeners: OtherListeners::Unknown,
                 closing: false,
             }),
             changed: Condvar::new(),

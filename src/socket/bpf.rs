@@ -3,26 +3,40 @@
 //! Without a program the kernel takes a hash of the four-tuple. A program that is attached to any
 //! one member replaces the hash for the whole group: for each SYN or datagram it returns the
 //! *index* of a member. The index is the order in which the members called `listen`, or `bind` for
-//! UDP. When a member closes, the last one moves into its place. For an index that no member has
+//! UDP. When a member closes, the last one takes over its index. For an index that no member has
 //! the kernel takes the hash.
 //!
-//! A program takes no privilege. Two traps shape the programs here. A load that fails ends a
-//! program with 0, which is an index. And offset 0 is the first byte *behind* the TCP or UDP
-//! header: a SYN has none there (but with TCP Fast Open), so a load from it fails. The programs
-//! use only loads that cannot fail: the CPU, a random number, a byte that is known to exist.
+//! Attaching a program needs no privilege. A load that fails ends a program with 0, which is an
+//! index. Offset 0 is the first byte *behind* the TCP or UDP header: a SYN has no payload (except
+//! with TCP Fast Open), so a load from there fails. The programs here use only loads that cannot
+//! fail: the CPU, a random number, a byte that the program has checked to exist.
 //!
 //! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; `Documentation/networking/filter.rst`
 //! in the kernel's source for the instructions.
+//!
+//! # Platforms
+//! Linux and Android alone.
+//!
+//! # Examples
+#![cfg_attr(all(feature = "std", linux_kernel), doc = "```")]
+#![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
+//! use reuseport::{Group, steering};
+//!
+//! let members = Group::bind(([127, 0, 0, 1], 0), 4)?.into_sockets();
+//! members[0].attach_program(&steering::random(4))?; // for the whole group
+//! members[0].detach_program()?; // the hash again
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 /// One instruction: C's `struct sock_filter`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Instruction {
-    /// What to do, and with what: one of the codes below.
+    /// The operation and its operands: `BPF_LD | BPF_W | BPF_ABS`, for example.
     pub code: u16,
-    /// How many instructions to skip if a comparison holds.
+    /// How many instructions are skipped if a comparison holds.
     pub if_true: u8,
-    /// How many to skip if it does not.
+    /// How many instructions are skipped if it does not.
     pub if_false: u8,
     /// The operand.
     pub k: u32,
@@ -52,8 +66,8 @@ const HASH: u32 = u32::MAX;
 
 /// The most instructions that the kernel takes: `BPF_MAXINSNS`.
 ///
-/// It translates them, and refuses with `ENOMEM` what is larger then than `net.core.optmem_max`:
-/// 20 KiB before Linux 6.8. A program with a row for each of 840 members still fits into that.
+/// The kernel translates a program, and fails with `ENOMEM` if the result is larger than the sysctl
+/// `net.core.optmem_max` (20 KiB before Linux 6.8). A table of 840 members fits into 20 KiB.
 pub const MAX_INSTRUCTIONS: usize = 4096;
 
 const fn step(code: u16, k: u32) -> Instruction {
@@ -85,17 +99,17 @@ const fn when(code: u16, k: u32) -> Instruction {
     }
 }
 
-/// The member beside the receiving CPU in `rows`, each a CPU and an index; the hash for a CPU that
-/// has no row.
+/// Builds a program that chooses by the receiving CPU. Each of `rows` is a CPU and an index; for a
+/// CPU without a row the kernel takes the hash.
 ///
 /// The program is written into `space`, which needs two instructions for each row and two more.
-/// `None` if it does not fit there, or into [`MAX_INSTRUCTIONS`].
+/// Returns `None` if it does not fit there, or into [`MAX_INSTRUCTIONS`].
 pub fn by_cpu<'a>(rows: &[(u32, u32)], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
     let start = [step(LOAD, CPU)]; // A = the CPU
     table(&start, rows.iter().copied(), space)
 }
 
-/// One of the first `members`, at random. `members` is at least 1.
+/// Builds a program that chooses one of the first `members` at random. `members` is at least 1.
 pub const fn random(members: u32) -> [Instruction; 3] {
     let members = if members < 1 { 1 } else { members };
     [
@@ -105,7 +119,8 @@ pub const fn random(members: u32) -> [Instruction; 3] {
     ]
 }
 
-/// Any of the first `members` but the one at `index`, at random. `members` is at least 2.
+/// Builds a program that chooses one of the first `members` at random, without the one at `index`.
+/// `members` is at least 2.
 pub const fn all_but(members: u32, index: u32) -> [Instruction; 5] {
     let others = if members < 2 { 1 } else { members - 1 };
     [
@@ -117,9 +132,11 @@ pub const fn all_but(members: u32, index: u32) -> [Instruction; 5] {
     ]
 }
 
-/// One of the members at `indexes`, at random: for a group of which several are to get nothing.
+/// Builds a program that chooses one of the members at `indexes` at random: for a group in which
+/// several members get nothing new.
 ///
-/// As for [`by_cpu`], but `space` needs one instruction more. `None` also if there are no indexes.
+/// `space` and the result are as for [`by_cpu`], with one instruction more. Returns `None` also if
+/// there are no indexes.
 pub fn any_of<'a>(indexes: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
     one_of(RANDOM, indexes, space)
 }
@@ -131,7 +148,7 @@ fn one_of<'a>(
 ) -> Option<&'a [Instruction]> {
     let count = u32::try_from(indexes.len());
     let count = count.ok().filter(|count| *count > 0)?;
-    let start = [step(LOAD, word), step(MOD, count)]; // A = a place in `indexes`
+    let start = [step(LOAD, word), step(MOD, count)]; // A = a position in `indexes`
     table(
         &start,
         (0..).zip(indexes).map(|(place, index)| (place, *index)),
@@ -139,7 +156,8 @@ fn one_of<'a>(
     )
 }
 
-/// One of the `count` members from index `first` on, at random. `count` is at least 1.
+/// Builds a program that chooses one of the `count` members from index `first` on at random.
+/// `count` is at least 1.
 pub const fn any_in_range(first: u32, count: u32) -> [Instruction; 4] {
     [
         step(LOAD, RANDOM),                           // A = a random word
@@ -149,8 +167,9 @@ pub const fn any_in_range(first: u32, count: u32) -> [Instruction; 4] {
     ]
 }
 
-/// As [`any_of`], but all of one flow go to the same member: for datagrams, which that would
-/// scatter. Where the network card computes no hash of a flow, all go to one member.
+/// Builds a program as [`any_of`], which chooses by the hash of the flow instead of at random: all
+/// datagrams of a flow go to the same member. Where the network card computes no such hash, all
+/// flows go to one member.
 pub fn any_of_by_flow<'a>(
     indexes: &[u32],
     space: &'a mut [Instruction],
@@ -158,10 +177,11 @@ pub fn any_of_by_flow<'a>(
     one_of(FLOW, indexes, space)
 }
 
-/// For datagrams: the member beside the byte at `offset` in `rows`, each a byte and an index; the
-/// hash for a byte that has no row, and for a datagram that is too short to have it.
+/// Builds a program for datagrams that chooses by the byte at `offset` of the payload. Each of
+/// `rows` is a byte and an index. For a byte without a row, and for a datagram that is too short,
+/// the kernel takes the hash.
 ///
-/// As for [`by_cpu`], but `space` needs three instructions more.
+/// `space` and the result are as for [`by_cpu`], with three instructions more.
 pub fn by_payload_byte<'a>(
     offset: u16,
     rows: &[(u8, u32)],
@@ -170,7 +190,7 @@ pub fn by_payload_byte<'a>(
     by_payload_byte_or(offset, rows, &[step(RETURN, HASH)], space)
 }
 
-/// As [`by_payload_byte`], with another program in place of the hash.
+/// Builds a program as [`by_payload_byte`], with another program in place of the hash.
 pub(crate) fn by_payload_byte_or<'a>(
     offset: u16,
     rows: &[(u8, u32)],
@@ -182,7 +202,7 @@ pub(crate) fn by_payload_byte_or<'a>(
     let start = [
         step(LOAD_LENGTH, 0),        // A = how many bytes there are
         unless_more(offset),         // if the one at `offset` is not among them,
-        step(JUMP, behind_the_rows), // go by something else
+        step(JUMP, behind_the_rows), // skip the table
         step(LOAD_BYTE, offset),     // A = the byte
     ];
     let row = |(byte, index): &(u8, u32)| [when(IF_EQUAL, u32::from(*byte)), step(RETURN, *index)];
@@ -196,8 +216,8 @@ pub(crate) fn by_payload_byte_or<'a>(
     )
 }
 
-/// A packet filter (`SO_ATTACH_FILTER`), no steering program. A listener that has it drops SYNs and
-/// completes the handshakes that are under way.
+/// A packet filter (`SO_ATTACH_FILTER`), not a steering program: a listener that has it drops SYNs
+/// and completes the handshakes that are under way.
 pub(crate) const DROP_SYNS: [Instruction; 5] = [
     step(LOAD_BYTE, 13),    // A = the flags of the TCP header
     step(AND, 0x12),        // of these, SYN and ACK
@@ -209,7 +229,7 @@ pub(crate) const DROP_SYNS: [Instruction; 5] = [
 /// A packet filter that drops everything.
 pub(crate) const DROP_ALL: [Instruction; 1] = [step(RETURN, 0)];
 
-/// After `start`, ends with the index beside the first key that equals A; without one, the hash.
+/// Writes `start` and a table: the index beside the first key that equals A; else the hash.
 fn table<'a>(
     start: &[Instruction],
     pairs: impl Iterator<Item = (u32, u32)>,

@@ -38,7 +38,9 @@ impl Connection {
         value.tv_sec = timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX);
         // Not to zero, and at most 999 999, which every type of the field holds.
         let micros = timeout.subsec_nanos().div_ceil(1000).min(999_999);
-        value.tv_usec = micros as _;
+        #[allow(clippy::cast_lossless)] // the field has 32 bits on some systems, 64 on others
+        let micros = micros as _;
+        value.tv_usec = micros;
         let (at, len) = ((&raw const value).cast(), socklen::<libc::timeval>());
         // SAFETY: `value` is readable for `len` bytes, and the option takes that struct.
         unsafe { sys::setsockopt(self.raw(), SOL_SOCKET, name, at, len) }

@@ -7,6 +7,9 @@ use crate::address::SockAddr;
 use crate::socket::udp::UdpSocket;
 
 /// A datagram that was received, and the buffer in which its reply may be written.
+///
+/// The handler of a [`Group`](crate#where-to-start) of UDP sockets gets one; so does the user of a
+/// `Batch`.
 pub struct Datagram<'a> {
     pub(crate) socket: &'a UdpSocket,
     pub(crate) buffer: &'a mut [u8],
@@ -39,7 +42,7 @@ impl Datagram<'_> {
     }
 
     /// Returns the whole buffer, to write the reply into. It begins with the payload; the bytes
-    /// after that are from earlier datagrams, also of other senders.
+    /// after the payload are from earlier datagrams, also of other senders.
     pub fn buffer_mut(&mut self) -> &mut [u8] {
         self.buffer
     }

@@ -66,7 +66,7 @@ impl UdpSocket {
 }
 
 impl<'a> Options<'a> {
-    /// Sets how many connections may wait to be accepted: the backlog of `listen(2)`. Default: the
+    /// Sets how many connections may be queued: the backlog of `listen(2)`. Default: the
     /// kernel's maximum (on Linux the sysctl `net.core.somaxconn`, which also cuts a larger value).
     /// Linux queues one connection more than `connections`.
     ///
@@ -86,8 +86,8 @@ impl<'a> Options<'a> {
     /// Binds a listener: `socket`, `setsockopt` for each option, `bind`, `listen`.
     ///
     /// # Errors
-    /// The failed call's: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EMFILE`, and others that the
-    /// manual pages list.
+    /// Those of the failed call: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EMFILE`, and others that
+    /// the manual pages list.
     pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<Listener, Error> {
         let server = self.bind_only(address.into())?;
         self.listen(&server)?;
@@ -109,8 +109,8 @@ impl Options<'_, Udp> {
     /// Binds a UDP socket: `socket`, `setsockopt` for each option, `bind`.
     ///
     /// # Errors
-    /// The failed call's: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EMFILE`, and others that the
-    /// manual pages list.
+    /// Those of the failed call: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EMFILE`, and others that
+    /// the manual pages list.
     pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<UdpSocket, Error> {
         self.open(libc::SOCK_DGRAM, address.into()).map(UdpSocket)
     }
@@ -149,34 +149,34 @@ impl<'a, P> Options<'a, P> {
         self
     }
 
-    /// Sets `SO_REUSEPORT` ([`sys::SO_REUSEPORT`]). Default: on. Without it no other socket can bind
-    /// the port.
+    /// Sets `SO_REUSEPORT` ([`sys::SO_REUSEPORT`]). Default: on. Without it no other socket can
+    /// bind the port.
     pub const fn reuse_port(mut self, on: bool) -> Options<'a, P> {
         self.reuse_port = on;
         self
     }
 
-    /// Sets `IPV6_V6ONLY`: with it an IPv6 wildcard socket receives no IPv4. Default: as the machine
-    /// is set up (on Linux the sysctl `net.ipv6.bindv6only`, usually off). An IPv4 address fails
-    /// with `ENOPROTOOPT`.
+    /// Sets `IPV6_V6ONLY`: with it an IPv6 wildcard socket receives no IPv4. Default: the machine's
+    /// setting (on Linux the sysctl `net.ipv6.bindv6only`, usually off). With an IPv4 address
+    /// `bind` fails with `ENOPROTOOPT`.
     pub const fn only_v6(mut self, on: bool) -> Options<'a, P> {
         self.only_v6 = Some(on);
         self
     }
 
-    /// Sets `SOCK_NONBLOCK`: [`accept`](Listener::accept) fails with `EAGAIN` when the queue is
-    /// empty. Default: off.
+    /// Sets `SOCK_NONBLOCK`: [`accept`](Listener::accept) and [`recv_from`](UdpSocket::recv_from)
+    /// fail with `EAGAIN` if the queue is empty. Default: off.
     pub const fn nonblocking(mut self, on: bool) -> Options<'a, P> {
         self.nonblocking = on;
         self
     }
 
     /// Sets `SO_INCOMING_CPU`: among the listeners of a port, this one gets the connections that
-    /// `cpu` handles. For a CPU that no listener names, the kernel takes the hash. The option has no
-    /// effect while the group has a steering program.
+    /// `cpu` handles. For a CPU that no listener names, the kernel takes the hash. The option has
+    /// no effect while the group has a steering program.
     ///
     /// # Platforms
-    /// Linux and Android alone; the kernel obeys since 6.2, in some stable trees since 5.15.
+    /// Linux and Android alone; the kernel obeys it since 6.2, in some stable trees since 5.15.
     #[cfg(linux_kernel)]
     pub const fn incoming_cpu(mut self, cpu: c_int) -> Options<'a, P> {
         self.incoming_cpu = Some(cpu);

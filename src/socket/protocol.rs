@@ -1,10 +1,10 @@
 //! The two kinds of socket, [`Tcp`] and [`Udp`], and what a group needs from one socket.
 
-/// Connections, which a [`Listener`](crate::Listener) accepts.
+/// The protocol of connections, which a [`Listener`](crate::Listener) accepts.
 #[derive(Clone, Copy, Debug)]
 pub enum Tcp {}
 
-/// Datagrams, which a [`UdpSocket`](crate::UdpSocket) receives.
+/// The protocol of datagrams, which a [`UdpSocket`](crate::UdpSocket) receives.
 #[derive(Clone, Copy, Debug)]
 pub enum Udp {}
 
@@ -25,7 +25,7 @@ mod with_std {
     use crate::socket::queue::{AcceptQueue, ReceiveBuffer};
     use crate::socket::udp::UdpSocket;
 
-    /// How a socket comes to its port.
+    /// How a socket binds its port.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum BindMode {
         /// Without `SO_REUSEPORT`, which is set afterwards: the first member.
@@ -40,11 +40,10 @@ mod with_std {
     ///
     /// The trait is sealed: there is no third protocol.
     pub trait Protocol: Sealed + Copy + Debug + Send + Sync + 'static {
-        /// A member: [`Listener`](crate::Listener) or [`UdpSocket`](crate::UdpSocket).
+        /// A member: [`Listener`] or [`UdpSocket`].
         type Socket: AsFd + From<OwnedFd> + Debug + Send + Sync;
 
-        /// How much is queued on a member: [`AcceptQueue`](crate::AcceptQueue) or
-        /// [`ReceiveBuffer`](crate::ReceiveBuffer).
+        /// What is queued on a member: [`AcceptQueue`] or [`ReceiveBuffer`].
         type Queue: Copy + Debug + PartialEq + Send + Sync;
 
         /// Whether the packet that the kernel chooses a member for has a payload.
@@ -62,7 +61,7 @@ mod with_std {
         #[doc(hidden)]
         fn descriptor(socket: &Self::Socket) -> &Descriptor;
 
-        /// Returns what is queued; `None` where the kernel does not tell.
+        /// Returns what is queued; `None` if the kernel does not report it.
         #[doc(hidden)]
         fn queue(socket: &Self::Socket) -> Option<Self::Queue>;
     }

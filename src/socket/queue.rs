@@ -1,10 +1,10 @@
-//! How much is queued on a socket: connections on a listener, bytes on a UDP socket.
+//! [`AcceptQueue`], in connections, and [`ReceiveBuffer`], in bytes: what is queued on a socket.
 
 /// The accept queue of one listener, in connections: see `Listener::queue` (Linux, Android).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AcceptQueue {
-    /// Established connections that wait to be accepted.
+    /// Established connections that are queued and not accepted yet.
     pub len: u32,
     /// The backlog in force. The queue holds one connection more.
     pub limit: u32,

@@ -1,8 +1,8 @@
-//! [`UdpSocket`]: a UDP socket, the same story without connections.
+//! [`UdpSocket`]: a UDP socket.
 //!
-//! The kernel chooses a socket for each *datagram*, by a hash of its four-tuple: all of one flow
-//! come to one socket, for as long as the group stays as it is. A socket is a member of its port's
-//! group from `bind` on. What waits in its queue is lost when it closes, and nobody is told.
+//! The kernel chooses a socket for each *datagram*, by a hash of its four-tuple: all datagrams of a
+//! flow reach one socket while the group stays as it is. A socket is a member of its port's group
+//! from `bind` on. When it closes, its queued datagrams are lost, and no error is reported.
 
 use core::ffi::{c_int, c_void};
 use core::mem::zeroed;
@@ -17,38 +17,57 @@ use crate::sys::{self, MSG_NOSIGNAL};
 
 /// A UDP socket. Any number of them may be bound to one port: see [`bind`](Self::bind).
 ///
-/// Dropping it closes it: what waits to be received is lost.
+/// Dropping it closes it: queued datagrams are lost.
+///
+/// # Examples
+/// ```
+/// use reuseport::UdpSocket;
+///
+/// let server = UdpSocket::bind(([127, 0, 0, 1], 0))?;
+/// let client = UdpSocket::bind(([127, 0, 0, 1], 0))?;
+/// client.send_to(b"hello", server.local_addr()?)?;
+///
+/// let mut buffer = [0; 1500];
+/// let received = server.recv_from(&mut buffer)?;
+/// assert_eq!(&buffer[..received.len], b"hello");
+/// assert_eq!(received.from, client.local_addr()?);
+/// # Ok::<(), reuseport::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct UdpSocket(pub(crate) Descriptor);
 
-/// What [`UdpSocket::recv_from`] received.
+/// A datagram's length and sender, from [`UdpSocket::recv_from`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Received {
-    /// The bytes of it that are in the buffer: none, for an empty datagram.
+    /// The bytes of it that are in the buffer: 0 for an empty datagram.
     pub len: usize,
-    /// Who sent it.
+    /// The sender's address.
     pub from: SocketAddr,
-    /// It was longer than the buffer, and the rest is lost.
+    /// Whether it was longer than the buffer, so that the rest of it is lost.
     pub truncated: bool,
 }
 
 impl UdpSocket {
-    /// `socket`, `setsockopt` and `bind`, as [`Listener::bind`](crate::Listener::bind) for a kind
-    /// of socket that does not listen.
+    /// Binds `address`: `socket`, `setsockopt` for `SO_REUSEPORT`, `bind`. Port 0 is any free port.
     ///
-    /// Where several are bound to one port, the kernel gives each flow to one of them
+    /// Where several sockets are bound to one port, the kernel gives each flow to one of them
     /// ([`BALANCES`](crate::BALANCES)). Any program of the same user may bind one more.
+    ///
+    /// # Errors
+    /// Those of [`sys::socket`], [`sys::setsockopt`] and [`sys::bind`].
     pub fn bind(address: impl Into<SocketAddr>) -> Result<UdpSocket, Error> {
         UdpSocket::options().bind(address)
     }
 
-    /// Waits for a datagram and takes it: `recvmsg(2)`. What does not fit into `buffer` is lost,
-    /// and that is told.
+    /// Waits for a datagram and receives it: `recvmsg(2)`. What does not fit into `buffer` is lost,
+    /// and [`Received::truncated`] is true.
     ///
-    /// Fails with `EINVAL` on a socket that was shut down and has nothing left, as `accept` does;
-    /// `recvmsg` itself then returns an empty datagram from nobody. (One that does not block has
-    /// `EAGAIN` all the same.) With `ECONNREFUSED` on a connected one whose peer's port is closed.
+    /// # Errors
+    /// - `EINVAL`: the socket was shut down, and its queue is empty. (`recvmsg` itself then returns
+    ///   an empty datagram without a sender. A socket that does not block fails with `EAGAIN`.)
+    /// - `EAGAIN`: the queue is empty, and the socket does not block.
+    /// - `ECONNREFUSED`: the socket is connected, and the peer's port is closed.
     pub fn recv_from(&self, buffer: &mut [u8]) -> Result<Received, Error> {
         let mut from = SockAddr::empty();
         let (len, truncated) = self.receive(buffer, &mut from)?;
@@ -60,7 +79,7 @@ impl UdpSocket {
         })
     }
 
-    /// The bytes received, and whether that was not all.
+    /// Receives one datagram. Returns its length, and whether it is truncated.
     pub(crate) fn receive(
         &self,
         buffer: &mut [u8],
@@ -78,10 +97,11 @@ impl UdpSocket {
         Ok((len, message.msg_flags & libc::MSG_TRUNC != 0))
     }
 
-    /// Sends one datagram: `sendto(2)`. It goes whole or not at all.
+    /// Sends one datagram, whole or not at all: `sendto(2)`. That no process receives it is no
+    /// error.
     ///
-    /// Fails with `EMSGSIZE` for more than 65 507 bytes over IPv4 or 65 527 over IPv6. That nobody
-    /// receives it is no error.
+    /// # Errors
+    /// `EMSGSIZE` for more than 65 507 bytes over IPv4, or 65 527 over IPv6.
     pub fn send_to(&self, bytes: &[u8], to: impl Into<SocketAddr>) -> Result<(), Error> {
         self.send_to_addr(bytes, &SockAddr::from(to.into()))
     }
@@ -94,10 +114,14 @@ impl UdpSocket {
         check(Call::SendTo, result).map(drop)
     }
 
-    /// From now on receives from `peer` alone, and may [`send`](Self::send) to it: `connect(2)`.
+    /// Connects the socket to `peer`: `connect(2)`. From then on it receives from `peer` only, and
+    /// [`send`](Self::send) sends to it.
     ///
-    /// On Linux 6.13 and later it leaves its port's group; before that it stays in, and is passed
-    /// over.
+    /// On Linux 6.13 and later the socket leaves its port's group. Before 6.13 it stays a member,
+    /// and gets no datagrams of other senders.
+    ///
+    /// # Errors
+    /// Those of `connect(2)`: `EAFNOSUPPORT` for an address of the other family, for example.
     pub fn connect(&self, peer: impl Into<SocketAddr>) -> Result<(), Error> {
         let peer = SockAddr::from(peer.into());
         let at = peer.as_ptr().cast();
@@ -106,22 +130,25 @@ impl UdpSocket {
         check(Call::Connect, result).map(drop)
     }
 
-    /// Sends one datagram to the peer that it is connected to: `send(2)`.
+    /// Sends one datagram to the connected peer: `send(2)`.
     ///
-    /// Fails with `ECONNREFUSED` if an earlier one found the peer's port closed, and with
-    /// `EDESTADDRREQ` if it is not connected.
+    /// # Errors
+    /// - `ECONNREFUSED`: an earlier datagram found the peer's port closed.
+    /// - `EDESTADDRREQ`: the socket is not connected.
+    /// - `EMSGSIZE`: as for [`send_to`](Self::send_to).
     pub fn send(&self, bytes: &[u8]) -> Result<(), Error> {
         let data = bytes.as_ptr().cast();
         // SAFETY: a slice is readable for its length.
         unsafe { sys::send(self.raw(), data, bytes.len(), MSG_NOSIGNAL) }.map(drop)
     }
 
-    /// The address it is bound to: `getsockname(2)`. Tells what port 0 became.
+    /// Returns the bound address, with the port that port 0 became: `getsockname(2)`.
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
         self.0.local_addr()
     }
 
-    /// Whether [`recv_from`](Self::recv_from) returns `EAGAIN` where nothing waits.
+    /// Sets whether [`recv_from`](Self::recv_from) fails with `EAGAIN` if the queue is empty.
+    /// Default: off.
     pub fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
         self.0.set_nonblocking(on)
     }
@@ -138,7 +165,7 @@ pub(crate) fn iovec_of(buffer: &mut [u8]) -> iovec {
     }
 }
 
-/// A message whose bytes are those of `vector`, and whose other end is `peer`'s.
+/// Makes a message header for the bytes of `vector` and the address of `peer`.
 pub(crate) fn msghdr_of(vector: &mut iovec, peer: &mut SockAddr) -> msghdr {
     // SAFETY: it is made of integers and pointers, for which zeros are a value.
     let mut message: msghdr = unsafe { zeroed() };
@@ -149,12 +176,12 @@ pub(crate) fn msghdr_of(vector: &mut iovec, peer: &mut SockAddr) -> msghdr {
     message
 }
 
-/// Takes over how long the name is that the kernel has written to `peer`. False: it came from
-/// nobody.
+/// Takes over the length of the address that the kernel has written to `peer`. Returns false if
+/// there is no sender.
 pub(crate) fn set_peer_len(peer: &mut SockAddr, message: &msghdr) -> bool {
-    // The kernel tells how long it would have been; only so much is there.
+    // The kernel returns the full length; the buffer has no more than its own.
     let len = message.msg_namelen.min(peer.len());
-    // SAFETY: it points into `peer`, which nobody else uses.
+    // SAFETY: it points into `peer`, which this function borrows exclusively.
     unsafe { *peer.len_mut_ptr() = len };
     len > 0
 }

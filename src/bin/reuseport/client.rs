@@ -2,7 +2,7 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::thread::sleep;
 use std::time::Instant;
@@ -24,10 +24,18 @@ impl Client {
     /// also while it still waited in a listener's queue, is a failure. Returns how long it took,
     /// without the time held.
     pub(crate) fn visit(&self) -> Result<Duration, String> {
+        self.visit_saying(b"")
+    }
+
+    /// The same, and sends this first.
+    pub(crate) fn visit_saying(&self, words: &[u8]) -> Result<Duration, String> {
         let begun = Instant::now();
         let mut stream = self
             .connect()
             .map_err(|error| self.describe(Call::Connect, &error))?;
+        stream
+            .write_all(words)
+            .map_err(|error| self.describe(Call::Send, &error))?;
         let connected = begun.elapsed();
         if !self.hold.is_zero() {
             sleep(self.hold);

@@ -10,6 +10,7 @@ use core::time::Duration;
 use std::fs::{self, OpenOptions};
 use std::hash::DefaultHasher;
 use std::io;
+use std::net::TcpStream;
 use std::thread::{self, Builder, sleep};
 use std::time::Instant;
 
@@ -20,7 +21,7 @@ use crate::histogram::Histogram;
 use crate::output::{print, progress, ratio};
 use crate::slow::Slow;
 use report::{Report, Round, Row};
-use ways::{BASE, Server, WAYS, Way};
+use ways::{BASE, Handling, Server, WAYS, Way};
 
 pub(crate) const HELP: &str = "\
 Compares the ways to accept: each is a server of its own, and all have the same load in turn
@@ -32,6 +33,11 @@ Usage: reuseport compare [OPTIONS]
   --think MS         milliseconds, on average, from a client's one connection to its next:
                      exponentially distributed, alike for every way [0]
   --slow P:MS        handle P percent of the connections slowly, each for MS milliseconds
+  --silent N         N further clients connect when a turn begins, say nothing, and stay connected
+                     until it ends. The handler of every connection then waits for one byte, which
+                     the other clients send. They give up after a second without an answer: that
+                     second counts in the times, but not as a connection. With 0 no client is
+                     silent, and the handlers wait for the byte all the same
   --rounds N         how often each way has its turn [13]
   --seconds S        how long a turn takes [0.4]
   --svg FILE         draw it, too
@@ -61,8 +67,10 @@ The columns, each the median of the rounds:
 
   conn/s, spread     connections a second; how far the rounds are from that
   shared             conn/s by those of `shared` in the same round; with a ? where the rounds are
-                     too few, or agree too little, to say that they differ
+                     too few, or agree too little, to say that they differ; with - where
+                     `shared` had none
   p50, p99, p99.9    milliseconds from connect to the end of the connection
+  max                the longest of them
   fair               connections of the thread that had the fewest, by those of the one that
                      had the most
   switches, cpu      the server's context switches and microseconds of processor time, for each
@@ -71,13 +79,24 @@ The columns, each the median of the rounds:
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let acceptors = args.number("--acceptors", 1, 128, 4)?;
-    let slow = Slow::option(&mut args)?;
+    let mut handling = Handling {
+        slow: Slow::option(&mut args)?,
+        silent: None,
+    };
+    let udp = args.flag("--udp");
+    if udp {
+        args.unwanted(&["--silent"], "a datagram has no connection to hold");
+    } else {
+        handling.silent = args.value("--silent", "a whole number from 0 to 10000", |number| {
+            number.parse().ok().filter(|number| *number <= 10_000)
+        })?;
+        allow_descriptors(handling.silent.unwrap_or_default());
+    }
     // How this program starts its servers.
     if let Some(way) = args.value("--serve-as", "the name of a way", Way::named)? {
         args.finish()?;
-        return way.serve(acceptors, slow);
+        return way.serve(acceptors, handling);
     }
-    let udp = args.flag("--udp");
     let most = if udp { MOST_IN_BURSTS } else { 10_000 };
     let clients = args.number("--clients", 1, most, 16)?;
     let think = args.decimal("--think", 0.0, 60_000.0, 0.0)?;
@@ -90,6 +109,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         udp,
         think: Duration::from_secs_f64(think / 1000.0),
         turn: Duration::from_secs_f64(seconds),
+        silent: handling.silent,
     };
     if let Some(path) = &svg {
         // Now, not when the minutes of measuring are over.
@@ -102,7 +122,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let (here, missing): (Vec<_>, Vec<_>) = ways.partition(|way| way.here);
     let servers = here
         .iter()
-        .map(|way| Server::start(way, acceptors, slow.as_ref()));
+        .map(|way| Server::start(way, acceptors, &handling));
     let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
     let mut rows: Vec<_> = here.iter().map(|way| Row::new(way.name)).collect();
     let ways = rows.len();
@@ -118,11 +138,12 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     measured?;
     drop(servers);
 
-    let slow = slow.map_or(String::new(), |slow| format!(" --slow {slow}"));
     let udp = if udp { " --udp" } else { "" };
+    let options = handling.options().join(" ");
+    let space = if options.is_empty() { "" } else { " " };
     let command = format!(
-        "reuseport compare{udp} --acceptors {acceptors} --clients {clients} --think {think}{slow} \
-         --rounds {rounds} --seconds {seconds}"
+        "reuseport compare{udp} --acceptors {acceptors} --clients {clients} --think {think}{space}\
+         {options} --rounds {rounds} --seconds {seconds}"
     );
     let report = Report {
         command,
@@ -135,10 +156,27 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     });
     print(&report.table());
     for way in missing {
-        print(&format!("{:17}  not on this kernel\n", way.name));
+        print(&format!("{:20}  not on this kernel\n", way.name));
     }
     print(&format!("\n{}", report.conclusions()));
     drawn
+}
+
+/// Allows itself as many descriptors as it may, if that many connections could want them.
+fn allow_descriptors(connections: usize) {
+    if connections == 0 {
+        return;
+    }
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is writable.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = limit.rlim_max;
+    // Where it fails, so does a connection, if there are too many; and that is told.
+    // SAFETY: `limit` is readable.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
 }
 
 fn cannot_write(path: &str, error: &io::Error) -> Failure {
@@ -161,7 +199,15 @@ struct Load {
     /// The mean of the pauses.
     think: Duration,
     turn: Duration,
+    /// Clients that say nothing. If there is a number, the others send a byte.
+    silent: Option<usize>,
 }
+
+/// How long a client waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it waits where silent clients may have stopped the server.
+const PATIENCE_BESIDE_SILENT: Duration = Duration::from_secs(1);
 
 impl Load {
     /// One server's turn.
@@ -173,16 +219,20 @@ impl Load {
         let used: Vec<_> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
         let (used, handled) = used.split_at(2);
         let total = handled.iter().sum();
-        let (Some(least), Some(most), 1..) = (handled.iter().min(), handled.iter().max(), in_time)
-        else {
-            return Err(failed("no connection ended within its turn".to_owned()));
+        let (Some(least), Some(most)) = (handled.iter().min(), handled.iter().max()) else {
+            return Err(failed("it has no thread".to_owned()));
         };
+        // Silent clients may have stopped it.
+        if in_time == 0 && self.silent.unwrap_or_default() == 0 {
+            return Err(failed("no connection ended within its turn".to_owned()));
+        }
         let millis = |per_mille| durations.percentile(per_mille).as_secs_f64() * 1e3;
         Ok(Round {
             rate: ratio(in_time, 1) / self.turn.as_secs_f64(),
             p50: millis(500),
             p99: millis(990),
             p999: millis(999),
+            longest: millis(1000),
             fairness: ratio(*least, *most),
             switches: ratio(used[1], total),
             cpu: ratio(used[0], total),
@@ -195,12 +245,18 @@ impl Load {
     /// The server closes first, so what lingers (`TIME_WAIT`) is the server's, and the clients'
     /// ports are free again at once.
     fn run(&self, address: SocketAddr, round: usize) -> Result<(Histogram, usize), String> {
+        let silent = |_| TcpStream::connect_timeout(&address, PATIENCE);
         thread::scope(|scope| {
             let client = |number| {
                 let thread = Builder::new().stack_size(128 * 1024);
                 thread.spawn_scoped(scope, move || self.client(address, (round, number)))
             };
             let clients: Vec<_> = (0..self.clients).map(client).collect();
+            // They hang up when the others are done.
+            let silent = (0..self.silent.unwrap_or_default()).map(silent);
+            let _silent = silent
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| format!("a silent client: {error}"))?;
             let (mut all, mut in_time) = (Histogram::new(), 0);
             for client in clients {
                 let client = client.map_err(|error| format!("starting a thread: {error}"))?;
@@ -220,10 +276,14 @@ impl Load {
         address: SocketAddr,
         seed: (usize, usize),
     ) -> Result<(Histogram, usize), String> {
+        let patience = match self.silent {
+            Some(_) => PATIENCE_BESIDE_SILENT,
+            None => PATIENCE,
+        };
         let client = Client {
             addresses: vec![address],
             hold: Duration::ZERO,
-            timeout: Duration::from_secs(10),
+            timeout: patience,
         };
         let (mut durations, mut in_time) = (Histogram::new(), 0);
         let end = Instant::now() + self.turn;
@@ -236,10 +296,15 @@ impl Load {
             if pause >= left {
                 break;
             }
-            let (duration, done) = if self.udp {
-                (client.ask_for(BURST)?, BURST)
-            } else {
-                (client.visit()?, 1)
+            let begun = Instant::now();
+            let (duration, done) = match (self.udp, self.silent) {
+                (true, _) => (client.ask_for(BURST)?, BURST),
+                (false, None) => (client.visit()?, 1),
+                (false, Some(_)) => match client.visit_saying(b"?") {
+                    Ok(duration) => (duration, 1),
+                    Err(_) if begun.elapsed() >= patience => (begun.elapsed(), 0),
+                    Err(error) => return Err(error),
+                },
             };
             durations.add(duration);
             in_time += if Instant::now() < end { done } else { 0 };

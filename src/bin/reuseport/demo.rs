@@ -34,17 +34,17 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             print(&format!("receiver {receiver}\n"));
             message.reply(0);
         })?;
-        show(server, "receiver", connections, Client::ask)
+        show(&server, "receiver", connections, Client::ask)
     } else {
         let group = serve::bind(&Group::options(), &addresses, acceptors)?;
         let server = group.spawn(|acceptor, _| print(&format!("acceptor {acceptor}\n")))?;
-        show(server, "acceptor", connections, Client::visit)
+        show(&server, "acceptor", connections, Client::visit)
     }
 }
 
 /// Has clients come, one after the other, and shows who served them.
 fn show<P: Serve>(
-    server: Server<P>,
+    server: &Server<P>,
     who: &str,
     connections: usize,
     visit: fn(&Client) -> Result<Duration, String>,

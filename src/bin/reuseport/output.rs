@@ -21,7 +21,7 @@ pub(crate) fn print(text: &str) {
     }
 }
 
-/// Prints a line to stderr. If nobody reads it, nobody is to be told.
+/// Prints a line to stderr. If that fails, there is no place left to report it.
 pub(crate) fn report(line: &str) {
     _ = writeln!(io::stderr().lock(), "reuseport: {line}");
 }

@@ -149,7 +149,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     };
     let grace = wanted.grace;
     let server = group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))?;
-    work(server, "acceptor", &signals, grace, |server| {
+    work(&server, "acceptor", &signals, grace, |server| {
         #[cfg(linux_kernel)]
         return hand_over(server, &program, grace, &signals);
         #[cfg(not(linux_kernel))]
@@ -227,7 +227,7 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
             message.reply(len);
         }
     })?;
-    work(server, "receiver", &signals, grace, |_| {
+    work(&server, "receiver", &signals, grace, |_| {
         report("datagram sockets are not handed over");
         HandedOver::No
     });
@@ -236,7 +236,7 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
 
 /// Serves until a signal ends it, or `hand_over` has.
 fn work<P: Serve>(
-    server: Server<P>,
+    server: &Server<P>,
     who: &str,
     signals: &Signals,
     grace: Duration,
@@ -263,7 +263,7 @@ fn work<P: Serve>(
                 report_lines(&tally(who, &rows.collect::<Vec<_>>(), false));
             }
             Some(Caught::End) => break,
-            Some(Caught::HandOver) | None => match hand_over(&server) {
+            Some(Caught::HandOver) | None => match hand_over(server) {
                 HandedOver::Yes => break,
                 HandedOver::No => wanted = false,
                 HandedOver::NotYet => wanted = true,
@@ -317,7 +317,7 @@ fn notify(state: &str) {
         Some(name) => UnixAddr::from_abstract_name(name),
         _ => UnixAddr::from_pathname(path),
     };
-    // If nobody listens there, nobody wants to know.
+    // It fails if the service manager does not listen.
     _ = to.and_then(|to| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &to));
 }
 

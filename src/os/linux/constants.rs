@@ -10,8 +10,8 @@ pub(crate) use libc::{SO_INCOMING_CPU, SO_MEMINFO};
 #[cfg(not(target_env = "gnu"))]
 pub(crate) use generic::*;
 
-/// The numbers of `asm-generic/socket.h`. The processors that have their own numbers, such as SPARC,
-/// exist in Rust with GNU's library only.
+/// The numbers of `asm-generic/socket.h`. The processors that have their own numbers, such as
+/// SPARC, exist in Rust with GNU's library only.
 #[cfg(not(target_env = "gnu"))]
 mod generic {
     use core::ffi::c_int;

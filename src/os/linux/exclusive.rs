@@ -27,8 +27,8 @@ use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEPORT, SOL_SOCKET};
 /// How often two programs that bind at the same time may yield to each other.
 const ATTEMPTS: usize = 20;
 
-/// Binds a UDP socket exclusively, then lets siblings bind. Nothing lingers on a UDP port, so `bind`
-/// alone tells whether another socket is there.
+/// Binds a UDP socket exclusively, then lets siblings bind. Nothing lingers on a UDP port, so
+/// `bind` alone tells whether another socket is there.
 pub(crate) fn bind_exclusive_udp(
     options: &Options<'_, Udp>,
     address: SocketAddr,
@@ -102,11 +102,11 @@ enum Outcome {
 
 /// Binds although connections in `TIME_WAIT` hold the port.
 ///
-/// They are left by a server that set `SO_REUSEPORT` alone (the C program is one), and refuse a bind
-/// without that option for a minute although no socket listens. With the option the bind succeeds,
-/// but it would also succeed beside a running server. So this looks at the kernel's list of
-/// listeners, before `listen` and after it. Of two programs that do this at the same time, the one
-/// whose second look comes later sees the other and yields.
+/// They are left by a server that set `SO_REUSEPORT` alone (the C program is one), and refuse a
+/// bind without that option for a minute although no socket listens. With the option the bind
+/// succeeds, but it would also succeed beside a running server. So this looks at the kernel's list
+/// of listeners, before `listen` and after it. Of two programs that do this at the same time, the
+/// one whose second look comes later sees the other and yields.
 fn bind_over_time_wait(options: &Options<'_>, address: SocketAddr) -> Outcome {
     let options = options.reuse_port(true).reuse_address(true);
     let refused = |error: Error| match error.errno() {
@@ -178,6 +178,7 @@ mod tests {
                 local,
                 remote: local,
                 inode: 1,
+                interface: 0,
                 only_v6,
             }
         };

@@ -24,8 +24,11 @@ pub(crate) use exclusive::{bind_exclusive, bind_exclusive_udp};
 #[cfg(feature = "std")]
 pub(crate) use placeholder::Placeholder;
 #[cfg(feature = "std")]
-pub(crate) use sock_diag::handshakes;
-pub(crate) use socket::{accept_queue, receive_buffer, set_incoming_cpu};
+pub(crate) use sock_diag::{handshakes, listeners};
+pub(crate) use socket::set_incoming_cpu;
+#[cfg(feature = "std")]
+pub(crate) use socket::{accept_queue, receive_buffer};
+#[cfg(feature = "std")]
 pub(crate) use socket::{attach_filter, attach_program, detach_filter, detach_program};
 
 /// Whether `shutdown(2)` wakes threads that are blocked in `accept` or `recvmsg`, and takes a

@@ -24,8 +24,10 @@ pub(crate) enum State {
 pub(crate) struct Socket {
     pub(crate) local: SocketAddr,
     pub(crate) remote: SocketAddr,
-    /// What `fstat(2)` says of its descriptor; 0 for one that has none yet.
+    /// The low 32 bits of its descriptor's inode; 0 for one without a descriptor.
     pub(crate) inode: u32,
+    /// The index of the interface that it is bound to (`SO_BINDTODEVICE`), or 0.
+    pub(crate) interface: u32,
     /// For IPv6: whether it leaves IPv4 alone.
     pub(crate) only_v6: bool,
 }
@@ -36,6 +38,17 @@ pub(crate) fn sockets(state: State, port: u16) -> Result<Vec<Socket>, Error> {
     dump(AF_INET, state, port, &mut found)?;
     dump(AF_INET6, state, port, &mut found)?;
     Ok(found)
+}
+
+/// Returns the inodes of the listeners on `local` that are bound to the interface of the listener
+/// `ours`, which is one of them: the members of its group, of this process and of others.
+pub(crate) fn listeners(local: SocketAddr, ours: u32) -> Result<Vec<u32>, Error> {
+    let all = sockets(State::Listen, local.port())?;
+    let missing = Error::new(Call::Recv, libc::ENOENT);
+    let interface = all.iter().find(|socket| socket.inode == ours);
+    let interface = interface.ok_or(missing)?.interface;
+    let same = |socket: &&Socket| socket.local.ip() == local.ip() && socket.interface == interface;
+    Ok(all.iter().filter(same).map(|socket| socket.inode).collect())
 }
 
 /// The peers of the handshakes under way on `local`'s port, which may be IPv4 ones for an IPv6
@@ -143,7 +156,7 @@ fn socket(body: &[u8]) -> Option<Socket> {
     };
     let local = SocketAddr::new(ip(8)?, port(4)?);
     let remote = SocketAddr::new(ip(24)?, port(6)?);
-    let inode = u32_at(body, 68)?;
+    let (interface, inode) = (u32_at(body, 40)?, u32_at(body, 68)?);
     let mut attributes = body.get(72..)?;
     let mut only_v6 = false;
     while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
@@ -155,6 +168,7 @@ fn socket(body: &[u8]) -> Option<Socket> {
         local,
         remote,
         inode,
+        interface,
         only_v6,
     })
 }

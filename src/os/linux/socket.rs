@@ -82,8 +82,8 @@ impl Listener {
     /// `SO_ATTACH_REUSEPORT_CBPF` of `socket(7)`. The program stays when this listener closes.
     ///
     /// # Errors
-    /// - `EINVAL`: the listener set `SO_REUSEPORT` after `listen` and has no siblings, or the kernel
-    ///   refuses the program.
+    /// - `EINVAL`: the listener set `SO_REUSEPORT` after `listen` and has no siblings, or the
+    ///   kernel refuses the program.
     /// - `ENOMEM`: the program is larger than the sysctl `net.core.optmem_max`.
     /// - `EPERM`: the socket is locked (`SO_LOCK_FILTER`).
     ///
@@ -141,8 +141,8 @@ impl Listener {
         self.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)
     }
 
-    /// Returns the length of the accept queue, its limit, and what was dropped: `getsockopt(2)` with
-    /// `TCP_INFO` and `SO_MEMINFO` (Linux 4.12). Handshakes under way are not counted.
+    /// Returns the length of the accept queue, its limit, and what was dropped: `getsockopt(2)`
+    /// with `TCP_INFO` and `SO_MEMINFO` (Linux 4.12). Handshakes under way are not counted.
     ///
     /// # Platforms
     /// Linux and Android alone.

@@ -64,7 +64,8 @@ fn wildcard(ip: IpAddr) -> Result<Listener, Snag> {
     Ok(first)
 }
 
-/// Who of two gets what is sent to an address of this process's own; the second listens on `ip`.
+/// Counts the connections that each of two listeners gets on an address of this process's own; the
+/// second listens on `ip`.
 fn split(first: Listener, ip: IpAddr) -> Tried {
     let (port, own) = (first.local_addr()?.port(), any_port().ip());
     let mut options = Listener::options().nonblocking(true);

@@ -82,7 +82,7 @@ pub(super) fn adding_loses_no_handshake(counter: bool) -> Tried {
     seen(early == 0 && served == under_way, what)
 }
 
-/// What a blocked accept says to a call on its listener; or else, to the next connection.
+/// The result of a blocked `accept` after a call on its listener, or else after a connection.
 fn woken_by(close: bool) -> Result<(bool, Result<(), Error>), Snag> {
     let listener = Listener::bind(any_port())?;
     let address = listener.local_addr()?;

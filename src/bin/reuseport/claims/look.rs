@@ -167,7 +167,7 @@ fn lo_flags() -> Result<c_short, Snag> {
     Ok(lo.flags)
 }
 
-/// Whether a second connection finds room in the longest queue that the kernel allows.
+/// Checks that the longest queue that the kernel allows holds a second connection.
 fn backlog() -> State {
     let limit = Listener::bind(any_port()).and_then(|listener| listener.queue());
     match limit.map(|queue| queue.limit) {

@@ -1,8 +1,8 @@
-//! What the guide says of the kernel, each sentence with the function that tries it.
+//! The claims of the guide, each with the function that tests it.
 //!
-//! Every function measures twice in the same way: as the sentence has it, and on a *counter-case*,
-//! in which the sentence must turn out false. A measurement that cannot tell the two apart proves
-//! nothing.
+//! Every function measures in the same way in two cases: the one that the claim describes, and a
+//! *counter-case*, in which the claim must be false. A measurement that cannot tell the two apart
+//! proves nothing.
 
 use std::error::Error;
 
@@ -37,26 +37,26 @@ pub(crate) struct Claim {
     pub(crate) name: &'static str,
     pub(crate) chapter: &'static str,
     pub(crate) says: &'static str,
-    /// In which case it is false.
+    /// The case in which it is false.
     pub(crate) counter: &'static str,
-    /// What it takes to try either, and what the counter-case takes besides.
+    /// What the claim and its counter-case need, and what the counter-case needs besides.
     needs: &'static [Need],
     counter_needs: &'static [Need],
-    /// Tries it, or the counter-case.
+    /// Tests it, or the counter-case.
     try_it: fn(counter: bool) -> Tried,
 }
 
-/// Whether it is as the claim says, and what was measured.
+/// A measurement, and whether it agrees with the claim.
 pub(crate) struct Seen {
     pub(crate) holds: bool,
     pub(crate) what: String,
 }
 
-/// Why there is no answer.
+/// The reason for having no measurement.
 pub(crate) enum Snag {
-    /// This machine cannot try it.
+    /// This machine cannot test it.
     NotHere(String),
-    /// Something failed that the claim does not speak of.
+    /// A call failed that the claim is not about.
     Broken(String),
 }
 
@@ -68,14 +68,14 @@ impl<E: Error> From<E> for Snag {
     }
 }
 
-#[allow(clippy::unnecessary_wraps)] // the last line of every function that tries a claim
+#[allow(clippy::unnecessary_wraps)] // the last line of every function that tests a claim
 fn seen(holds: bool, what: impl Into<String>) -> Tried {
     let what = what.into();
     Ok(Seen { holds, what })
 }
 
-/// The table, chapter by chapter: on which kernels it is tried, by what, [what it needs], what it
-/// says, and the counter-case, behind [what that needs besides].
+/// The table, in the order of the guide's chapters: the kernels on which the claim is tested, the
+/// function, [its needs], the claim, and the counter-case behind [its further needs].
 macro_rules! claims {
     ($($chapter:literal {
         $($os:ident $module:ident::$function:ident
@@ -110,13 +110,13 @@ macro_rules! on {
 claims! {
 "One call after another" {
     linux joining::membership_begins_at_listen
-        "A TCP socket is in the group from listen on; bound alone, it gets nothing."
+        "A TCP socket is in the group from listen on; one that is only bound gets no connection."
         unless "it listens as well"
     linux queue::listen_again_keeps_the_place [Steering, Queue]
         "listen on a socket that listens changes its backlog and nothing else."
         unless "it was shut down in between"
     every binding::a_failed_bind_may_go_unnoticed [NoTraffic]
-        "After a bind that failed, listen succeeds: on a port that nobody knows."
+        "After a bind that failed, listen succeeds, on a port that the kernel picks."
         unless "bind does not fail"
 }
 "Which listener gets the SYN" {
@@ -138,7 +138,7 @@ claims! {
         "One socket without the option, the first or the second: bind fails with EADDRINUSE."
         unless "both have set it"
     linux joining::a_second_program_joins_in_silence [Threads, Program]
-        "Another program of the same user joins, takes its share, and nobody is told."
+        "Another program of the same user joins and gets its share, and no error is reported."
         unless "the first has bound without the option"
     linux joining::another_user_is_refused [NoTraffic, Threads, OtherUser]
         "A socket that another user opens may not join: EADDRINUSE."
@@ -155,8 +155,8 @@ claims! {
 }
 "When one leaves" {
     linux leaving::close_resets_the_queue [NoMigration]
-        "Closing a listener resets what waits in its queue, although a sibling listens; so does \
-         shutting it down."
+        "Closing a listener resets its queued connections, although another member listens; so \
+         does shutting it down."
         unless "they were accepted before"
     linux leaving::the_last_moves_into_the_hole [Steering]
         "When a member closes, the last one takes over its index."
@@ -168,7 +168,7 @@ claims! {
         "shutdown(SHUT_RD) wakes a blocked accept, which fails with EINVAL."
         unless "close is called instead"
     linux leaving::close_leaves_accept_asleep [Threads, Tasks]
-        "close does not wake a blocked accept: that still takes the next connection."
+        "close does not wake a blocked accept: it still accepts the next connection."
         unless "shutdown is called instead"
 }
 "Steering" {
@@ -185,7 +185,7 @@ claims! {
         "SO_INCOMING_CPU gives a member all that its CPU receives, if no other names that CPU."
         unless "the other names it, too"
     linux steering::steering_needs_no_privilege [NoTraffic, Steering, Threads, NoPrivilege]
-        "Attaching a steering program takes no privilege."
+        "Attaching a steering program needs no privilege."
         unless "the option is SO_RCVBUFFORCE"
     linux steering::leaving_needs_no_privilege [NoTraffic, Steering, Threads, NoPrivilege]
         "A member can retire without a privilege, also where the kernel refuses the packet filter."
@@ -193,16 +193,16 @@ claims! {
 }
 "One slow thread" {
     linux waiting::a_slow_thread_keeps_its_share_waiting [Steering, Threads]
-        "A connection waits behind its busy acceptor while another acceptor idles."
+        "A connection waits behind its busy acceptor while another acceptor is idle."
         unless "there are spare threads"
-    linux waiting::hand_off_serves_what_waits [Steering, Threads]
-        "With hand-off, a spare thread serves what waits behind a handler that blocks."
-        unless "there are no spare threads"
     linux waiting::a_shared_listener_feeds_the_idle [Threads]
-        "With one listener for all acceptors, whoever is idle serves what waits."
+        "With one listener for all acceptors, an idle one accepts the queued connections."
         unless [Steering] "each has its own"
+    linux waiting::hand_off_serves_what_waits [Steering, Threads]
+        "With hand-off, a spare thread serves the connections behind a handler that blocks."
+        unless "there are no spare threads"
     linux waiting::the_first_registered_epoll_wakes [Threads, Tasks]
-        "Of epolls that wait with EPOLLEXCLUSIVE, the one registered first wakes, and no other."
+        "With EPOLLEXCLUSIVE, the epoll set that registered first wakes, and no other."
         unless "EPOLLEXCLUSIVE is not set"
 }
 "Backlog and overflow" {
@@ -210,13 +210,13 @@ claims! {
         "listen(fd, n) lets n + 1 connections wait; the next one gets no answer."
         unless [Queue] "listen is called again with a longer one"
     linux queue::overflow_costs_a_second
-        "A SYN for a full queue is dropped, though a sibling's is empty; it comes again in 1 s."
+        "A SYN for a full queue is dropped, though another is empty; it comes again in 1 s."
         unless [Queue] "there is room"
     linux queue::dropped_syns_come_every_second [LinearSyns]
         "A SYN that is dropped again comes again after one more second, not two."
         unless "there is room by then"
     linux queue::a_reset_client_is_still_accepted
-        "A client that resets before accept still yields a descriptor; recv says ECONNRESET."
+        "A client that resets before accept is still accepted; recv fails with ECONNRESET."
         unless "it closes without a reset"
     linux queue::without_descriptors_it_stays_queued
         "accept that fails with EMFILE leaves the connection in the queue."
@@ -239,16 +239,16 @@ claims! {
         "A program sees a datagram from its first byte on, and may choose by it."
         unless "no program is attached"
     linux udp::closing_a_udp_socket_drops_in_silence
-        "What waits in a UDP socket is dropped when it closes, and the sender is not told."
+        "A UDP socket that closes drops its queued datagrams, and the sender gets no error."
         unless "it was read before"
     linux udp::a_connected_udp_socket_hears_its_peer
-        "A connected member gets all that its peer sends, and nothing else."
+        "A connected member gets all datagrams of its peer, and no others."
         unless "it is not connected"
     linux udp::a_connected_udp_socket_leaves_the_group [Steering, Linux(6, 13)]
         "A member that connects leaves the group: the last takes over its index."
         unless "it does not connect"
     linux udp::connected_to_itself_it_keeps_what_waits
-        "A socket that connects to itself refuses all others, and can read what waits."
+        "A socket that connects to itself refuses all others, and can read its queue."
         unless "it does not connect"
 }
 }

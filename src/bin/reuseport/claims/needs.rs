@@ -48,7 +48,7 @@ pub(crate) enum Need {
     Linux(u32, u32),
 }
 
-/// Whether a need is met.
+/// The state of a need: met, missing, or in doubt.
 #[cfg_attr(not(linux_kernel), allow(dead_code))] // there every need is
 pub(crate) enum State {
     Met,
@@ -58,7 +58,7 @@ pub(crate) enum State {
     Missing(String),
 }
 
-/// What the look at the start has found.
+/// The result of the look at the start.
 pub(crate) struct Setup(Vec<(Need, State)>);
 
 impl Setup {

@@ -95,8 +95,8 @@ pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
     seen(late && beside == 0, what)
 }
 
-/// A client whose SYN the hash gives to `full`, where one waits, and not to its sibling; the pause
-/// after which it sends the SYN again, and whether that was dropped.
+/// Returns a client whose SYN the hash gives to `full`, the time after which it sends the SYN again,
+/// and whether that one was dropped.
 fn comes_to(full: &Listener, sibling: &Listener) -> Result<(Listener, Duration, bool), Snag> {
     let address = full.local_addr()?;
     for _ in 0..100 {
@@ -173,12 +173,12 @@ fn sent_again(counter: bool) -> Result<Option<(Duration, bool)>, Snag> {
     Ok(seen_in_time.then_some((first.pause, !second.connected)))
 }
 
-/// What the kernel says of a client: `struct tcp_info`.
+/// A client's state in the kernel: `struct tcp_info`.
 struct Info {
     connected: bool,
     /// The pause before the SYN is sent again: `tcpi_rto`, the third word.
     pause: Duration,
-    /// How often it was: `tcpi_total_retrans`, the 26th word.
+    /// The number of retransmissions: `tcpi_total_retrans`, the 26th word.
     sent_again: usize,
 }
 

@@ -18,7 +18,7 @@ pub(super) fn any_port() -> SocketAddr {
     }
 }
 
-/// What `bind` says to whoever may not.
+/// The error of a `bind` that the kernel refuses.
 pub(super) const REFUSED: Error = Error::new(Call::Bind, libc::EADDRINUSE);
 
 /// `socket(2)`, and no other call: the claims make them one by one.

@@ -38,7 +38,7 @@ pub(super) fn the_program_returns_an_index(counter: bool) -> Tried {
     )
 }
 
-/// Who of three gets 60 connections by this program.
+/// Counts how many of 60 connections each of three members gets by this program.
 fn chosen_by(program: &[Instruction]) -> Result<Vec<usize>, super::Snag> {
     let (members, address) = group(3)?;
     members[0].attach_program(program)?;

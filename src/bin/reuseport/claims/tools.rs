@@ -31,7 +31,7 @@ pub(super) fn until(what: &str, condition: impl FnMut() -> bool) -> Result<(), S
     Err(Snag::Broken(why))
 }
 
-/// Whether `condition` comes to hold.
+/// Waits until `condition` holds, and returns whether it did.
 pub(super) fn comes(mut condition: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !condition() {
@@ -147,7 +147,7 @@ pub(super) fn who(members: &[Listener], to: SocketAddr, times: usize) -> Result<
     Ok(counts)
 }
 
-/// As many as may wait at `listener` at a time, `most` at most.
+/// Returns how many connections `listener` can queue, `most` at most.
 pub(super) fn room(listener: &Listener, most: usize) -> Result<usize, Snag> {
     let limit = usize::try_from(listener.queue()?.limit)?;
     Ok(limit.saturating_add(1).min(most))
@@ -161,8 +161,8 @@ pub(super) fn queued(listener: &Listener, waiting: usize) -> Result<(), Snag> {
     })
 }
 
-/// Serves whoever comes to `members`, and turns away whoever comes to `others`, until each client
-/// knows what became of it: served by a member, by another, reset.
+/// Serves the clients of `members` and refuses those of `others`, until each client has an outcome.
+/// Returns how many were served by a member, refused by another listener, and reset.
 pub(super) fn fates(
     members: &[Listener],
     others: &[Listener],
@@ -277,7 +277,7 @@ pub(super) fn aside(f: impl FnOnce() -> Tried + Send) -> Tried {
     })
 }
 
-/// What a call returned, or its error.
+/// Returns the result of a call, or its error.
 pub(super) fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 {
         return Err(io::Error::last_os_error());

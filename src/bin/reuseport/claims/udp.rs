@@ -129,7 +129,7 @@ pub(super) fn closing_a_udp_socket_drops_in_silence(counter: bool) -> Tried {
     until("it waits", || {
         members[0].queue().is_ok_and(|queue| queue.bytes > 0)
     })?;
-    // Alone, the first gets every datagram; its sibling comes afterwards.
+    // The first gets every datagram, as the only member; the second is bound afterwards.
     members.push(member(members[0].local_addr()?)?);
     let mut read = counter && received(&members[0]);
     drop(members.remove(0));
@@ -168,7 +168,7 @@ pub(super) fn a_connected_udp_socket_leaves_the_group(counter: bool) -> Tried {
     )
 }
 
-/// The control's socket is connected to nobody, and hears the late ones too.
+/// The socket of the counter-case is not connected, and receives the late datagrams too.
 pub(super) fn connected_to_itself_it_keeps_what_waits(counter: bool) -> Tried {
     let (members, flows) = group(1, 20)?;
     let (early, late) = flows.split_at(10);

@@ -1,4 +1,4 @@
-//! One slow thread, and who is woken instead.
+//! One slow thread, and which thread accepts instead.
 
 use core::ffi::c_int;
 use core::time::Duration;
@@ -13,9 +13,9 @@ use reuseport::{Call, Error, Group, GroupOptions, Listener};
 use super::tools::{A_WHILE, BOUND, always, any_port, asleep, client, until};
 use super::{Snag, Tried, seen};
 
-/// Two acceptors, of which the kernel chooses the first for all, and its handler waits for its
-/// client. Whether a second client is served meanwhile: if it should be, a busy machine may take
-/// its time.
+/// Serves with two acceptors. The kernel chooses the first for all connections, and its handler
+/// waits for its client. Returns whether a second client is served meanwhile. If it `should` be, it
+/// has the time of a busy machine.
 fn served_meanwhile(options: &GroupOptions, should: bool) -> Result<(bool, String), Snag> {
     let wait = if should { BOUND } else { A_WHILE };
     let group = options.clone().grace(BOUND).bind(any_port(), 2)?;
@@ -56,15 +56,15 @@ pub(super) fn a_slow_thread_keeps_its_share_waiting(counter: bool) -> Tried {
     seen(!served, what)
 }
 
-pub(super) fn hand_off_serves_what_waits(counter: bool) -> Tried {
-    let spares = if counter { 0 } else { 512 };
-    let options = Group::options().spare_threads(spares);
+pub(super) fn a_shared_listener_feeds_the_idle(counter: bool) -> Tried {
+    let options = Group::options().shared(!counter).spare_threads(0);
     let (served, what) = served_meanwhile(&options, !counter)?;
     seen(served, what)
 }
 
-pub(super) fn a_shared_listener_feeds_the_idle(counter: bool) -> Tried {
-    let options = Group::options().shared(!counter).spare_threads(0);
+pub(super) fn hand_off_serves_what_waits(counter: bool) -> Tried {
+    let spares = if counter { 0 } else { 512 };
+    let options = Group::options().spare_threads(spares);
     let (served, what) = served_meanwhile(&options, !counter)?;
     seen(served, what)
 }
@@ -77,8 +77,8 @@ fn check(call: Call, result: c_int) -> Result<c_int, Error> {
     }
 }
 
-/// Two threads sleep, each in an epoll of its own; the listener is registered with both, in both
-/// orders. Whoever is woken for one connection is counted.
+/// Has two threads sleep, each in an epoll set of its own, with the listener registered in both,
+/// and counts which of them one connection wakes. Both orders of registration are measured.
 pub(super) fn the_first_registered_epoll_wakes(counter: bool) -> Tried {
     let exclusive = if counter { 0 } else { libc::EPOLLEXCLUSIVE };
     let (mut woken, all) = (Vec::new(), Instant::now());

@@ -20,13 +20,13 @@ impl Report {
         };
         write(&mut text, 16.0, 26, &self.command);
         let panels: [(f64, &str, Of, usize); 2] = [
-            (160.0, "connections a second", |round| round.rate, 0),
-            (470.0, "p99, milliseconds", |round| round.p99, 2),
+            (170.0, "connections a second", |round| round.rate, 0),
+            (480.0, "p99, milliseconds", |round| round.p99, 2),
         ];
         for (left, title, of, digits) in panels {
             write(&mut text, left, 56, title);
             let ends = self.rows.iter().map(|row| row.spread(of).high);
-            let scale = 200.0 / ends.fold(0.0, f64::max);
+            let scale = 200.0 / ends.fold(1e-9, f64::max);
             for (n, row) in self.rows.iter().enumerate() {
                 let (y, Spread { low, mid, high }) = (70 + 30 * n, row.spread(of));
                 let (width, from, to) = (mid * scale, left + low * scale, left + high * scale);

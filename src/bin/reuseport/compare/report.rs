@@ -11,6 +11,7 @@ pub(crate) struct Round {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
     pub(crate) p999: f64,
+    pub(crate) longest: f64,
     /// What the least busy thread handled, by what the busiest did.
     pub(crate) fairness: f64,
     /// Context switches a connection.
@@ -61,6 +62,16 @@ fn chance(won: usize, rounds: usize) -> f64 {
     (sum / 2_f64.powi(i32::try_from(rounds).unwrap_or(i32::MAX) - 1)).min(1.0)
 }
 
+/// A cell of the table: a dash for a quotient by nothing.
+fn number(value: f64, width: usize, digits: usize) -> String {
+    if value.is_finite() {
+        let digits = if value < 1000.0 { digits } else { 0 };
+        format!("{value:>width$.digits$}")
+    } else {
+        format!("{:>width$}", '-')
+    }
+}
+
 impl Row {
     pub(crate) fn new(name: &'static str) -> Row {
         let rounds = Vec::new();
@@ -105,15 +116,9 @@ impl Report {
     }
 
     pub(crate) fn table(&self) -> String {
-        const BAR: usize = 8;
         let (base, rate): (_, Of) = (&self.rows[self.base], |round| round.rate);
-        let best = self
-            .rows
-            .iter()
-            .map(|row| row.median(rate))
-            .fold(0.0, f64::max);
         let mut text = format!(
-            "{}\n\n{:17}  conn/s  spread  {:>7}     p50     p99   p99.9  fair  switches    cpu\n",
+            "{}\n\n{:20}  conn/s  spread  {:>7}     p50     p99   p99.9     max  fair  switches    cpu\n",
             self.command,
             "",
             base.name.split(' ').next_back().unwrap_or_default()
@@ -124,20 +129,20 @@ impl Report {
             let differs = self.exceeds(row, base, rate) || self.exceeds(base, row, rate);
             let sure = differs || row.name == base.name;
             let doubt = if sure { ' ' } else { '?' };
-            _ = write!(text, "{:17}  {mid:>6.0}", row.name);
-            _ = write!(
-                text,
-                "  {:>4.0} %  {times:>6.2}{doubt}",
-                row.spread(rate).percent()
-            );
-            for of in [|r: &Round| r.p50, |r| r.p99, |r| r.p999] as [Of; 3] {
+            _ = write!(text, "{:20}  {mid:>6.0}", row.name);
+            let percent = number(row.spread(rate).percent(), 4, 0);
+            _ = write!(text, "  {percent} %  {}{doubt}", number(times, 6, 2));
+            for of in [|r: &Round| r.p50, |r| r.p99, |r| r.p999, |r| r.longest] as [Of; 4] {
                 _ = write!(text, "  {:>6.2}", row.median(of));
             }
-            _ = write!(text, "  {:>4.2}", row.median(|round| round.fairness));
-            _ = write!(text, "  {:>8.2}", row.median(|round| round.switches));
-            _ = write!(text, "  {:>5.1}  ", row.median(|round| round.cpu));
-            let filled = |n: &usize| ratio(*n, BAR) < mid / best;
-            text.extend((0..BAR).take_while(filled).map(|_| '#'));
+            let cells: [(Of, _, _); 3] = [
+                (|round| round.fairness, 4, 2),
+                (|round| round.switches, 8, 2),
+                (|round| round.cpu, 5, 1),
+            ];
+            for (of, width, digits) in cells {
+                _ = write!(text, "  {}", number(row.median(of), width, digits));
+            }
             text.push('\n');
         }
         text
@@ -170,10 +175,12 @@ impl Report {
         };
         let Spread { low, mid, high } = Spread::of(first.times(last, of));
         let mut text = format!("{what}: {}, ahead of {}", first.name, last.name);
-        _ = write!(
-            text,
-            " by a factor of {mid:.2} ({low:.2} to {high:.2} by round)"
-        );
+        if mid.is_finite() {
+            _ = write!(text, " by a factor of {mid:.2}");
+            _ = write!(text, " ({low:.2} to {high:.2} by round)");
+        } else {
+            text += ", which had none";
+        }
         if !alike.is_empty() {
             let alike: Vec<_> = alike.iter().map(|row| row.name).collect();
             _ = write!(text, "; not told apart from {}", alike.join(", "));
@@ -192,6 +199,7 @@ mod tests {
             p50: 1.0,
             p99: 1000.0 / rate,
             p999: 1.0,
+            longest: 1.0,
             fairness: 1.0,
             switches: 1.0,
             cpu: 1.0,
@@ -269,6 +277,12 @@ mod tests {
         doubtful[0] = 9.0;
         let told = report(vec![row("slow", &low), row("odd", &doubtful)]).conclusions();
         assert!(told.starts_with("Most conn/s: the rounds tell no way from odd.\n"));
+        let told = report(vec![row("none", &[0.0; 6]), row("some", &low)]);
+        let conclusions = told.conclusions();
+        let expected = "Most conn/s: some, ahead of none, which had none.\n";
+        assert!(conclusions.starts_with(expected), "{conclusions}");
+        let table = told.table();
+        assert!(!table.contains("NaN") && !table.contains("inf"), "{table}");
         // Three ways are three pairs: one of them differs by chance more often.
         let three = |n: usize| {
             let rates = [

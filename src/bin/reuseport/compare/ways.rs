@@ -24,55 +24,64 @@ pub(crate) struct Way {
     start: Start,
 }
 
+/// What the handlers do, whatever the way.
+pub(crate) struct Handling {
+    pub(crate) slow: Option<Slow>,
+    /// How many clients say nothing. If there is a number, a handler waits for its client's byte.
+    pub(crate) silent: Option<usize>,
+}
+
 const LINUX: bool = cfg!(linux_kernel);
 
 pub(crate) const WAYS: [Way; 14] = [
     way("single", true, single),
-    way("shared", true, |n, slow| {
-        group(&Group::options().shared(true).spare_threads(0), n, slow)
+    way("shared", true, |n, handling| {
+        group(&Group::options().shared(true).spare_threads(0), n, handling)
     }),
-    way("reuseport", BALANCES, |n, slow| {
-        group(&Group::options().spare_threads(0), n, slow)
+    way("reuseport", BALANCES, |n, handling| {
+        group(&Group::options().spare_threads(0), n, handling)
     }),
-    way("reuseport + hand-off", BALANCES, |n, slow| {
-        group(&Group::options(), n, slow)
+    way("reuseport + hand-off", BALANCES, |n, handling| {
+        group(&handling.with_spares(Group::options()), n, handling)
     }),
-    way("reuseport + cpu", LINUX, |n, slow| {
-        group(&by_cpu().spare_threads(0), n, slow)
+    way("reuseport + cpu", LINUX, |n, handling| {
+        group(&by_cpu().spare_threads(0), n, handling)
     }),
-    way("cpu + hand-off", LINUX, |n, slow| group(&by_cpu(), n, slow)),
-    udp("udp one", true, |_, slow| {
-        receivers(&Group::udp_options(), 1, slow)
+    way("cpu + hand-off", LINUX, |n, handling| {
+        group(&handling.with_spares(by_cpu()), n, handling)
     }),
-    udp("udp shared", true, |n, slow| {
-        receivers(&Group::udp_options().shared(true), n, slow)
+    udp("udp one", true, |_, handling| {
+        receivers(&Group::udp_options(), 1, handling)
     }),
-    udp("udp reuseport", BALANCES, |n, slow| {
-        receivers(&Group::udp_options(), n, slow)
+    udp("udp shared", true, |n, handling| {
+        receivers(&Group::udp_options().shared(true), n, handling)
     }),
-    udp("udp + cpu", LINUX, |n, slow| {
+    udp("udp reuseport", BALANCES, |n, handling| {
+        receivers(&Group::udp_options(), n, handling)
+    }),
+    udp("udp + cpu", LINUX, |n, handling| {
         let options = Group::udp_options().steering(Steering::Cpu);
-        receivers(&options.pin(true), n, slow)
+        receivers(&options.pin(true), n, handling)
     }),
-    udp("batched one", LINUX, |_, slow| {
-        receivers(&Group::udp_options().batch(true), 1, slow)
+    udp("batched one", LINUX, |_, handling| {
+        receivers(&Group::udp_options().batch(true), 1, handling)
     }),
-    udp("batched shared", LINUX, |n, slow| {
-        receivers(&Group::udp_options().batch(true).shared(true), n, slow)
+    udp("batched shared", LINUX, |n, handling| {
+        receivers(&Group::udp_options().batch(true).shared(true), n, handling)
     }),
-    udp("batched reuseport", LINUX, |n, slow| {
-        receivers(&Group::udp_options().batch(true), n, slow)
+    udp("batched reuseport", LINUX, |n, handling| {
+        receivers(&Group::udp_options().batch(true), n, handling)
     }),
-    udp("batched + cpu", LINUX, |n, slow| {
+    udp("batched + cpu", LINUX, |n, handling| {
         let options = Group::udp_options().batch(true);
-        receivers(&options.steering(Steering::Cpu).pin(true), n, slow)
+        receivers(&options.steering(Steering::Cpu).pin(true), n, handling)
     }),
 ];
 
 /// The one that the others are measured by: `shared`, of either protocol.
 pub(crate) const BASE: usize = 1;
 
-type Start = fn(usize, Option<Slow>) -> Result<Running, Failure>;
+type Start = fn(usize, Handling) -> Result<Running, Failure>;
 
 const fn way(name: &'static str, here: bool, start: Start) -> Way {
     Way {
@@ -98,8 +107,8 @@ impl Way {
     /// The server's process. It says where it listens, and answers each line on stdin with what it
     /// has used and done so far. When nobody can ask any more it ends, whatever is under way: it
     /// does not outlive the process that has started it.
-    pub(crate) fn serve(&self, acceptors: usize, slow: Option<Slow>) -> Result<(), Failure> {
-        let running = (self.start)(acceptors, slow)?;
+    pub(crate) fn serve(&self, acceptors: usize, handling: Handling) -> Result<(), Failure> {
+        let running = (self.start)(acceptors, handling)?;
         print(&format!("{}\n", running.address));
         for _ in io::stdin().lock().lines().map_while(Result::ok) {
             let mut answer = used();
@@ -126,9 +135,9 @@ fn by_cpu() -> GroupOptions {
 }
 
 /// Acceptors, each of which handles what it accepts.
-fn group(options: &GroupOptions, n: usize, slow: Option<Slow>) -> Result<Running, Failure> {
+fn group(options: &GroupOptions, n: usize, handling: Handling) -> Result<Running, Failure> {
     let group = serve::bind(options, &[ANY_PORT], n)?;
-    let server = group.spawn(move |_, _| handle(slow.as_ref()))?;
+    let server = group.spawn(move |_, connection| handling.handle(&connection))?;
     let accepted = |count: &Stats| count.accepted;
     Ok(Running {
         address: server.local_addr(),
@@ -140,11 +149,11 @@ fn group(options: &GroupOptions, n: usize, slow: Option<Slow>) -> Result<Running
 fn receivers(
     options: &GroupOptions<Udp>,
     n: usize,
-    slow: Option<Slow>,
+    handling: Handling,
 ) -> Result<Running, Failure> {
     let group = serve::bind(options, &[ANY_PORT], n)?;
     let server = group.spawn(move |_, message| {
-        handle(slow.as_ref());
+        handling.take_long();
         let len = message.payload().len();
         message.reply(len);
     })?;
@@ -156,17 +165,17 @@ fn receivers(
 }
 
 /// One thread accepts, and hands the connections to workers through a channel.
-fn single(workers: usize, slow: Option<Slow>) -> Result<Running, Failure> {
+fn single(workers: usize, handling: Handling) -> Result<Running, Failure> {
     let (hand, queue) = mpsc::channel::<Connection>();
-    let (queue, slow) = (Arc::new(Mutex::new(queue)), Arc::new(slow));
+    let (queue, handling) = (Arc::new(Mutex::new(queue)), Arc::new(handling));
     let handled: Arc<[AtomicUsize]> = (0..workers).map(|_| AtomicUsize::new(0)).collect();
     for worker in 0..workers {
-        let (queue, slow, handled) = (queue.clone(), slow.clone(), handled.clone());
+        let (queue, handling, handled) = (queue.clone(), handling.clone(), handled.clone());
         let work = move || {
             let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            while let Ok(_connection) = next() {
+            while let Ok(connection) = next() {
                 handled[worker].fetch_add(1, Relaxed);
-                handle(slow.as_ref().as_ref());
+                handling.handle(&connection);
             }
         };
         let spawned = thread::Builder::new().spawn(work);
@@ -183,9 +192,33 @@ fn single(workers: usize, slow: Option<Slow>) -> Result<Running, Failure> {
     })
 }
 
-fn handle(slow: Option<&Slow>) {
-    if let Some(slow) = slow {
-        slow.handle();
+impl Handling {
+    fn handle(&self, connection: &Connection) {
+        if self.silent.is_some() {
+            // A client that is gone has said nothing either.
+            _ = connection.recv(&mut [0]);
+        }
+        self.take_long();
+    }
+
+    fn take_long(&self) {
+        if let Some(slow) = &self.slow {
+            slow.handle();
+        }
+    }
+
+    /// The words of the command line that make it.
+    pub(crate) fn options(&self) -> Vec<String> {
+        let slow = self.slow.as_ref().map(Slow::to_string);
+        let silent = self.silent.as_ref().map(usize::to_string);
+        let options = [("--slow", slow), ("--silent", silent)];
+        let words = |(name, value): (&str, Option<_>)| Some([name.to_owned(), value?]);
+        options.into_iter().filter_map(words).flatten().collect()
+    }
+
+    /// As many threads as the silent clients keep, beside those that there are by default.
+    fn with_spares(&self, options: GroupOptions) -> GroupOptions {
+        options.spare_threads(512 + self.silent.unwrap_or_default())
     }
 }
 
@@ -217,15 +250,13 @@ impl Server {
     pub(crate) fn start(
         way: &'static Way,
         acceptors: usize,
-        slow: Option<&Slow>,
+        handling: &Handling,
     ) -> Result<Server, Failure> {
         let failed = |error: io::Error| Failure::Failed(format!("{}: {error}", way.name));
         let mut command = Command::new(env::current_exe().map_err(failed)?);
         command.args(["compare", "--serve-as", way.name]);
         command.args(["--acceptors", &acceptors.to_string()]);
-        if let Some(slow) = slow {
-            command.args(["--slow", &slow.to_string()]);
-        }
+        command.args(handling.options());
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,11 +1,14 @@
-// The C program as a server among the others: ADDRESS ACCEPTORS close|http. Unlike
+// The C program as a server among the others: ADDRESS ACCEPTORS close|http [cpu]. Unlike
 // tests/mirror/reuseport.c it does not print each connection, and its queue is as long as theirs.
+// With "cpu" thread i runs on CPU i, and its listener gets the connections that this CPU receives.
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -61,10 +64,31 @@ static void *acceptor(void *listener) {
   return NULL;
 }
 
+// The kernel asks this program which listener of the group gets a connection: number cpu % n.
+static void choose_by_cpu(int server, int n) {
+  struct sock_filter code[] = {
+      {BPF_LD | BPF_W | BPF_ABS, 0, 0, (unsigned)(SKF_AD_OFF + SKF_AD_CPU)},
+      {BPF_ALU | BPF_MOD | BPF_K, 0, 0, (unsigned)n},
+      {BPF_RET | BPF_A, 0, 0, 0},
+  };
+  struct sock_fprog program = {sizeof code / sizeof *code, code};
+  check("setsockopt", setsockopt(server, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program,
+                                 sizeof program));
+}
+
+static void run_on(pthread_t thread, int cpu) {
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  CPU_SET(cpu, &cpus);
+  errno = pthread_setaffinity_np(thread, sizeof cpus, &cpus);
+  if (errno != 0)
+    check("pthread_setaffinity_np", -1);
+}
+
 int main(int argc, char **argv) {
-  char *colon = argc == 4 ? strchr(argv[1], ':') : NULL;
+  char *colon = argc == 4 || argc == 5 ? strchr(argv[1], ':') : NULL;
   if (colon == NULL) {
-    fprintf(stderr, "usage: ADDRESS ACCEPTORS close|http\n");
+    fprintf(stderr, "usage: ADDRESS ACCEPTORS close|http [cpu]\n");
     return 2;
   }
   *colon = '\0';
@@ -77,6 +101,7 @@ int main(int argc, char **argv) {
   }
   int acceptors = atoi(argv[2]);
   http = strcmp(argv[3], "http") == 0;
+  int by_cpu = argc == 5 && strcmp(argv[4], "cpu") == 0;
 
   pthread_t *threads = calloc((size_t)acceptors, sizeof *threads);
   int *servers = calloc((size_t)acceptors, sizeof *servers);
@@ -92,10 +117,14 @@ int main(int argc, char **argv) {
     check("getsockname", getsockname(server, (struct sockaddr *)&addr, &length));
     servers[i] = server;
   }
+  if (by_cpu)
+    choose_by_cpu(servers[0], acceptors); // for the whole group
   for (int i = 0; i < acceptors; i++) {
     errno = pthread_create(&threads[i], NULL, acceptor, &servers[i]);
     if (errno != 0)
       check("pthread_create", -1);
+    if (by_cpu)
+      run_on(threads[i], i);
   }
   fprintf(stderr, "listening on %s:%d\n", argv[1], ntohs(addr.sin_port));
   for (int i = 0; i < acceptors; i++) {

@@ -312,7 +312,7 @@ fn gives_up_privileges(port: u16) {
     let mut server = Server::of(command.stdout(Stdio::piped()).spawn().expect("the recipe"));
     let refused = line(&mut server.stdout);
     assert!(
-        refused.starts_with("refused: ") && refused.contains("that was 0 and now is 65534"),
+        refused.starts_with("refused: ") && refused.contains("by user 0, but this is user 65534"),
         "{refused}"
     );
     let status = fs::read_to_string(format!("/proc/{}/status", server.child.id())).expect("/proc");

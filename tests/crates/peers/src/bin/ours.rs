@@ -1,6 +1,7 @@
-//! This project's driver: a blocking acceptor for each listener (`plain`); steered to the receiving
-//! CPU, on which the acceptor runs (`cpu`); helping busy siblings (`steal`); or all acceptors on
-//! one listener (`shared`). Of datagrams: plain, `cpu`, or many by one call (`batch`).
+//! This project's driver: a thread for each listener (`plain`); steered to the receiving CPU, on
+//! which the thread runs (`cpu`); with spare threads for handlers that block (`hand-off`); with both
+//! (`cpu-hand-off`); or all threads on one listener, with spares (`shared`). Of datagrams: plain,
+//! `cpu`, or many by one call (`batch`).
 
 use std::error::Error;
 
@@ -12,11 +13,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     if args.mode == Mode::Echo {
         return echo(&args);
     }
+    let by_cpu = Group::options().steering(Steering::Cpu).pin(true);
     let options = match args.way.as_str() {
-        "cpu" => Group::options().steering(Steering::Cpu).pin(true),
-        "steal" => Group::options().steal(true),
+        "cpu" => by_cpu.spare_threads(0),
+        "cpu-hand-off" => by_cpu,
+        "hand-off" => Group::options(),
         "shared" => Group::options().shared(true),
-        _ => Group::options(),
+        _ => Group::options().spare_threads(0),
     };
     let group = options.bind(args.address, args.acceptors)?;
     listening(group.local_addr());

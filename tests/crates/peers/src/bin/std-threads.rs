@@ -1,5 +1,5 @@
-//! The standard library's listener: one thread for all clients, or a thread for each (`each`). Its
-//! UDP socket: one thread, or as many as told that share it (`each`).
+//! The standard library's listener: one thread for all clients, a thread for each (`each`), or 64
+//! that accept on it (`64`). Its UDP socket: one thread, or as many as told that share it (`each`).
 
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::{io, thread};
@@ -29,6 +29,16 @@ fn main() -> io::Result<()> {
     }
     let listener = TcpListener::bind(args.address)?;
     listening(listener.local_addr()?);
+    let accept = || accept(&listener, &args);
+    thread::scope(|scope| {
+        for _ in 1..if args.way == "64" { 64 } else { 1 } {
+            scope.spawn(accept);
+        }
+        accept()
+    })
+}
+
+fn accept(listener: &TcpListener, args: &Args) -> io::Result<()> {
     let mode = args.mode;
     loop {
         let (client, _) = listener.accept()?;

@@ -208,10 +208,7 @@ fn load_one(
     if !ours && wrk.is_none() {
         return None;
     }
-    let acceptors = entry
-        .peer
-        .acceptors(args.acceptors, args.clients.into(), work);
-    let server = Server::start(programs, entry.peer, acceptors, work)?;
+    let server = Server::start(programs, entry.peer, args.acceptors, work)?;
     let seen = match wrk {
         Some(wrk) if !ours => load::wrk(wrk, server.address, args.clients, args.duration, work),
         _ if work == Work::Echo => load::echo(server.address, args.clients, args.duration),

@@ -50,9 +50,7 @@ enum Stays {
     /// Not at all: an acceptor keeps to a client until it leaves, and serves no other of its
     /// listener. Where the hash gives one listener two that stay, the second waits for ever.
     Not,
-    /// Each keeps an acceptor busy, and idle ones take those who wait.
-    Each,
-    /// A thread or a task for each client: the number of acceptors is that of the cores.
+    /// A thread or a task for each client.
     Many,
 }
 
@@ -60,8 +58,8 @@ enum Stays {
 enum How {
     /// One of src/bin, and the way it is to go.
     Rust(&'static str, &'static str),
-    /// c/server.c.
-    C,
+    /// c/server.c, and the way it is to go.
+    C(Option<&'static str>),
     /// go/server.go.
     Go,
     /// nginx with a configuration of ours.
@@ -73,16 +71,26 @@ const fn peer(name: &'static str, how: How, stays: Stays) -> Peer {
 }
 
 /// The first that does a work is what the others are compared with.
-const PEERS: [Peer; 13] = [
+const PEERS: [Peer; 16] = [
+    peer(
+        "reuseport, cpu + hand-off",
+        How::Rust("ours", "cpu-hand-off"),
+        Stays::Many,
+    ),
+    peer("reuseport, cpu", How::Rust("ours", "cpu"), Stays::Not),
+    peer(
+        "reuseport, hand-off",
+        How::Rust("ours", "hand-off"),
+        Stays::Many,
+    ),
     peer("reuseport, plain", How::Rust("ours", "plain"), Stays::Not),
-    peer("reuseport, steal", How::Rust("ours", "steal"), Stays::Each),
     peer(
         "reuseport, shared",
         How::Rust("ours", "shared"),
-        Stays::Each,
+        Stays::Many,
     ),
-    peer("reuseport, cpu", How::Rust("ours", "cpu"), Stays::Not),
-    peer("C", How::C, Stays::Not),
+    peer("C", How::C(None), Stays::Not),
+    peer("C, cpu", How::C(Some("cpu")), Stays::Not),
     peer(
         "socket2, threads",
         How::Rust("socket2-threads", ""),
@@ -92,6 +100,11 @@ const PEERS: [Peer; 13] = [
     peer(
         "std, thread a client",
         How::Rust("std-threads", "each"),
+        Stays::Many,
+    ),
+    peer(
+        "std, 64 threads",
+        How::Rust("std-threads", "64"),
         Stays::Many,
     ),
     peer("tokio, tutorial", How::Rust("tokio-tasks", ""), Stays::Many),
@@ -111,8 +124,8 @@ const PEERS: [Peer; 13] = [
 
 /// Those that receive datagrams.
 const RECEIVERS: [Peer; 7] = [
-    peer("reuseport, plain", How::Rust("ours", "plain"), Stays::Many),
     peer("reuseport, cpu", How::Rust("ours", "cpu"), Stays::Many),
+    peer("reuseport, plain", How::Rust("ours", "plain"), Stays::Many),
     peer("reuseport, batch", How::Rust("ours", "batch"), Stays::Many),
     peer("std, one thread", How::Rust("std-threads", ""), Stays::Many),
     peer(
@@ -139,16 +152,6 @@ pub(crate) fn peers(work: Work) -> Vec<&'static Peer> {
     }
     let does = |peer: &&Peer| work != Work::KeepAlive || peer.stays != Stays::Not;
     PEERS.iter().filter(does).collect()
-}
-
-impl Peer {
-    /// How many acceptors it gets, of `acceptors` where each serves many clients.
-    pub(crate) fn acceptors(&self, acceptors: usize, clients: usize, work: Work) -> usize {
-        match (work, self.stays) {
-            (Work::KeepAlive, Stays::Each) => clients,
-            _ => acceptors,
-        }
-    }
 }
 
 /// Where the programs are.
@@ -217,7 +220,11 @@ impl Programs {
                 command.arg(way);
                 command
             }
-            How::C => listen(&self.c),
+            How::C(way) => {
+                let mut command = listen(&self.c);
+                command.args(way);
+                command
+            }
             How::Go => listen(self.go.as_deref()?),
             How::Nginx => {
                 let nginx = self.nginx.as_deref()?;

@@ -1,4 +1,4 @@
-//! rustls on the library's own acceptors: a blocking thread for each listener, and TLS on the
+//! rustls on the library's own acceptors: a blocking thread for each client, and TLS on the
 //! connection, which reads and writes as std's streams do.
 
 use std::io::{self, Read, Write};
@@ -16,10 +16,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = ServerConfig::builder().with_no_client_auth();
     let config = Arc::new(config.with_single_cert(vec![issued.cert.der().clone()], key)?);
 
-    // The acceptors steal, so that those who wait behind a slow handshake wait for no longer than
-    // until any acceptor is idle.
-    let options = Group::options().steal(true);
-    let group = options.bind(recipes::address(), recipes::members())?;
+    // A slow handshake keeps its thread, and a spare thread accepts in its place.
+    let group = Group::bind(recipes::address(), recipes::members())?;
     println!("listening on {}", group.local_addr());
     print!("{}", issued.cert.pem());
     io::stdout().flush()?;

@@ -1,0 +1,65 @@
+//! Chapters 10 and 11 of [the guide](super): other kernels, and several machines.
+//!
+//! These two rest on documents and sources, not on tests.
+//!
+//! # 10. Other kernels
+//!
+//! The crate is type-checked for the BSDs and macOS, not run there; `explain` lists there the
+//! claims that it could not test.
+//!
+//! | kernel | several listeners on one port |
+//! |---|---|
+//! | Linux 3.9, Android | balances, as described here |
+//! | FreeBSD 12 | balances with `SO_REUSEPORT_LB`, up to 256 members; joins at `bind` |
+//! | FreeBSD, plain `SO_REUSEPORT` | allows the bind; one socket gets all connections |
+//! | `DragonFly` 3.6 | balances with `SO_REUSEPORT`; a closing listener's queue goes to another |
+//! | Solaris 11.4 | balances, unless `SO_REUSEADDR` is set as well |
+//! | AIX 7.2.5 | balances |
+//! | macOS, iOS | allow the bind; one socket gets all connections |
+//! | NetBSD, OpenBSD | allow the bind; one socket gets all connections |
+//! | Windows | has no such option; `SO_REUSEADDR` there lets another program take the port |
+//!
+//! On macOS the address decides which socket gets all connections: by the sources of xnu the newest
+//! for a specific address, the oldest for the wildcard. [`BALANCES`](crate::BALANCES) is `false`
+//! for such kernels, and `Group::bind` refuses more than one member, unless they share one
+//! listener.
+//!
+//! # 11. One machine and beyond
+//!
+//! A group spreads connections among threads. Routers and balancers spread them among machines,
+//! often by a hash too. Each tier has its own way to lose connections.
+//!
+//! ```text
+//!    clients --> routers, ECMP --> balancers --> machines --> members of a group
+//!                hash of flow      hash + table                hash of four-tuple
+//! ```
+//!
+//! **ECMP.** A router with several next hops hashes each flow to one of them, and keeps no table.
+//! When a machine is removed, flows of *other* machines may move too, unless the router hashes
+//! consistently. A flow that moves reaches a machine that does not know it, and is reset. The
+//! machine cannot prevent that. So with routers only, members may be replaced at any time, and
+//! machines rarely: withdraw the route, serve while flows still arrive, then stop the group. Flows
+//! that have moved are lost. For that reason another tier often stands in between.
+//!
+//! **Balancers with a table.** IPVS and Katran remember which machine has a connection. Weight 0
+//! ends new connections and leaves established ones where they are: see `ipvsadm(8)`, and Katran's
+//! USAGE.md (unless `LRU_BYPASS` is set). Katran also hashes consistently, so that one balancer can
+//! take over from another. A group behind either is taken out of service from the outside:
+//!
+//! ```text
+//!    1  balancer: weight 0                   no new connections, once it has the new weight
+//!    2  machine: wait, and accept            SYNs under way still come
+//!    3  group: stop                          handshakes, queue, handlers
+//!    4  balancer: remove the machine         when its connections are over
+//! ```
+//!
+//! If the group is stopped first, clients are refused until the next health check. A restart on one
+//! machine needs none of this: `Server::hand_over` changes the process, and the port never closes.
+//!
+//! **Health checks** are connections like others: each is hashed to one member. If one of eight
+//! members is stuck, one check of eight fails, and few checkers treat that as an outage.
+//!
+//! **The four-tuple behind a balancer.** Behind a balancer that forwards packets (IPVS, Katran),
+//! the kernel sees the client's own address. Behind a proxy it sees the proxy's: many TCP
+//! connections still differ in their ports. A proxy that keeps few connections for all its clients,
+//! or sends all UDP from one socket, has too few four-tuples for an even spread.

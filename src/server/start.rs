@@ -1,0 +1,103 @@
+//! How a group becomes a server: all that can fail is done before a thread has a socket.
+
+use core::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::{boxed::Box, vec::Vec};
+
+use super::member::{Entry, Member, MemberState};
+use super::worker::{Order, Pool, Work, Worker};
+use super::{Control, Serve, Server, SpawnError, deadline_after, handoff};
+use crate::error::Error;
+use crate::group::{Group, GroupConfig};
+use crate::os;
+
+impl<P: Serve> Group<P> {
+    /// Starts the threads. `work` makes what a thread does, on that thread.
+    pub(super) fn start(
+        self,
+        work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
+    ) -> Result<Server<P>, SpawnError<P>> {
+        let options = &self.config.options;
+        let (spare_limit, shared) = (options.spare_threads, options.shared);
+        let spare_limit = if P::HAS_PAYLOAD { 0 } else { spare_limit };
+        let pins = self.config.clone();
+        let pins = Box::new(move |cpu_index| pins.pinned_cpu(cpu_index).ok().flatten());
+        let pool = Pool::new(work, pins, spare_limit, shared);
+        let prepared = self.prepare(&pool);
+        let (ready, monitor) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                pool.close();
+                pool.wait_until(None, |state| state.threads == 0);
+                pool.join_all(deadline_after(Duration::MAX));
+                return Err(SpawnError::new(error, self));
+            }
+        };
+        let mut control = Control {
+            config: self.config,
+            next_id: self.sockets.len(),
+            old_process: self.old_process,
+            stopped: false,
+            handing_over: false,
+            handed_over: false,
+        };
+        control.config.options.nonblocking = polls(&control.config);
+        let address = control.config.address;
+        for (id, ((worker, source), socket)) in ready.into_iter().zip(self.sockets).enumerate() {
+            pool.employ(Member::new(id, id, socket, source), &worker);
+        }
+        if let Some(old_process) = &mut control.old_process {
+            old_process.notify();
+        }
+        Ok(Server {
+            address,
+            control: Mutex::new(control),
+            pool,
+            monitor: Mutex::new(monitor),
+        })
+    }
+
+    /// Does all that can fail: threads that wait for their member, and how they will wait.
+    #[allow(clippy::type_complexity)] // named nowhere else
+    fn prepare(
+        &self,
+        pool: &Arc<Pool<P>>,
+    ) -> Result<(Vec<(Arc<Worker<P>>, P::Source)>, Option<JoinHandle<()>>), Error> {
+        let mut ready = Vec::new();
+        let mut prepare = || {
+            for (id, socket) in self.sockets.iter().enumerate() {
+                let sibling = ready.first().map(|(_, source)| source);
+                let source = P::new_source(&self.config, sibling)?;
+                P::descriptor(socket).set_nonblocking(polls(&self.config))?;
+                let cpu = self.config.pinned_cpu(id)?;
+                ready.push((pool.start_worker(id, cpu)?, source));
+            }
+            match pool.spare_limit {
+                0 => Ok(None),
+                _ => handoff::start_monitor(pool).map(Some),
+            }
+        };
+        let monitor = prepare();
+        if monitor.is_err() {
+            ready.iter().for_each(|(worker, _)| worker.give(Order::End));
+        }
+        Ok((ready, monitor?))
+    }
+}
+
+/// Whether workers poll: where a shutdown would wake no thread, or would also close the socket of
+/// other processes.
+pub(super) fn polls<P: Serve>(config: &GroupConfig<P>) -> bool {
+    config.inherited || !os::SHUTDOWN_WAKES
+}
+
+impl<P: Serve> Pool<P> {
+    /// Enters a member at the end of the list, and gives it to a worker.
+    pub(super) fn employ(&self, member: Arc<Member<P>>, worker: &Arc<Worker<P>>) {
+        let mut entry = Entry::new(Arc::clone(&member), MemberState::Serving);
+        entry.holders.push(Arc::clone(worker));
+        self.lock().members.push(entry);
+        worker.give(Order::Serve(member));
+    }
+}
