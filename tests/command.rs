@@ -14,10 +14,10 @@ use support::{
 };
 
 #[test]
-fn the_demo_prints_an_acceptor_a_connection_and_a_stats() {
+fn the_demo_prints_an_acceptor_a_connection_and_the_counts() {
     let (code, out, err) = run(&["demo", "--addr", "127.0.0.1:0"]);
     assert_eq!((code, err.as_str()), (0, ""));
-    let (lines, tally) = out.split_once("\n\n").unwrap();
+    let (lines, table) = out.split_once("\n\n").unwrap();
     let lines: Vec<_> = lines.lines().collect();
     assert_eq!(lines.len(), 10, "{out}");
     let counts = lines
@@ -28,9 +28,9 @@ fn the_demo_prints_an_acceptor_a_connection_and_a_stats() {
         "{out}"
     );
     let missed = (0..3).any(|n| !lines.contains(&format!("acceptor {n}").as_str()));
-    assert_eq!(tally.contains("had none"), missed, "{out}");
+    assert_eq!(table.contains("had none"), missed, "{out}");
     if missed {
-        assert!(tally.contains("about 5 % of runs"), "{out}");
+        assert!(table.contains("about 5 % of runs"), "{out}");
     }
 }
 
@@ -38,9 +38,9 @@ fn the_demo_prints_an_acceptor_a_connection_and_a_stats() {
 fn a_thousand_connections_reach_every_acceptor_and_add_up() {
     let (code, out, _) = run(&["--addr", "127.0.0.1:0", "--connections", "1000"]);
     assert_eq!(code, 0);
-    let (lines, tally) = out.split_once("\n\n").unwrap();
+    let (lines, table) = out.split_once("\n\n").unwrap();
     let mut sum = 0;
-    for (n, row) in tally.lines().enumerate() {
+    for (n, row) in table.lines().enumerate() {
         let mut words = row.split_whitespace();
         assert_eq!(
             (words.next(), words.next()),
@@ -48,7 +48,7 @@ fn a_thousand_connections_reach_every_acceptor_and_add_up() {
         );
         let count: usize = words.next().unwrap().parse().unwrap();
         // One of three has none of a thousand with a chance below 1e-175.
-        assert!(count > 0, "{tally}");
+        assert!(count > 0, "{table}");
         assert_eq!(
             lines
                 .lines()

@@ -133,7 +133,7 @@ impl Report {
             let percent = number(row.spread(rate).percent(), 4, 0);
             _ = write!(text, "  {percent} %  {}{doubt}", number(times, 6, 2));
             for of in [|r: &Round| r.p50, |r| r.p99, |r| r.p999, |r| r.longest] as [Of; 4] {
-                _ = write!(text, "  {:>6.2}", row.median(of));
+                _ = write!(text, "  {}", number(row.median(of), 6, 2));
             }
             let cells: [(Of, _, _); 3] = [
                 (|round| round.fairness, 4, 2),
