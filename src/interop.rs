@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::listener::{Connection, Descriptor, Listener};
 use crate::socket::udp::UdpSocket;
 
-/// Keeps the errno. [`io::Error`] has no room for the name of the call.
+/// Keeps the errno. An [`io::Error`] does not have the name of the call.
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         io::Error::from_raw_os_error(error.errno())

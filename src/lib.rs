@@ -32,7 +32,6 @@
 //!
 #![cfg_attr(feature = "std", doc = "```")]
 #![cfg_attr(not(feature = "std"), doc = "```ignore")]
-//! # if !reuseport::BALANCES { return Ok(()); }
 //! use reuseport::{Group, UdpSocket};
 //!
 //! let group = Group::bind_udp(([127, 0, 0, 1], 0), 2)?;
@@ -87,12 +86,16 @@
 //! **Stop here and you have the C program.** Each folder below builds on those above it:
 //!
 //! 6. `socket/`, one socket: `options.rs`, `udp.rs`, `datagram.rs`, `queue.rs` (what is queued),
-//!    `bpf.rs` (steering programs), `protocol.rs` (what a group needs from TCP and from UDP).
+//!    `connection.rs` (time limits), `bpf.rs` (steering programs), `protocol.rs` (what a group
+//!    needs from TCP and from UDP).
 //! 7. `group/`, several sockets on one port: `mod.rs` ([`Group`]), `options.rs`, `config.rs` (how a
-//!    member is made), `steering.rs` (from a policy to a program), `error.rs`.
-//! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `member.rs`, `worker.rs` (threads and
-//!    lists), `handoff.rs` and `mark.rs` (a blocked thread gives its listener to another),
-//!    `tcp.rs`, `udp.rs`, `polling.rs` (how workers wait), `drain.rs` (how members leave).
+//!    member is made), `steering.rs` (from a policy to a program), `old_process.rs` (the process
+//!    that hands it over), `error.rs`.
+//! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `start.rs`, `member.rs`, `worker.rs`
+//!    (threads and lists), `handoff.rs` and `mark.rs` (a blocked thread gives its listener to
+//!    another), `tcp.rs`, `udp.rs`, `polling.rs` (how workers wait), `drain.rs` (how members
+//!    leave), `steering.rs` (which members get new connections), `without_worker.rs` (members for a
+//!    new process).
 //! 9. `restart/`, a new process takes over: `hand_over.rs` (the old process), `listen_fds.rs` (the
 //!    new process, and systemd).
 //! 10. `os/`, what differs between kernels: `mod.rs` (the contract), `linux/`, `other.rs` (the same

@@ -57,7 +57,6 @@ impl Listener {
     ///
     /// Where several listeners have one port, the kernel gives each new connection to one of them
     /// ([`BALANCES`](crate::BALANCES)). Any program of the same user may bind one more.
-    ///
     /// Two things differ from C: `execve(2)` closes the descriptor, and the backlog is the kernel's
     /// maximum. The C program's backlog of 1 makes clients wait for seconds in a burst.
     /// # Errors
@@ -113,7 +112,7 @@ impl Listener {
         Ok((client, peer.get().ok_or(unknown)?))
     }
 
-    /// Returns the bound address, with the port that port 0 became: `getsockname(2)`.
+    /// Returns the bound address, also what port 0 became. It fails as [`sys::getsockname`].
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
         self.0.local_addr()
     }

@@ -92,7 +92,6 @@ pub unsafe fn bind(fd: c_int, addr: *const c_void, len: u32) -> Result<()> {
 
 /// `int listen(int fd, int backlog);` — `listen(2)`. On Linux this, not `bind`, makes a TCP
 /// socket a member of the port's group.
-///
 /// `backlog`: how many connections may be queued (on Linux one more). Fails with `EADDRINUSE`,
 /// `EBADF`, `ENOTSOCK`, `EOPNOTSUPP`.
 /// # Safety
@@ -106,7 +105,6 @@ pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
 
 /// `int accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags);` — `accept(2)`,
 /// flags [`SOCK_CLOEXEC`] and [`SOCK_NONBLOCK`].
-///
 /// [`Error::accept_action`] returns what each of its many errors means for a loop.
 /// # Safety
 /// Both pointers are null; or `len` is readable and writable, and `addr` is writable for as
@@ -152,7 +150,7 @@ pub unsafe fn shutdown(fd: c_int, how: c_int) -> Result<()> {
 }
 
 /// `int close(int fd);` — `close(2)`. On Linux the number is free even if `close` fails: a failed
-/// close is not repeated. It does not wake a blocked [`accept`].
+/// close (`EINTR`, `EIO`) is not repeated. It does not wake a blocked [`accept`].
 /// # Safety
 /// `fd` is the caller's, and is not used again.
 #[inline]
@@ -163,7 +161,7 @@ pub unsafe fn close(fd: c_int) -> Result<()> {
 }
 
 /// `int getsockname(int fd, struct sockaddr *addr, socklen_t *len);` — `getsockname(2)`: the
-/// address the socket is bound to, with the port that port 0 became.
+/// bound address, with the port that port 0 became. Fails with `EBADF`, `ENOTSOCK`, `ENOBUFS`.
 /// # Safety
 /// `len` is readable and writable, and `addr` is writable for as many bytes as it says.
 pub unsafe fn getsockname(fd: c_int, addr: *mut c_void, len: *mut u32) -> Result<()> {
@@ -172,7 +170,7 @@ pub unsafe fn getsockname(fd: c_int, addr: *mut c_void, len: *mut u32) -> Result
     check(Call::GetSockName, result).map(drop)
 }
 
-/// `int ioctl(int fd, FIONBIO, int *on);` — `ioctl(2)`: calls on `fd` block (0) or do not (1).
+/// `int ioctl(int fd, FIONBIO, int *on);` — `ioctl(2)`: `fd` blocks (0) or not (1).
 /// # Safety
 /// `fd` is the caller's.
 pub unsafe fn fionbio(fd: c_int, on: c_int) -> Result<()> {

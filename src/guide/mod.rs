@@ -268,9 +268,9 @@
 //!   may, ends with 0. `explain --claim a-failing-load-is-index-0`
 //! - Attaching a program needs no privilege. `explain --claim steering-needs-no-privilege`
 //!
-//! Steering by index is sound only while one process opens and closes all members. If a socket of
-//! another process joins or leaves, the indexes shift, and the kernel does not report it. So a
-//! joined `Group` cannot be steered.
+//! Steering by index is sound only while one process opens and closes all members: the sockets of
+//! another process shift the indexes. So a joined `Group` cannot be steered, and a `Server` looks
+//! at the kernel's list of listeners before each change (`Server::other_listeners`).
 //!
 //! **By CPU.** `Steering::Cpu` is a program that chooses the member of the CPU that handles the
 //! SYN. With `SO_INCOMING_CPU` each member names its CPU, and no program is needed. Linux obeys it

@@ -17,12 +17,14 @@ use crate::sys::{self, SOCK_STREAM, SOL_SOCKET};
 /// The first descriptor that is passed: systemd's `SD_LISTEN_FDS_START`.
 pub(super) const LISTEN_FDS_START: RawFd = 3;
 /// The name of a listener that an old process passes.
+#[cfg(linux_kernel)]
 pub(super) const FD_NAME: &str = "reuseport";
 /// The name of the socket between the old process and the new one.
 pub(super) const SOCKET_NAME: &str = "reuseport-socket";
 /// The variable that holds the inode of that socket. It proves who has passed the descriptors.
 pub(super) const SOCKET_VARIABLE: &str = "REUSEPORT_SOCKET";
 /// The variables that describe passed descriptors, and are not passed on.
+#[cfg(linux_kernel)]
 pub(super) const LISTEN_VARIABLES: [&str; 4] = [
     "LISTEN_FDS",
     "LISTEN_PID",

@@ -39,10 +39,18 @@ const QUIET_LOOKS: u32 = 20;
 struct Look<P: Serve> {
     /// A worker that holds a listener is in a handler, or has been.
     active: bool,
-    /// Members for whom a spare is wanted, and the spare if there is one.
-    orders: Vec<(Arc<Member<P>>, bool, Option<Arc<Worker<P>>>)>,
+    orders: Vec<Wanted<P>>,
     /// A blocked member could not get a spare.
     starved: bool,
+}
+
+/// A spare worker that is wanted.
+struct Wanted<P: Serve> {
+    member: Arc<Member<P>>,
+    /// As in [`Order::Take`].
+    extra: bool,
+    /// One that waits; with none a thread is started.
+    spare: Option<Arc<Worker<P>>>,
 }
 
 /// Starts the monitor's thread.
@@ -63,8 +71,8 @@ fn monitor<P: Serve>(pool: &Arc<Pool<P>>) {
         let look = look(pool);
         let mut starved = look.starved;
         quiet = if look.active { 0 } else { quiet + 1 };
-        for (member, extra, spare) in look.orders {
-            starved |= !hand_off(pool, member, extra, spare);
+        for wanted in look.orders {
+            starved |= !hand_off(pool, wanted);
         }
         if quiet < QUIET_LOOKS {
             thread::park_timeout(if starved { STARVED_INTERVAL } else { INTERVAL });
@@ -167,38 +175,53 @@ fn order_spares<P: Serve>(
     let queued = P::queued(&member) as usize;
     let wanted = state.members[index].burst.min(queued.max(1));
     let limit = state.members.len() + pool.spare_limit;
-    let mut new_threads = look.orders.iter().filter(|order| order.2.is_none()).count();
+    let mut new_threads = look
+        .orders
+        .iter()
+        .filter(|order| order.spare.is_none())
+        .count();
     for n in 0..wanted {
         let spare = state.spares.pop();
         if spare.is_none() {
             if state.threads + new_threads >= limit {
-                let entry = &mut state.members[index];
                 if n == 0 {
                     look.starved = true;
-                    if !core::mem::replace(&mut entry.starved, true) {
-                        member.counters.starved.fetch_add(1, Relaxed);
-                    }
+                    state.note_starved(&member);
                 }
                 break;
             }
             new_threads += 1;
         }
         state.members[index].ordered += 1;
-        look.orders.push((Arc::clone(&member), n > 0, spare));
+        look.orders.push(Wanted {
+            member: Arc::clone(&member),
+            extra: n > 0,
+            spare,
+        });
     }
     let entry = &mut state.members[index];
     entry.burst = (2 * entry.burst).min(pool.spare_limit.max(1));
-    state.starving |= look.starved;
+}
+
+impl<P: Serve> PoolState<P> {
+    /// Notes that a blocked member could not get a spare, once until its holders are blocked again.
+    fn note_starved(&mut self, member: &Member<P>) {
+        self.starving = true;
+        let entry = self.entry(member.id);
+        if entry.is_some_and(|entry| !core::mem::replace(&mut entry.starved, true)) {
+            member.counters.starved.fetch_add(1, Relaxed);
+        }
+    }
 }
 
 /// Tells a spare worker to take the member, a new one if there is none. Returns false if no thread
 /// can be had.
-fn hand_off<P: Serve>(
-    pool: &Arc<Pool<P>>,
-    member: Arc<Member<P>>,
-    extra: bool,
-    spare: Option<Arc<Worker<P>>>,
-) -> bool {
+fn hand_off<P: Serve>(pool: &Arc<Pool<P>>, wanted: Wanted<P>) -> bool {
+    let Wanted {
+        member,
+        extra,
+        spare,
+    } = wanted;
     let started = spare.map_or_else(
         || {
             pool.detach_ended();
@@ -206,18 +229,16 @@ fn hand_off<P: Serve>(
         },
         Ok,
     );
-    match started {
-        Ok(worker) => {
-            let mut state = pool.lock();
-            state.most_spares = state.most_spares.max(state.spares());
-            drop(state);
-            worker.give(Order::Take { member, extra });
+    let Ok(worker) = started else {
+        pool.cancel(&member);
+        if !extra {
+            pool.lock().note_starved(&member);
         }
-        Err(_) => {
-            member.counters.starved.fetch_add(1, Relaxed);
-            pool.cancel(&member);
-            return false;
-        }
-    }
+        return false;
+    };
+    let mut state = pool.lock();
+    state.most_spares = state.most_spares.max(state.spares());
+    drop(state);
+    worker.give(Order::Take { member, extra });
     true
 }

@@ -10,6 +10,7 @@ mod start;
 mod steering;
 mod tcp;
 mod udp;
+#[cfg(linux_kernel)]
 mod without_worker;
 pub(crate) mod worker;
 

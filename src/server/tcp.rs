@@ -114,11 +114,13 @@ where
         if matches!(self.handler, Some((id, _)) if id == member.id) {
             return true;
         }
+        // Where none can be made, the one for another member does not serve this one.
+        let (before, make) = (self.handler.take(), &self.make);
         let handler = &mut self.handler;
-        let make = &self.make;
-        member
-            .counters
-            .catch(|| *handler = Some((member.id, make(member.id))))
+        member.counters.catch(|| {
+            drop(before);
+            *handler = Some((member.id, make(member.id)));
+        })
     }
 
     fn serve(

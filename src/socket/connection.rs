@@ -18,8 +18,8 @@ impl Connection {
         self.set_timeout(libc::SO_RCVTIMEO, timeout)
     }
 
-    /// Sets how long [`send`](Self::send) waits for room in the send buffer: `SO_SNDTIMEO`. After
-    /// that it fails with `EAGAIN`. `None`, the default, waits without limit.
+    /// Sets how long [`send`](Self::send) waits for space in the send buffer: `SO_SNDTIMEO`.
+    /// After that it fails with `EAGAIN`. `None`, the default, waits without limit.
     ///
     /// # Errors
     /// `EINVAL` if the time is zero.
@@ -35,7 +35,7 @@ impl Connection {
         let timeout = timeout.unwrap_or_default();
         // SAFETY: `timeval` is made of integers, for which zeros are a value.
         let mut value: libc::timeval = unsafe { core::mem::zeroed() };
-        value.tv_sec = timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX);
+        value.tv_sec = timeout.as_secs().try_into().unwrap_or(i32::MAX.into());
         // Not to zero, and at most 999 999, which every type of the field holds.
         let micros = timeout.subsec_nanos().div_ceil(1000).min(999_999);
         #[allow(clippy::cast_lossless)] // the field has 32 bits on some systems, 64 on others

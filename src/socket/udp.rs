@@ -142,7 +142,10 @@ impl UdpSocket {
         unsafe { sys::send(self.raw(), data, bytes.len(), MSG_NOSIGNAL) }.map(drop)
     }
 
-    /// Returns the bound address, with the port that port 0 became: `getsockname(2)`.
+    /// Returns the bound address, with the port that port 0 became.
+    ///
+    /// # Errors
+    /// Those of [`sys::getsockname`].
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
         self.0.local_addr()
     }

@@ -18,7 +18,7 @@ pub(super) fn the_hash_spreads_evenly(counter: bool) -> Tried {
     }
     let square = |count: &u32| (f64::from(*count) - 1000.0).powi(2) / 1000.0;
     let chi: f64 = counts.iter().map(square).sum();
-    // The chance that a fair lottery exceeds it: 3 degrees of freedom.
+    // The chance that a uniform random choice exceeds it: 3 degrees of freedom.
     seen(
         chi < 30.66,
         format!("{counts:?}: chi-square {chi:.1}; by chance above 30.66 once in 10^6"),
