@@ -1,6 +1,6 @@
 //! Accepts and closes, and does nothing else: tests/costs.rs counts what that costs.
-//! Usage: accepts group|handoff|hold|acceptors MEMBERS. Prints its address; ends when its stdin does.
-//! With `hold` it does not close a connection before its client does.
+//! Usage: accepts group|handoff|hold|acceptors MEMBERS. Prints its address; ends when its stdin
+//! does. With `hold` it does not close a connection before its client does.
 
 use std::io::{Read, stdin};
 use std::{env, error, process};
