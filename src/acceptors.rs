@@ -59,8 +59,7 @@ impl Acceptors {
         self.0.iter().map(Acceptor::stats).collect()
     }
 
-    /// Waits until every acceptor has ended by itself: it never returns unless their listeners
-    /// fail.
+    /// Waits until every acceptor has ended by itself: it returns only if all listeners fail.
     pub fn join(mut self) -> Vec<Stats> {
         self.0.drain(..).map(Acceptor::join).collect()
     }
@@ -115,12 +114,11 @@ struct Shared {
 
 impl Shared {
     fn new(id: usize, listener: Listener) -> Shared {
-        let (stop, counters) = Default::default();
         Shared {
             id,
             listener,
-            stop,
-            counters,
+            stop: StopToken::default(),
+            counters: Counters::default(),
         }
     }
 

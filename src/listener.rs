@@ -63,8 +63,7 @@ impl Listener {
     /// Those of [`sys::socket`], [`sys::setsockopt`], [`sys::bind`] and [`sys::listen`].
     /// # Examples
     /// ```
-    /// let listener = reuseport::Listener::bind(([127, 0, 0, 1], 0))?;
-    /// assert_ne!(listener.local_addr()?.port(), 0);
+    /// assert_ne!(reuseport::Listener::bind(([127, 0, 0, 1], 0))?.local_addr()?.port(), 0);
     /// # Ok::<(), reuseport::Error>(())
     /// ```
     pub fn bind(address: impl Into<SocketAddr>) -> Result<Listener, Error> {

@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -64,8 +64,8 @@ impl Gate {
     }
 }
 
-fn start(options: GroupOptions, members: usize, gate: &Arc<Gate>) -> Server {
-    let group = options.bind(ANY_PORT, members).unwrap();
+fn start(options: &GroupOptions, members: usize, gate: &Arc<Gate>) -> Server {
+    let group = options.clone().bind(ANY_PORT, members).unwrap();
     spawn(group, gate)
 }
 
@@ -186,7 +186,7 @@ fn client_behind_a_blocked_handler_while_members_come_and_go_is_served() {
 fn silent_clients_as_many_as_threads_stop_it_until_one_returns() {
     let _none = support::no_process_starts();
     let gate = Arc::default();
-    let server = start(Group::options().spare_threads(3), 1, &gate);
+    let server = start(&Group::options().spare_threads(3), 1, &gate);
     let mut silent: Vec<_> = (0..4).map(|_| ask(server.local_addr(), b"")).collect();
     wait_until("all threads are taken", || accepted(&server) == 4);
 
@@ -204,7 +204,7 @@ fn silent_clients_as_many_as_threads_stop_it_until_one_returns() {
 fn spare_threads_one_more_than_the_silent_clients_serves() {
     let _none = support::no_process_starts();
     let gate = Arc::default();
-    let server = start(Group::options().spare_threads(4), 1, &gate);
+    let server = start(&Group::options().spare_threads(4), 1, &gate);
     let silent: Vec<_> = (0..4).map(|_| ask(server.local_addr(), b"")).collect();
     wait_until("all have a thread", || accepted(&server) == 4);
 
@@ -216,7 +216,7 @@ fn spare_threads_one_more_than_the_silent_clients_serves() {
 fn no_spare_threads_a_client_behind_a_blocked_handler_waits() {
     let _none = support::no_process_starts();
     let gate: Arc<Gate> = Arc::default();
-    let server = start(Group::options().spare_threads(0), 1, &gate);
+    let server = start(&Group::options().spare_threads(0), 1, &gate);
     let blocked = ask(server.local_addr(), WAIT);
     wait_until("the handler is held", || gate.held() == 1);
 
@@ -232,7 +232,7 @@ fn no_spare_threads_a_client_behind_a_blocked_handler_waits() {
 fn silent_clients_200_at_once_others_are_served_and_spares_end() {
     let _none = support::no_process_starts();
     let gate = Arc::default();
-    let server = start(Group::options().spare_threads(300), 2, &gate);
+    let server = start(&Group::options().spare_threads(300), 2, &gate);
     let silent: Vec<_> = (0..200).map(|_| ask(server.local_addr(), b"")).collect();
 
     for _ in 0..20 {
@@ -267,7 +267,7 @@ fn place() -> (Vec<usize>, String) {
 #[test]
 fn spare_of_a_pinned_member_runs_on_its_cpu_under_its_name() {
     let _none = support::no_process_starts();
-    let seen: Arc<Mutex<Vec<(usize, Vec<usize>, String)>>> = Arc::default();
+    let seen = Arc::new(Mutex::new(Vec::new()));
     let gate: Arc<Gate> = Arc::default();
     let (its, held) = (Arc::clone(&seen), Arc::clone(&gate));
     let options = Group::options().steering(Steering::Cpu).pin(true);
@@ -296,7 +296,7 @@ fn spare_of_a_pinned_member_runs_on_its_cpu_under_its_name() {
 fn shared_socket_has_a_spare_only_when_all_are_blocked() {
     let _none = support::no_process_starts();
     let gate: Arc<Gate> = Arc::default();
-    let server = start(Group::options().shared(true), 2, &gate);
+    let server = start(&Group::options().shared(true), 2, &gate);
 
     let first = ask(server.local_addr(), WAIT);
     wait_until("one is held", || gate.held() == 1);
@@ -337,10 +337,44 @@ fn hands_off(group: Group) {
 }
 
 #[test]
-fn inherited_listener_hands_off() {
+fn inherited_listener_that_is_polled_hands_off() {
+    use std::os::unix::process::CommandExt;
+    let listener = TcpListener::bind(SocketAddr::from(ANY_PORT)).unwrap();
+    let fd = listener.as_raw_fd();
+    let mut role = support::role("serves_an_inherited_listener");
+    role.env("LISTEN_FDS", "1");
+    let pass = move || {
+        // SAFETY: takes two integers, and may be called between `fork` and `exec`.
+        unsafe { libc::dup2(fd, 3) };
+        // Also where it has that number already.
+        // SAFETY: as above.
+        match unsafe { libc::fcntl(3, libc::F_SETFD, 0) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the hook makes two system calls, and nothing else.
+    unsafe { role.pre_exec(pass) };
+
+    support::play(&mut role);
+}
+
+#[test]
+#[ignore = "played in a process of its own, which has a listener from its start"]
+fn serves_an_inherited_listener() {
+    // SAFETY: nobody else in this process looks at the environment now.
+    unsafe { std::env::set_var("LISTEN_PID", std::process::id().to_string()) };
+    let mut groups = Group::from_env().unwrap();
+    let group = groups.pop().expect("a listener");
+    assert!(group.is_inherited());
+
+    hands_off(group);
+}
+
+#[test]
+fn listener_that_was_bound_already_hands_off() {
     let std = TcpListener::bind(SocketAddr::from(ANY_PORT)).unwrap();
-    let group = Group::from_listeners(vec![std.into()]).unwrap();
-    hands_off(group.share_among(1).unwrap());
+    hands_off(Group::from_listeners(vec![std.into()]).unwrap());
 }
 
 #[test]
@@ -427,7 +461,7 @@ fn retire_while_a_handler_is_blocked_loses_nothing_and_says_that_it_runs() {
 fn stop_while_a_handler_is_blocked_resets_nothing() {
     let _none = support::no_process_starts();
     let gate: Arc<Gate> = Arc::default();
-    let server = start(Group::options(), 1, &gate);
+    let server = start(&Group::options(), 1, &gate);
     let blocked: Vec<_> = (0..3).map(|_| ask(server.local_addr(), WAIT)).collect();
     let waiting: Vec<_> = (0..20).map(|_| ask(server.local_addr(), GO)).collect();
     wait_until("the handlers are held", || gate.held() == 3);
@@ -479,7 +513,7 @@ fn threads() -> usize {
 fn has_no_thread_left() {
     let before = threads();
     let gate: Arc<Gate> = Arc::default();
-    let server = start(Group::options(), 2, &gate);
+    let server = start(&Group::options(), 2, &gate);
     let clients: Vec<_> = (0..8).map(|_| ask(server.local_addr(), WAIT)).collect();
     wait_until("all are held", || gate.held() == 8);
     gate.open();
@@ -488,83 +522,48 @@ fn has_no_thread_left() {
     wait_until("no thread is left", || threads() == before);
 
     // A server that stops while its monitor goes to sleep.
-    for round in 0..40 {
-        let server = start(Group::options(), 1, &gate);
+    for round in 0..100 {
+        let server = start(&Group::options(), 1, &gate);
         thread::sleep(Duration::from_micros(20_000 + 100 * round));
         server.stop(BOUND);
     }
     wait_until("no thread is left", || threads() == before);
 }
 
+/// A user that no other process has: the limit of threads is a user's.
+const LONELY: u32 = 54_321;
+
 #[test]
-fn thread_local_destructor_that_calls_the_server_holds_nothing_up() {
-    let _none = support::no_process_starts();
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    static FLUSHED: AtomicUsize = AtomicUsize::new(0);
-    struct Flush;
-    impl Drop for Flush {
-        fn drop(&mut self) {
-            let server = SERVER.get().unwrap();
-            thread::sleep(Duration::from_millis(20));
-            assert!(!server.stats().is_empty());
-            // It is a change of the group.
-            _ = server.set_steering(Steering::Hash);
-            FLUSHED.fetch_add(1, SeqCst);
-        }
+fn monitor_that_cannot_start_gives_the_group_back() {
+    // SAFETY: takes nothing.
+    if unsafe { libc::geteuid() } == 0 {
+        support::play_as(LONELY, "has_no_thread_for_the_monitor", |_| {});
+    } else {
+        support::skip("it takes root to act as another user");
     }
-    thread_local!(static FLUSH: Cell<Option<Flush>> = const { Cell::new(None) });
-    let group = Group::options().spare_threads(0).bind(ANY_PORT, 3).unwrap();
-    let handler = |_, _: Connection| FLUSH.set(FLUSH.take().or_else(|| Some(Flush)));
-    let server = SERVER.get_or_init(|| group.spawn(handler).unwrap());
-    for _ in 0..100 {
-        support::visit(server.local_addr());
-    }
-
-    let (sender, done) = std::sync::mpsc::channel();
-    thread::spawn(move || sender.send([0, 1].map(|member| server.retire(member).is_ok())));
-
-    assert_eq!(done.recv_timeout(BOUND), Ok([true; 2]));
-    wait_until("both have ended", || FLUSHED.load(SeqCst) == 2);
 }
 
 #[test]
-fn make_that_changes_the_server_holds_nothing_up() {
-    let _none = support::no_process_starts();
-    static SERVER: OnceLock<Server> = OnceLock::new();
+#[ignore = "played in a process of its own: it limits the threads"]
+fn has_no_thread_for_the_monitor() {
+    let gate: Arc<Gate> = Arc::default();
     let group = Group::bind(ANY_PORT, 2).unwrap();
-    let make = |_| {
-        if let Some(server) = SERVER.get() {
-            _ = server.set_steering(Steering::Random);
-        }
-        |_: Connection, _: &StopToken| {}
-    };
-    let server = SERVER.get_or_init(|| group.spawn_with(make).unwrap());
+    let before = threads();
+    let most = u64::try_from(before + 2).unwrap();
+    let usual = support::limit_softly(libc::RLIMIT_NPROC, most).unwrap();
 
-    let (sender, done) = std::sync::mpsc::channel();
-    thread::spawn(move || sender.send(server.add().unwrap()));
+    let held = Arc::clone(&gate);
+    let failure = group.spawn(move |member, connection| held.serve(member, &connection));
+    let failure = failure.unwrap_err();
 
-    assert_eq!(done.recv_timeout(BOUND), Ok(2));
-    support::visit(server.local_addr());
-}
-
-#[test]
-fn stop_from_a_handler_returns_within_its_grace() {
-    let _none = support::no_process_starts();
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    let (sender, done) = std::sync::mpsc::channel();
-    let group = Group::bind(ANY_PORT, 2).unwrap();
-    let server = group.spawn(move |_, connection| {
-        let server = SERVER.get().unwrap();
-        let stats = server.stop(Duration::from_millis(300));
-        _ = sender.send(stats.iter().filter(|stats| stats.running).count());
-        drop(connection);
-    });
-    let server = SERVER.get_or_init(|| server.unwrap());
-
-    support::visit(server.local_addr());
-
-    assert_eq!(done.recv_timeout(BOUND), Ok(1), "the handler itself runs");
-    wait_until("it has ended", || {
-        server.stats().iter().all(|stats| !stats.running)
-    });
+    let none = reuseport::Error::new(reuseport::Call::PthreadCreate, libc::EAGAIN);
+    assert_eq!(failure.error, none);
+    assert_eq!(failure.group.sockets().len(), 2);
+    wait_until("no thread is left", || threads() == before);
+    // Without spare threads there is no monitor.
+    let options = Group::options().spare_threads(0);
+    let server = spawn(failure.group.with_options(options), &gate);
+    answer(ask(server.local_addr(), GO));
+    drop(server);
+    support::limit_softly(libc::RLIMIT_NPROC, usual).unwrap();
 }

@@ -1,16 +1,16 @@
 //! Hand-off: a listener always has a worker that accepts.
 //!
-//! A worker that enters a handler marks it, and marks that it leaves. The monitor, one thread, looks
-//! at the marks once a millisecond while a worker that holds a listener is in a handler. A worker
-//! that is still in the same handler at the next look is blocked: its listener goes to a spare
-//! worker, which accepts on it at once. When the handler returns, its thread is a spare.
+//! A worker that enters a handler marks it, and marks that it leaves. The monitor, one thread,
+//! looks at the marks once a millisecond while a worker that holds a listener is in a handler. A
+//! worker that is still in the same handler at the next look is blocked: its listener goes to a
+//! spare worker, which accepts on it at once. When the handler returns, its thread is a spare.
 //!
 //! - Where more connections are queued than one worker can take, more spares begin, and twice as
 //!   many at each look.
-//! - The monitor sleeps after [`QUIET_LOOKS`] looks at which nothing has changed, and a worker wakes
-//!   it with one futex call when it enters a handler: so an idle server makes no system call.
-//! - At the limit of [`spare_threads`](crate::GroupOptions::spare_threads), or where no thread can be
-//!   had, the monitor looks again after [`STARVED_INTERVAL`], or when a worker becomes a spare.
+//! - The monitor sleeps after [`QUIET_LOOKS`] looks at which nothing has changed, and a worker
+//!   wakes it with one futex call when it enters a handler: so an idle server makes no system call.
+//! - At the limit of [`spare_threads`](crate::GroupOptions::spare_threads), or where no thread can
+//!   be had, the monitor looks again after [`STARVED_INTERVAL`], or when a worker becomes a spare.
 //!
 //! The way of a quick connection takes no lock and makes no system call for this: see `mark.rs`.
 

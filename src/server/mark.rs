@@ -39,8 +39,8 @@ impl Mark {
         self.0.swap(entered - HANDLING, AcqRel) == entered
     }
 
-    /// Takes the listener from a worker that is in the handler in which it was `seen`. Returns false
-    /// if the worker has left that handler.
+    /// Takes the listener from a worker that is in the handler in which it was `seen`. Returns
+    /// false if the worker has left that handler.
     pub(crate) fn take(&self, seen: usize) -> bool {
         let taken = seen & !STATE | TAKEN;
         is_handling(seen)
@@ -66,9 +66,10 @@ pub(crate) fn is_handling(mark: usize) -> bool {
 
 /// Whether the monitor sleeps.
 ///
-/// A worker marks that it enters a handler, then looks whether the monitor sleeps. The monitor marks
-/// that it goes to sleep, then looks whether a worker is in a handler. Without the two fences both
-/// could look before they see the other's mark: the monitor would sleep beside a blocked worker.
+/// A worker marks that it enters a handler, then looks whether the monitor sleeps. The monitor
+/// marks that it goes to sleep, then looks whether a worker is in a handler. Without the two fences
+/// both could look before they see the other's mark: the monitor would sleep beside a blocked
+/// worker.
 #[derive(Debug)]
 pub(crate) struct Sleep(AtomicBool);
 

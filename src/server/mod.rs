@@ -205,8 +205,9 @@ impl<P: Serve> Server<P> {
         Ok(id)
     }
 
-    /// Returns the next number that no member has had, and that no member shares its last byte with:
-    /// [`Steering::Byte`](crate::Steering::Byte) goes by that. With 256 members or more it cannot be had.
+    /// Returns the next number that no member has had, and that no member shares its last byte
+    /// with: [`Steering::Byte`](crate::Steering::Byte) goes by that. With 256 members or more it
+    /// cannot be had.
     pub(super) fn unused_id(&self, control: &Control<P>) -> usize {
         let state = self.pool.lock();
         let collides = |id: &usize| state.members.iter().any(|e| e.id() % 256 == id % 256);

@@ -116,6 +116,7 @@ impl<P: Serve> Server<P> {
     }
 
     /// Steers to the members that there are, also when more are opened after this.
+    #[cfg(linux_kernel)]
     pub(crate) fn steer_before_new(&self, control: &Control<P>) -> Result<(), GroupError> {
         let mut slots = self.slots(MemberState::Serving);
         let mut new = Slot::new(slots.len());

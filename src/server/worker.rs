@@ -1,5 +1,5 @@
-//! The threads of a server: [`Worker`]s, which serve one member after the other, and the [`Pool`] in
-//! which those without a member wait as spares.
+//! The threads of a server: [`Worker`]s, which serve one member after the other, and the [`Pool`]
+//! in which those without a member wait as spares.
 
 use core::mem;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -10,9 +10,9 @@ use std::{env, process};
 use std::{path::Path, process::Command};
 
 #[cfg(linux_kernel)]
-use reuseport::HandOverError;
+use reuseport::{GroupError, HandOverError};
 
-use reuseport::{Group, GroupError, GroupOptions, Protocol, Serve, Server, Steering};
+use reuseport::{Group, GroupOptions, Protocol, Serve, Server, Steering};
 
 use crate::Failure;
 use crate::args::Args;
@@ -164,6 +164,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
 
 /// What has become of a request to hand over.
 #[derive(PartialEq, Eq)]
+#[cfg_attr(not(linux_kernel), allow(dead_code))] // there it is always `No`
 enum HandedOver {
     Yes,
     No,

@@ -38,8 +38,8 @@ impl Signals {
         Signals(set)
     }
 
-    /// Waits for one of them, at most for `timeout`. After one that says to end, the next does so at
-    /// once.
+    /// Waits for one of them, at most for `timeout`. After one that says to end, the next does so
+    /// at once.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<Caught> {
         match self.take(timeout)? {
             libc::SIGUSR1 => Some(Caught::Report),

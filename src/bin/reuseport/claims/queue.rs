@@ -89,14 +89,14 @@ pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
     let beside = empty.queue()?.len;
     let late = dropped && sent_again > 0 && pause == A_SECOND && took > A_SECOND * 9 / 10;
     let what = format!(
-        "dropped: {dropped}; retransmissions: {sent_again}, the first due after {pause:?}; accepted \
-         after {took:.1?}; its sibling had {beside}"
+        "dropped: {dropped}; retransmissions: {sent_again}, the first due after {pause:?}; \
+         accepted after {took:.1?}; its sibling had {beside}"
     );
     seen(late && beside == 0, what)
 }
 
-/// Returns a client whose SYN the hash gives to `full`, the time after which it sends the SYN again,
-/// and whether that one was dropped.
+/// Returns a client whose SYN the hash gives to `full`, the time after which it sends the SYN
+/// again, and whether that one was dropped.
 fn comes_to(full: &Listener, sibling: &Listener) -> Result<(Listener, Duration, bool), Snag> {
     let address = full.local_addr()?;
     for _ in 0..100 {

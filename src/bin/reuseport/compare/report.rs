@@ -118,8 +118,8 @@ impl Report {
     pub(crate) fn table(&self) -> String {
         let (base, rate): (_, Of) = (&self.rows[self.base], |round| round.rate);
         let mut text = format!(
-            "{}\n\n{:20}  conn/s  spread  {:>7}     p50     p99   p99.9     max  fair  switches    \
-             cpu\n",
+            "{}\n\n{:20}  conn/s  spread  {:>7}     p50     p99   p99.9     max  fair  \
+             switches    cpu\n",
             self.command,
             "",
             base.name.split(' ').next_back().unwrap_or_default()

@@ -1,6 +1,7 @@
 //! This project's driver: a thread for each listener (`plain`); steered to the receiving CPU, on
-//! which the thread runs (`cpu`); with spare threads for handlers that block (`hand-off`); with both
-//! (`cpu-hand-off`); or all threads on one listener, with spares (`shared`). Of datagrams: plain,
+//! which the thread runs (`cpu`); with spare threads for handlers that block (`hand-off`); with
+//! both (`cpu-hand-off`); or all threads on one listener, with spares (`shared`). Of datagrams:
+//! plain,
 //! `cpu`, or many by one call (`batch`).
 
 use std::error::Error;

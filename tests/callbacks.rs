@@ -1,0 +1,89 @@
+//! Code of the user that calls the server from where it is called itself: none of it may hold the
+//! server up.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod support;
+
+use core::cell::Cell;
+use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use reuseport::{Connection, Group, Server, Steering, StopToken};
+use support::{BOUND, wait_until};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+#[test]
+fn thread_local_destructor_that_calls_the_server_holds_nothing_up() {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    static FLUSHED: AtomicUsize = AtomicUsize::new(0);
+    struct Flush;
+    impl Drop for Flush {
+        fn drop(&mut self) {
+            let server = SERVER.get().unwrap();
+            thread::sleep(Duration::from_millis(20));
+            assert!(!server.stats().is_empty());
+            // It is a change of the group.
+            _ = server.set_steering(Steering::Hash);
+            FLUSHED.fetch_add(1, SeqCst);
+        }
+    }
+    thread_local!(static FLUSH: Cell<Option<Flush>> = const { Cell::new(None) });
+    let _none = support::no_process_starts();
+    let group = Group::options().spare_threads(0).bind(ANY_PORT, 3).unwrap();
+    let handler = |_, _: Connection| FLUSH.set(FLUSH.take().or_else(|| Some(Flush)));
+    let server = SERVER.get_or_init(|| group.spawn(handler).unwrap());
+    for _ in 0..100 {
+        support::visit(server.local_addr());
+    }
+
+    let (sender, done) = std::sync::mpsc::channel();
+    thread::spawn(move || sender.send([0, 1].map(|member| server.retire(member).is_ok())));
+
+    assert_eq!(done.recv_timeout(BOUND), Ok([true; 2]));
+    wait_until("both have ended", || FLUSHED.load(SeqCst) == 2);
+}
+
+#[test]
+fn make_that_changes_the_server_holds_nothing_up() {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    let _none = support::no_process_starts();
+    let group = Group::bind(ANY_PORT, 2).unwrap();
+    let make = |_| {
+        if let Some(server) = SERVER.get() {
+            _ = server.set_steering(Steering::Random);
+        }
+        |_: Connection, _: &StopToken| {}
+    };
+    let server = SERVER.get_or_init(|| group.spawn_with(make).unwrap());
+
+    let (sender, done) = std::sync::mpsc::channel();
+    thread::spawn(move || sender.send(server.add().unwrap()));
+
+    assert_eq!(done.recv_timeout(BOUND), Ok(2));
+    support::visit(server.local_addr());
+}
+
+#[test]
+fn stop_from_a_handler_returns_within_its_grace() {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    let _none = support::no_process_starts();
+    let (sender, done) = std::sync::mpsc::channel();
+    let group = Group::bind(ANY_PORT, 2).unwrap();
+    let server = group.spawn(move |_, connection| {
+        let server = SERVER.get().unwrap();
+        let stats = server.stop(Duration::from_millis(300));
+        _ = sender.send(stats.iter().filter(|stats| stats.running).count());
+        drop(connection);
+    });
+    let server = SERVER.get_or_init(|| server.unwrap());
+
+    support::visit(server.local_addr());
+
+    assert_eq!(done.recv_timeout(BOUND), Ok(1), "the handler itself runs");
+    wait_until("it has ended", || {
+        server.stats().iter().all(|stats| !stats.running)
+    });
+}
