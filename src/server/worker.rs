@@ -257,7 +257,11 @@ impl<P: Serve> Pool<P> {
 
     /// Takes a member for a spare worker. Returns false if it is not needed.
     fn take(&self, worker: &Arc<Worker<P>>, member: &Member<P>, extra: bool) -> bool {
-        let queued = if extra { P::queued(member) } else { 0 };
+        let queued = if extra {
+            P::queued(member).unwrap_or_default()
+        } else {
+            0
+        };
         let mut state = self.lock();
         let Some(entry) = state.entry(member.id) else {
             return false;
