@@ -549,3 +549,27 @@ fn a_listener_of_systemd_is_left_as_it_is_whatever_its_name() {
         assert_eq!((&waiting).read(&mut [0]).unwrap(), 0, "served to its end");
     }
 }
+
+#[test]
+fn a_second_request_during_a_hand_over_is_the_successors() {
+    let mut server = ServeProcess::start(&["--slow", "100:3000", "--grace", "60000"]);
+    let pid = server.pid();
+    // Its handler keeps the old process from ending.
+    let slow = TcpStream::connect(server.address).unwrap();
+    server.signal(libc::SIGHUP);
+    server.read_stderr_until("listening on ");
+
+    server.signal(libc::SIGHUP);
+
+    let said = server.read_stderr_until("handed over to pid ");
+    let second: i32 = support::word_after(&said, "handed over to pid ")
+        .parse()
+        .unwrap();
+    let said = server.read_stderr_until("handed over to pid ");
+    let third: i32 = support::word_after(&said, "handed over to pid ")
+        .parse()
+        .unwrap();
+    assert!(pid != second && second != third, "{pid}, {second}, {third}");
+    drop(slow);
+    end(third);
+}
