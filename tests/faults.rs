@@ -140,6 +140,8 @@ const ROWS: &[Row] = rows! {
     binds_a_group(Group::options()):
         Socket [Fails 3] SetSockOpt [Fails 2, Succeeds 2, Fails 7] Bind [NotTried 1, Fails 2]
         Listen [Fails 3] GetSockName [Fails 1] Fstat [Succeeds 1] SchedGetAffinity [Succeeds 1];
+    // Whose CPUs cannot be had is not told so: the program that is attached has no rows, and all goes
+    // by the hash. It ought to fail.
     binds_a_group(Group::options().steering(Steering::Cpu)):
         SetSockOpt [Fails 2, Succeeds 2, Fails 8] SchedGetAffinity [NotTried 1];
     binds_a_group(Group::options().shared(true)):
@@ -198,7 +200,8 @@ const ROWS: &[Row] = rows! {
     retires_receivers([1]):
         SetSockOpt [Succeeds 2, FailsAfterLeaving 1] Connect [Succeeds 1] Shutdown [Succeeds 1];
     retires_receivers([0, 2]):
-        SetSockOpt [Succeeds 2, FailsAfterLeaving 1] Connect [Succeeds 2] Shutdown [Succeeds 2];
+        SetSockOpt [Succeeds 2, FailsAfterLeaving 1] Connect [Succeeds 2]
+        Shutdown [Succeeds 2];
     stops_receivers:
         Connect [Succeeds 3] Shutdown [Succeeds 3] Dup [Succeeds 3];
     stops:
