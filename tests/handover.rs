@@ -9,10 +9,11 @@ use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::thread;
+use std::sync::OnceLock;
 use std::time::Duration;
+use std::{env, io, thread};
 
-use reuseport::{Group, GroupError, HandOverError, Listener};
+use reuseport::{Group, GroupError, HandOverError, Listener, MemberState, Server, Steering};
 use support::{
     BOUND, ServeProcess, finish, program, reuseport, run, start, text, visit, wait_until,
 };
@@ -344,4 +345,231 @@ fn variables_for_another_process_are_none_of_ours() {
         "this process was passed none"
     );
     let _: SocketAddr = server.address;
+}
+
+fn old_process() -> Server {
+    let group = Group::bind(([127, 0, 0, 1], 0), 2).unwrap();
+    group
+        .spawn(|_, connection| _ = connection.send(b"old"))
+        .unwrap()
+}
+
+/// A role as a successor, which ends when its standard input does.
+fn successor(role: &str) -> Command {
+    let mut command = support::role(role);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    command
+}
+
+fn serve_until_the_input_ends(server: &Server) {
+    io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    server.stop(BOUND);
+}
+
+/// The members' numbers, in index order; all of them serve.
+fn serving(server: &Server) -> Vec<usize> {
+    let members = server.members().into_iter();
+    let serving = members.map(|member| {
+        assert_eq!(member.state, MemberState::Serving);
+        member.stats.id
+    });
+    serving.collect()
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn takes_over() {
+    let group = Group::from_env().unwrap().pop().unwrap();
+    let server = group.spawn(|_, connection| _ = connection.send(b"new"));
+    serve_until_the_input_ends(&server.unwrap());
+}
+
+#[test]
+fn an_old_process_whose_successor_dies_when_ready_goes_on() {
+    let server = old_process();
+    let address = server.local_addr();
+    let hand_over = server.hand_over(successor("takes_over"), BOUND).unwrap();
+    let pid = hand_over.pid();
+    end(i32::try_from(pid).unwrap());
+    wait_until("it has ended", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.unwrap().contains(") Z ")
+    });
+    let waiting = [(); 20].map(|()| TcpStream::connect(address).unwrap());
+
+    let failed = hand_over.leave(BOUND).unwrap_err();
+
+    assert!(matches!(failed, HandOverError::ChildExited), "{failed}");
+    assert_eq!(serving(&server), [2, 3], "those meant for the successor");
+    for mut client in waiting {
+        let mut answer = String::new();
+        client.set_read_timeout(Some(BOUND)).unwrap();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "old");
+    }
+    (0..50).for_each(|_| assert_eq!(visit(address), "old"));
+    assert_eq!(server.add(), Ok(4), "it can be changed again");
+}
+
+#[test]
+fn a_hand_over_that_is_dropped_is_taken_back() {
+    let server = old_process();
+    let hand_over = server.hand_over(successor("takes_over"), BOUND).unwrap();
+    let pid = hand_over.pid();
+    (0..50).for_each(|_| assert_eq!(visit(server.local_addr()), "new"));
+    assert_eq!(server.add(), Err(GroupError::HandingOver));
+
+    drop(hand_over);
+
+    assert!(std::fs::metadata(format!("/proc/{pid}")).is_err(), "killed");
+    assert_eq!(serving(&server), [0, 1]);
+    (0..50).for_each(|_| assert_eq!(visit(server.local_addr()), "old"));
+    assert_eq!(server.add(), Ok(4), "it can be changed again");
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn changes_its_group_early() {
+    static DONE: OnceLock<&str> = OnceLock::new();
+    let group = Group::from_env().unwrap().pop().unwrap();
+    let server = group.spawn(|_, connection| {
+        let done = DONE.get().unwrap_or(&"nothing");
+        _ = connection.send(done.as_bytes());
+    });
+    let server = server.unwrap();
+    let leaving = GroupError::PredecessorLeaving;
+    assert_eq!(server.add(), Err(leaving));
+    assert_eq!(server.retire(0).unwrap_err(), leaving);
+    assert_eq!(server.set_steering(Steering::Except(0)), Err(leaving));
+    let refused = server.hand_over(Command::new("true"), BOUND).unwrap_err();
+    assert!(matches!(refused, HandOverError::Group(error) if error == leaving));
+    DONE.set("refused").unwrap();
+    serve_until_the_input_ends(&server);
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn changes_its_group_once_it_may() {
+    let group = Group::from_env().unwrap().pop().unwrap();
+    let server = group.spawn(|_, connection| _ = connection.send(b"new"));
+    let server = server.unwrap();
+    wait_until("the old process has left", || server.add() == Ok(2));
+    server.retire(0).unwrap();
+    server.set_steering(Steering::Except(0)).unwrap();
+    let (first, address) = (server.members()[0].stats, server.local_addr());
+    // Were it not so steered, each would pass by the first of two with a chance of 1/2.
+    (0..60).for_each(|_| _ = visit(address));
+    let now = server.stats().into_iter().find(|now| now.id == first.id);
+    assert_eq!(now.unwrap().accepted, first.accepted);
+    serve_until_the_input_ends(&server);
+}
+
+#[test]
+fn a_successor_that_changes_its_group_early_is_refused() {
+    let server = old_process();
+    let address = server.local_addr();
+    let role = successor("changes_its_group_early");
+
+    let hand_over = server.hand_over(role, BOUND).unwrap();
+
+    wait_until("all four are refused", || visit(address) == "refused");
+    let mut child = hand_over.leave(BOUND).unwrap();
+    (0..50).for_each(|_| assert_eq!(visit(address), "refused"));
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_successor_changes_its_group_once_the_old_process_has_left() {
+    let server = old_process();
+    let address = server.local_addr();
+    let role = successor("changes_its_group_once_it_may");
+    let hand_over = server.hand_over(role, BOUND).unwrap();
+
+    let mut child = hand_over.leave(BOUND).unwrap();
+
+    (0..200).for_each(|_| assert_eq!(visit(address), "new"));
+    assert_eq!(server.add(), Err(GroupError::HandedOver));
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn tells_its_environment() {
+    let all = env::vars().map(|(name, value)| format!("{name}={value}\n"));
+    let all: String = all.collect();
+    let group = Group::from_env().unwrap().pop().unwrap();
+    let server = group.spawn(move |_, connection| _ = connection.send(all.as_bytes()));
+    serve_until_the_input_ends(&server.unwrap());
+}
+
+#[test]
+fn the_environment_of_a_successor_is_the_callers() {
+    let server = old_process();
+    let mut role = successor("tells_its_environment");
+    role.env_clear();
+    for variable in ["LISTEN_ADDR", "LISTEN_PID", "LISTEN_PIDFDID", "SECRET"] {
+        role.env(variable, "the caller's");
+    }
+
+    let hand_over = server.hand_over(role, BOUND).unwrap();
+
+    let told = visit(server.local_addr());
+    let names = told.lines().filter_map(|line| line.split('=').next());
+    // The support code of the tests notes its network there.
+    let names = names.filter(|name| !name.starts_with("REUSEPORT_TEST"));
+    let mut names: Vec<_> = names.collect();
+    names.sort_unstable();
+    let ours = ["LISTEN_ADDR", "LISTEN_FDNAMES", "LISTEN_FDS"];
+    assert_eq!(names[..3], ours, "{told}");
+    assert_eq!(names[3..], ["REUSEPORT_SOCKET", "SECRET"], "{told}");
+    assert_eq!(told.matches("=the caller's\n").count(), 2, "{told}");
+    drop(hand_over);
+}
+
+#[test]
+fn a_listener_of_systemd_is_left_as_it_is_whatever_its_name() {
+    for name in ["reuseport", "reuseport-socket"] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut serve = activated("");
+        pass(&mut serve, vec![listener.as_raw_fd()], name);
+        let server = ServeProcess::from(&mut serve);
+        visit(address);
+        server.signal(libc::SIGTERM);
+        assert_eq!(server.end().0, Some(0));
+
+        let waiting = TcpStream::connect(address).expect("the listener listens");
+
+        let mut serve = activated("");
+        pass(&mut serve, vec![listener.as_raw_fd()], name);
+        let _server = ServeProcess::from(&mut serve);
+        waiting.set_read_timeout(Some(BOUND)).unwrap();
+        assert_eq!((&waiting).read(&mut [0]).unwrap(), 0, "served to its end");
+    }
+}
+
+#[test]
+fn a_second_request_during_a_hand_over_is_the_successors() {
+    let mut server = ServeProcess::start(&["--slow", "100:3000", "--grace", "60000"]);
+    let pid = server.pid();
+    // Its handler keeps the old process from ending.
+    let slow = TcpStream::connect(server.address).unwrap();
+    server.signal(libc::SIGHUP);
+    server.read_stderr_until("listening on ");
+
+    server.signal(libc::SIGHUP);
+
+    let said = server.read_stderr_until("handed over to pid ");
+    let second: i32 = support::word_after(&said, "handed over to pid ")
+        .parse()
+        .unwrap();
+    let said = server.read_stderr_until("handed over to pid ");
+    let third: i32 = support::word_after(&said, "handed over to pid ")
+        .parse()
+        .unwrap();
+    assert!(pid != second && second != third, "{pid}, {second}, {third}");
+    drop(slow);
+    end(third);
 }

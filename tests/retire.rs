@@ -5,11 +5,17 @@
 mod load;
 mod support;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::fs::File;
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
 use std::time::Instant;
 
 use load::{LATE, Load, Report, answer, churn};
-use reuseport::{Acceptors, Group, GroupError, Listener, Server};
+use reuseport::{
+    Acceptors, Group, GroupError, GroupOptions, Listener, MemberState, Server, Steering,
+};
 
 fn serve(ip: IpAddr, members: usize) -> Server {
     // A busy machine may take long.
@@ -216,4 +222,93 @@ fn two_that_retire_at_once_do_so_one_after_the_other() {
         });
         assert_eq!(refused, 1);
     }
+}
+
+/// A group of two, all of whose clients go to member 0 as long as it gets any. Its handler waits
+/// while the gate is locked; then each tells its member's number.
+fn behind_a_gate(options: GroupOptions, gate: &Arc<RwLock<()>>) -> Server {
+    let options = options
+        .steering(Steering::Except(1))
+        .grace(Duration::from_millis(200));
+    let group = options.bind((Ipv4Addr::LOCALHOST, 0), 2).unwrap();
+    let gate = Arc::clone(gate);
+    let handler = move |id: usize, connection: reuseport::Connection| {
+        if id == 0 {
+            drop(gate.read());
+        }
+        _ = connection.send(id.to_string().as_bytes());
+    };
+    group.spawn(handler).unwrap()
+}
+
+fn queued(server: &Server) -> u32 {
+    server.members()[0].queue.expect("Linux tells").len
+}
+
+#[track_caller]
+fn all_are_told(clients: Vec<TcpStream>, expected: &str) {
+    for mut client in clients {
+        let mut told = String::new();
+        client.set_read_timeout(Some(support::BOUND)).unwrap();
+        client.read_to_string(&mut told).unwrap();
+        assert_eq!(told, expected);
+    }
+}
+
+#[test]
+fn a_retire_that_cannot_empty_a_queue_says_so_and_is_tried_again() {
+    let gate = Arc::new(RwLock::new(()));
+    let locked = gate.write().unwrap();
+    let server = behind_a_gate(Group::options().spare_threads(0), &gate);
+    let address = server.local_addr();
+    let clients: Vec<_> = (0..5)
+        .map(|_| TcpStream::connect(address).unwrap())
+        .collect();
+    support::wait_until("four are queued", || queued(&server) == 4);
+
+    let refused = server.retire(0).unwrap_err();
+
+    let still = GroupError::StillQueued { id: 0, queued: 4 };
+    assert_eq!(refused, still);
+    assert_eq!(server.members()[0].state, MemberState::Draining);
+    (0..50).for_each(|_| assert_eq!(support::visit(address), "1"));
+    drop(locked);
+    all_are_told(clients, "0");
+    let left = server.retire(0).unwrap();
+    assert_eq!((left.accepted, left.reset), (5, 0));
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn retires_without_descriptors() {
+    let gate = Arc::new(RwLock::new(()));
+    let locked = gate.write().unwrap();
+    let server = behind_a_gate(Group::options(), &gate);
+    let address = server.local_addr();
+    support::limit_softly(libc::RLIMIT_NOFILE, 64).unwrap();
+    let mut files: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+    // An odd number, two for each that is accepted: at least one cannot be.
+    files.truncate(files.len() - 11);
+    let clients: Vec<_> = std::iter::from_fn(|| TcpStream::connect(address).ok()).collect();
+    support::wait_until("one waits in vain", || server.stats()[0].backoffs > 0);
+
+    let refused = server.retire(0).unwrap_err();
+
+    let (id, queued) = (0, queued(&server));
+    assert!(queued > 0);
+    assert_eq!(refused, GroupError::StillQueued { id, queued });
+    drop((files, locked));
+    all_are_told(clients, "0");
+    assert_eq!(server.add().unwrap(), 2);
+    support::wait_until("it can leave", || server.retire(0).is_ok());
+    // The list of members is as the kernel's: an index means the same to both.
+    for (index, other) in [(0, "1"), (1, "2")] {
+        server.set_steering(Steering::Except(index)).unwrap();
+        (0..50).for_each(|_| assert_eq!(support::visit(address), other));
+    }
+}
+
+#[test]
+fn a_retire_without_descriptors_loses_nobody() {
+    support::play(&mut support::role("retires_without_descriptors"));
 }

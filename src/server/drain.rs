@@ -74,9 +74,9 @@ impl<P: Serve> Server<P> {
     /// Removes several members at once, as [`retire`](Self::retire).
     ///
     /// # Errors
-    /// Those of [`retire`](Self::retire). No member has left then, but for two cases: those without
-    /// queued connections have left if others are [`StillQueued`](GroupError::StillQueued), and all
-    /// have left if the group cannot be steered as before.
+    /// Those of [`retire`](Self::retire). No member has left then, but for two cases: some have left
+    /// if others stay, because they are [`StillQueued`](GroupError::StillQueued) or a call failed,
+    /// and all have left if the group cannot be steered as before.
     pub fn retire_all(&self, acceptors: &[usize]) -> Result<Vec<Stats>, GroupError> {
         let control = self.change()?;
         if control.config.options.shared {
@@ -259,7 +259,14 @@ impl<P: Serve> Server<P> {
             if !ids.contains(&member.id) {
                 continue;
             }
-            let queued = P::queued(&member);
+            let queued = match P::queued(&member) {
+                Ok(queued) => queued,
+                Err(_) if reset => 0,
+                Err(error) => {
+                    result = Err(GroupError::call(error, self.address, index));
+                    continue;
+                }
+            };
             if queued > 0 && !reset {
                 result = Err(GroupError::StillQueued {
                     id: member.id,

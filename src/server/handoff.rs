@@ -172,7 +172,7 @@ fn order_spares<P: Serve>(
     look: &mut Look<P>,
 ) {
     let member = Arc::clone(&state.members[index].member);
-    let queued = P::queued(&member) as usize;
+    let queued = P::queued(&member).unwrap_or_default() as usize;
     let wanted = state.members[index].burst.min(queued.max(1));
     let limit = state.members.len() + pool.spare_limit;
     let mut new_threads = look

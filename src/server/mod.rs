@@ -53,9 +53,9 @@ pub trait Serve: Protocol {
         sibling: Option<&Self::Source>,
     ) -> Result<Self::Source, Error>;
 
-    /// Returns how many connections are queued on a member.
+    /// Returns how many connections are queued on a member; 0 where the kernel does not tell.
     #[doc(hidden)]
-    fn queued(member: &Member<Self>) -> u32;
+    fn queued(member: &Member<Self>) -> Result<u32, Error>;
 
     /// Has no new connection reach the members with these numbers. `last`: none stays.
     #[doc(hidden)]

@@ -200,8 +200,11 @@ impl Serve for Tcp {
         })
     }
 
-    fn queued(member: &Member<Tcp>) -> u32 {
-        os::accept_queue(&member.socket.0).map_or(0, |[queued, _]| queued)
+    fn queued(member: &Member<Tcp>) -> Result<u32, Error> {
+        if !os::STEERS {
+            return Ok(0);
+        }
+        os::accept_queue(&member.socket.0).map(|[queued, _]| queued)
     }
 
     /// Steers around them, and has them drop every SYN.
@@ -248,7 +251,8 @@ impl Serve for Tcp {
         }
         wait_for_handshakes(server.local_addr(), members, deadline);
         let mut interval = POLL_INTERVAL;
-        while members.iter().any(|member| Tcp::queued(member) > 0) && Instant::now() < deadline {
+        while members.iter().any(|member| Tcp::queued(member) != Ok(0)) && Instant::now() < deadline
+        {
             sleep(interval);
             interval = (2 * interval).min(16 * POLL_INTERVAL);
         }

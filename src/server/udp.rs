@@ -219,8 +219,8 @@ impl Serve for Udp {
     }
 
     /// What is queued at the end of the grace period is lost: a datagram is no connection.
-    fn queued(_: &Member<Udp>) -> u32 {
-        0
+    fn queued(_: &Member<Udp>) -> Result<u32, Error> {
+        Ok(0)
     }
 
     /// Connects the members, each to its own address. The kernel then takes them out of the group

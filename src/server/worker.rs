@@ -174,9 +174,21 @@ impl<P: Serve> Pool<P> {
         cpu: Option<u32>,
     ) -> Result<Arc<Worker<P>>, Error> {
         let name = std::format!("{}-{id}", P::THREAD_NAME);
-        match cpu {
-            Some(cpu) => os::start_on_cpu(cpu, || self.start_thread(&name))?,
-            None => self.start_thread(&name),
+        let Some(cpu) = cpu else {
+            return self.start_thread(&name);
+        };
+        let mut started = None;
+        let pinned = os::start_on_cpu(cpu, || started = Some(self.start_thread(&name)));
+        match (pinned, started) {
+            (Ok(()), Some(started)) => started,
+            (Err(error), started) => {
+                // The caller's own CPUs could not be restored: the thread is there already.
+                if let Some(Ok(worker)) = started {
+                    worker.give(Order::End);
+                }
+                Err(error)
+            }
+            (Ok(()), None) => Err(Error::new(Call::PthreadCreate, libc::EAGAIN)),
         }
     }
 
@@ -253,7 +265,11 @@ impl<P: Serve> Pool<P> {
 
     /// Takes a member for a spare worker. Returns false if it is not needed.
     fn take(&self, worker: &Arc<Worker<P>>, member: &Member<P>, extra: bool) -> bool {
-        let queued = if extra { P::queued(member) } else { 0 };
+        let queued = if extra {
+            P::queued(member).unwrap_or_default()
+        } else {
+            0
+        };
         let mut state = self.lock();
         let Some(entry) = state.entry(member.id) else {
             return false;

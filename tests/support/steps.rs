@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use reuseport::{
     AcceptAction, Acceptors, Batch, Call, Connection, Datagram, Error, Group, GroupError,
-    GroupOptions, Listener, Protocol, Server, Stats, Steering, Udp, UdpSocket,
+    GroupOptions, Listener, MemberState, Protocol, Server, Stats, Steering, Udp, UdpSocket,
 };
 
 use super::support::{self, listeners, wait_until};
@@ -237,7 +237,20 @@ pub(crate) fn retires<const N: usize>(fault: &Fault, acceptors: [usize; N]) {
             acceptors.iter().all(|id| !tally[*id].running)
         });
     }
-    if retired.is_some() || fault.outcome == Outcome::FailsAfterLeaving {
+    if fault.outcome == Outcome::FailsDraining {
+        let mut members = server.members();
+        members.retain(|member| member.state == MemberState::Draining);
+        let [stays] = members[..] else {
+            panic!("one has failed to leave: {server:?}")
+        };
+        server.retire(stays.stats.id).unwrap();
+    }
+    if retired.is_some()
+        || matches!(
+            fault.outcome,
+            Outcome::FailsAfterLeaving | Outcome::FailsDraining
+        )
+    {
         server.add().unwrap();
         whole(&server, 5 - acceptors.len());
     } else {
@@ -259,50 +272,75 @@ pub(crate) fn stops(fault: &Fault) {
     });
 }
 
-/// Each acceptor's second `accept` fails. What it has done about it is counted; and the group goes
-/// on serving, or its next member does.
+/// Each thread's second `accept` fails. What it has done about it is counted; and the group goes on
+/// serving, or its next member does.
 pub(crate) fn accepts(error: Error) {
-    let server = Group::bind(ANY_PORT, 2).unwrap().spawn(answer).unwrap();
-    let address = server.local_addr();
     let leaves = matches!(
         error.accept_action(),
         AcceptAction::Closed | AcceptAction::Fatal
     );
-    for round in 0..3 {
-        served(address);
-        let met = |count: &Stats| {
-            assert_eq!(count.panicked, 0);
-            match error.accept_action() {
-                AcceptAction::Retry => count.transient_errors == 1,
-                AcceptAction::BackOff => count.backoffs == 1,
-                AcceptAction::WouldBlock => count.accepted > 0,
-                AcceptAction::Closed | AcceptAction::Fatal => {
-                    !count.running && count.error == Some(error)
-                }
-            }
-        };
-        wait_until("the error has been met", || {
-            server.stats().iter().filter(|count| met(count)).count()
-                > if leaves { round } else { 0 }
-        });
-        if leaves {
-            // The place of whoever has left is free.
-            assert_eq!(server.add(), Ok(2 + round));
-            assert_eq!(server.members().len(), 2);
-        }
+    // Spare threads would each meet the error too.
+    let options = Group::options().spare_threads(0);
+    let server = options.bind(ANY_PORT, 2).unwrap().spawn(answer).unwrap();
+    if leaves {
+        both_are_replaced(&server, error);
+    } else {
+        both_go_on(&server, error);
     }
-    if !leaves {
-        whole(&server, 2);
-        server.add().unwrap();
-        whole(&server, 3);
-    }
-    // Two and three were there, each met it at most once.
+    whole(&server, 2);
+    server.add().unwrap();
+    whole(&server, 3);
+    // Each member met it at most once.
     for count in server.stop(support::BOUND) {
         assert!(
             count.transient_errors + count.backoffs <= 1 && !count.running,
             "{count:?}"
         );
     }
+    acceptors_meet(error, leaves);
+}
+
+/// Whoever has accepted once has then failed, and another member takes its place: on the thread of
+/// the one that failed, which does not meet the error again.
+fn both_are_replaced(server: &Server, error: Error) {
+    let failed = |count: &Stats| !count.running && count.error == Some(error);
+    let mut replaced = 0;
+    let both = (0..200).any(|_| {
+        served(server.local_addr());
+        wait_until("who has accepted has failed", || {
+            let first = server.stats().into_iter().take(2);
+            first
+                .into_iter()
+                .all(|count| count.accepted == 0 || failed(&count))
+        });
+        if server.stats().iter().filter(|count| failed(count)).count() > replaced {
+            wait_until("its thread is free", || server.spare_threads().idle == 1);
+            assert_eq!(server.add(), Ok(2 + replaced));
+            assert_eq!(server.members().len(), 2);
+            replaced += 1;
+        }
+        replaced == 2
+    });
+    // The hash chooses one of two none of 200 times with a chance of 2^-200.
+    assert!(both, "{server:?}");
+}
+
+fn both_go_on(server: &Server, error: Error) {
+    served(server.local_addr());
+    wait_until("the error has been met", || {
+        server.stats().iter().any(|count| {
+            assert_eq!(count.panicked, 0);
+            match error.accept_action() {
+                AcceptAction::Retry => count.transient_errors == 1,
+                AcceptAction::BackOff => count.backoffs == 1,
+                _ => count.accepted == 1,
+            }
+        })
+    });
+}
+
+/// The same, without a server.
+fn acceptors_meet(error: Error, leaves: bool) {
     let (listeners, address) = listeners(1);
     let acceptors = Acceptors::spawn(listeners, answer).unwrap();
     served(address);
