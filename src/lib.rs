@@ -91,11 +91,11 @@
 //! 7. `group/`, several sockets on one port: `mod.rs` ([`Group`]), `options.rs`, `config.rs` (how a
 //!    member is made), `steering.rs` (from a policy to a program), `old_process.rs` (the process
 //!    that hands it over), `error.rs`.
-//! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `start.rs`, `member.rs`, `worker.rs`
-//!    (threads and lists), `handoff.rs` and `mark.rs` (a blocked thread gives its listener to
-//!    another), `tcp.rs`, `udp.rs`, `polling.rs` (how workers wait), `drain.rs` (how members
-//!    leave), `steering.rs` (which members get new connections), `without_worker.rs` (members for a
-//!    new process).
+//! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `start.rs`, `member.rs`, `pool.rs`,
+//!    `worker.rs` (threads and lists), `handoff.rs` and `mark.rs` (a blocked thread gives its
+//!    listener to another), `tcp.rs`, `udp.rs`, `polling.rs` (how workers wait), `drain.rs` (how
+//!    members leave), `steering.rs` (which members get new connections), `new_process.rs` (members
+//!    for a new process).
 //! 9. `restart/`, a new process takes over: `hand_over.rs` (the old process), `listen_fds.rs` (the
 //!    new process, and systemd).
 //! 10. `os/`, what differs between kernels: `mod.rs` (the contract), `linux/`, `other.rs` (the same

@@ -74,9 +74,9 @@ impl<P: Serve> Server<P> {
     /// Removes several members at once, as [`retire`](Self::retire).
     ///
     /// # Errors
-    /// Those of [`retire`](Self::retire). No member has left then, but for two cases: some have left
-    /// if others stay, because they are [`StillQueued`](GroupError::StillQueued) or a call failed,
-    /// and all have left if the group cannot be steered as before.
+    /// Those of [`retire`](Self::retire). No member has left then, but for two cases: some have
+    /// left if others stay, because they are [`StillQueued`](GroupError::StillQueued) or a call
+    /// failed, and all have left if the group cannot be steered as before.
     pub fn retire_all(&self, acceptors: &[usize]) -> Result<Vec<Stats>, GroupError> {
         let control = self.change()?;
         if control.config.options.shared {

@@ -23,7 +23,8 @@ use std::vec::Vec;
 use super::Serve;
 use super::mark::is_handling;
 use super::member::{Entry, Member, MemberState};
-use super::worker::{Order, Pool, PoolState, Worker};
+use super::pool::{Pool, PoolState};
+use super::worker::{Order, Worker};
 use crate::error::{Call, Error};
 
 /// How often the monitor looks.

@@ -5,13 +5,14 @@ mod error;
 mod handoff;
 mod mark;
 pub(crate) mod member;
+#[cfg(linux_kernel)]
+mod new_process;
 mod polling;
+mod pool;
 mod start;
 mod steering;
 mod tcp;
 mod udp;
-#[cfg(linux_kernel)]
-mod without_worker;
 pub(crate) mod worker;
 
 use core::net::SocketAddr;
@@ -25,7 +26,8 @@ pub(crate) use drain::deadline_after;
 pub use error::SpawnError;
 use member::{Entry, Member};
 pub use member::{MemberState, MemberStats, OtherListeners};
-use worker::{Order, Pool, Worker};
+use pool::Pool;
+use worker::{Order, Worker};
 
 use crate::acceptors::Stats;
 use crate::error::Error;

@@ -2,13 +2,14 @@
 
 use core::time::Duration;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::{boxed::Box, vec::Vec};
 
 use super::member::{Entry, Member, MemberState};
-use super::worker::{Order, Pool, Work, Worker};
+use super::pool::Pool;
+use super::worker::{Order, Work, Worker, run};
 use super::{Control, Serve, Server, SpawnError, deadline_after, handoff};
-use crate::error::Error;
+use crate::error::{Call, Error};
 use crate::group::{Group, GroupConfig};
 use crate::os;
 
@@ -93,6 +94,50 @@ pub(super) fn polls<P: Serve>(config: &GroupConfig<P>) -> bool {
 }
 
 impl<P: Serve> Pool<P> {
+    /// Starts a thread, which waits for its first order.
+    pub(crate) fn start_thread(self: &Arc<Self>, name: &str) -> Result<Arc<Worker<P>>, Error> {
+        let worker = Worker::new();
+        let (pool, its) = (Arc::clone(self), Arc::clone(&worker));
+        self.lock().threads += 1;
+        let thread = Builder::new().name(name.into());
+        match thread.spawn(move || run(&pool, &its)) {
+            Ok(handle) => {
+                self.lock().handles.push(handle);
+                Ok(worker)
+            }
+            Err(error) => {
+                self.lock().threads -= 1;
+                let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
+                Err(Error::new(Call::PthreadCreate, errno))
+            }
+        }
+    }
+
+    /// Starts a thread for the member with this number: on its CPU, if workers are pinned.
+    pub(crate) fn start_worker(
+        self: &Arc<Self>,
+        id: usize,
+        cpu: Option<u32>,
+    ) -> Result<Arc<Worker<P>>, Error> {
+        let name = std::format!("{}-{id}", P::THREAD_NAME);
+        let Some(cpu) = cpu else {
+            return self.start_thread(&name);
+        };
+        let mut started = None;
+        let pinned = os::start_on_cpu(cpu, || started = Some(self.start_thread(&name)));
+        match (pinned, started) {
+            (Ok(()), Some(started)) => started,
+            (Err(error), started) => {
+                // The caller's own CPUs could not be restored: the thread is there already.
+                if let Some(Ok(worker)) = started {
+                    worker.give(Order::End);
+                }
+                Err(error)
+            }
+            (Ok(()), None) => Err(Error::new(Call::PthreadCreate, libc::EAGAIN)),
+        }
+    }
+
     /// Enters a member at the end of the list, and gives it to a worker.
     pub(super) fn employ(&self, member: Arc<Member<P>>, worker: &Arc<Worker<P>>) {
         let mut entry = Entry::new(Arc::clone(&member), MemberState::Serving);

@@ -1,24 +1,15 @@
-//! The threads of a server: [`Worker`]s, which serve one member after the other, and the [`Pool`]
-//! in which those without a member wait as spares.
+//! [`Worker`]: a thread of a server, which serves one member after the other.
 
-use core::mem;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::AtomicUsize;
 use core::time::Duration;
-use std::boxed::Box;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, Builder, JoinHandle, Thread};
-use std::time::Instant;
-use std::vec::Vec;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
 
 use super::Serve;
-use super::mark::{Mark, Sleep};
-use super::member::{Entry, Member, MemberState, OtherListeners};
-use crate::acceptors::Stats;
-use crate::error::{Call, Error};
+use super::mark::Mark;
+use super::member::Member;
+use super::pool::Pool;
 use crate::os;
-
-/// How long a spare worker waits for a member before its thread ends.
-const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a worker waits whose handler could not be made, before it tries again.
 const MAKE_BACKOFF: Duration = Duration::from_millis(50);
@@ -65,354 +56,22 @@ pub(crate) enum Order<P: Serve> {
     End,
 }
 
-/// All threads and all members of a server.
-pub(crate) struct Pool<P: Serve> {
-    /// Makes what a thread does, on that thread.
-    work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
-    /// The CPUs in the order of the members, if workers are pinned.
-    pub(crate) pins: Box<dyn Fn(usize) -> Option<u32> + Send + Sync>,
-    /// The most threads beside one for each member.
-    pub(crate) spare_limit: usize,
-    /// All members are one socket.
-    pub(crate) shared: bool,
-    pub(crate) sleep: Sleep,
-    state: Mutex<PoolState<P>>,
-    changed: Condvar,
-}
-
-/// The lists. Nothing that waits is done while this is locked, and no code of the user runs.
-pub(crate) struct PoolState<P: Serve> {
-    /// The members in the kernel's order. When one leaves, the last takes its index, as in the
-    /// kernel's array. A member is here as long as its socket is in the kernel's group.
-    pub(crate) members: Vec<Entry<P>>,
-    /// Members whose socket has left the kernel's group, and whose handlers still run.
-    pub(crate) departed: Vec<Entry<P>>,
-    /// What was done for members that are gone.
-    pub(crate) gone: Vec<Stats>,
-    /// The numbers of members whose socket has failed, in the order in which they failed.
-    pub(crate) failed: Vec<usize>,
-    /// Workers without a member.
-    pub(crate) spares: Vec<Arc<Worker<P>>>,
-    /// All threads, but for the monitor.
-    pub(crate) threads: usize,
-    pub(crate) most_spares: usize,
-    handles: Vec<JoinHandle<()>>,
-    /// The monitor's thread, if there is one.
-    pub(crate) monitor: Option<Thread>,
-    /// A member waits for a spare worker.
-    pub(crate) starving: bool,
-    /// Whether sockets of other processes were in the group when it was last looked at.
-    pub(crate) other_listeners: OtherListeners,
-    /// The server is stopping: workers end instead of becoming spares.
-    pub(crate) closing: bool,
-}
-
-impl<P: Serve> Pool<P> {
-    pub(crate) fn new(
-        work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
-        pins: Box<dyn Fn(usize) -> Option<u32> + Send + Sync>,
-        spare_limit: usize,
-        shared: bool,
-    ) -> Arc<Pool<P>> {
-        Arc::new(Pool {
-            work,
-            pins,
-            spare_limit,
-            shared,
-            sleep: Sleep::new(),
-            state: Mutex::new(PoolState {
-                members: Vec::new(),
-                departed: Vec::new(),
-                gone: Vec::new(),
-                failed: Vec::new(),
-                spares: Vec::new(),
-                threads: 0,
-                most_spares: 0,
-                handles: Vec::new(),
-                monitor: None,
-                starving: false,
-                other_listeners: OtherListeners::Unknown,
-                closing: false,
-            }),
-            changed: Condvar::new(),
-        })
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, PoolState<P>> {
-        // Nothing that could panic half way is done while it is locked.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Starts a thread, which waits for its first order.
-    pub(crate) fn start_thread(self: &Arc<Self>, name: &str) -> Result<Arc<Worker<P>>, Error> {
-        let worker = Arc::new(Worker {
+impl<P: Serve> Worker<P> {
+    pub(super) fn new() -> Arc<Worker<P>> {
+        Arc::new(Worker {
             mark: Mark::new(),
             seen: AtomicUsize::new(0),
             order: Mutex::new(None),
             ordered: Condvar::new(),
-        });
-        let (pool, its) = (Arc::clone(self), Arc::clone(&worker));
-        self.lock().threads += 1;
-        let thread = Builder::new().name(name.into());
-        match thread.spawn(move || run(&pool, &its)) {
-            Ok(handle) => {
-                self.lock().handles.push(handle);
-                Ok(worker)
-            }
-            Err(error) => {
-                self.lock().threads -= 1;
-                let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
-                Err(Error::new(Call::PthreadCreate, errno))
-            }
-        }
-    }
-
-    /// Starts a thread for the member with this number: on its CPU, if workers are pinned.
-    pub(crate) fn start_worker(
-        self: &Arc<Self>,
-        id: usize,
-        cpu: Option<u32>,
-    ) -> Result<Arc<Worker<P>>, Error> {
-        let name = std::format!("{}-{id}", P::THREAD_NAME);
-        let Some(cpu) = cpu else {
-            return self.start_thread(&name);
-        };
-        let mut started = None;
-        let pinned = os::start_on_cpu(cpu, || started = Some(self.start_thread(&name)));
-        match (pinned, started) {
-            (Ok(()), Some(started)) => started,
-            (Err(error), started) => {
-                // The caller's own CPUs could not be restored: the thread is there already.
-                if let Some(Ok(worker)) = started {
-                    worker.give(Order::End);
-                }
-                Err(error)
-            }
-            (Ok(()), None) => Err(Error::new(Call::PthreadCreate, libc::EAGAIN)),
-        }
-    }
-
-    /// Waits until `done` says so of the lists, at most until `deadline`; returns whether it did.
-    pub(crate) fn wait_until(
-        &self,
-        deadline: Option<Instant>,
-        done: impl Fn(&PoolState<P>) -> bool,
-    ) -> bool {
-        let mut state = self.lock();
-        while !done(&state) {
-            let Some(deadline) = deadline else {
-                let waited = self.changed.wait(state);
-                state = waited.unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        true
-    }
-
-    /// Lets the threads go that have ended. Their thread-local destructors may still run, which are
-    /// the user's code and may call the server: so they are not joined.
-    pub(crate) fn detach_ended(&self) {
-        self.lock().handles.retain(|handle| !handle.is_finished());
-    }
-
-    /// Joins the threads that have ended, without the lock.
-    fn join_ended(&self) {
-        let mut state = self.lock();
-        let handles = mem::take(&mut state.handles).into_iter();
-        let (ended, running): (Vec<_>, _) = handles.partition(JoinHandle::is_finished);
-        state.handles = running;
-        drop(state);
-        let this = thread::current().id();
-        for handle in ended {
-            if handle.thread().id() != this {
-                _ = handle.join();
-            }
-        }
-    }
-
-    /// Joins all threads, at most until `deadline`: each has ended, or is about to.
-    pub(crate) fn join_all(&self, deadline: Instant) {
-        loop {
-            self.join_ended();
-            let done = self.lock().handles.is_empty();
-            if done || Instant::now() >= deadline {
-                return;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    /// Ends all spare workers, and every other worker once it is without a member.
-    pub(crate) fn close(&self) {
-        let mut state = self.lock();
-        state.closing = true;
-        let (spares, monitor) = (mem::take(&mut state.spares), state.monitor.take());
-        drop(state);
-        for spare in spares {
-            spare.give(Order::End);
-        }
-        if let Some(monitor) = monitor {
-            self.sleep.end();
-            monitor.unpark();
-        }
-    }
-
-    /// Takes a member for a spare worker. Returns false if it is not needed.
-    fn take(&self, worker: &Arc<Worker<P>>, member: &Member<P>, extra: bool) -> bool {
-        let queued = if extra {
-            P::queued(member).unwrap_or_default()
-        } else {
-            0
-        };
-        let mut state = self.lock();
-        let Some(entry) = state.entry(member.id) else {
-            return false;
-        };
-        entry.ordered -= 1;
-        if entry.state == MemberState::Closed {
-            return false;
-        }
-        let before = entry.holders.len();
-        let blocked = |holder: &Arc<Worker<P>>| holder.mark.take(holder.seen.load(Relaxed));
-        entry.holders.retain(|holder| !blocked(holder));
-        entry.detached += before - entry.holders.len();
-        let needed = entry.holders.is_empty() || entry.holders.len() < queued as usize;
-        if needed {
-            entry.holders.push(Arc::clone(worker));
-            member.counters.handed_off.fetch_add(1, Relaxed);
-        }
-        entry.update_surplus();
-        needed
-    }
-
-    /// Takes back an order that was not carried out.
-    pub(crate) fn cancel(&self, member: &Member<P>) {
-        if let Some(entry) = self.lock().entry(member.id) {
-            entry.ordered -= 1;
-        }
-    }
-
-    /// Lets a worker go that has left its handler, if another one accepts on the listener.
-    #[cold]
-    pub(crate) fn release_surplus(&self, worker: &Arc<Worker<P>>, member: &Member<P>) -> bool {
-        let mut state = self.lock();
-        let Some(entry) = state.entry(member.id) else {
-            return false;
-        };
-        let is_other = |holder: &&Arc<Worker<P>>| !Arc::ptr_eq(holder, worker);
-        let mut others = entry.holders.iter().filter(is_other);
-        let released = others.any(|other| other.mark.is_accepting());
-        if released {
-            entry.holders.retain(|holder| !Arc::ptr_eq(holder, worker));
-        }
-        entry.update_surplus();
-        released
-    }
-
-    /// Notes that a worker no longer serves a member.
-    fn left(&self, worker: &Arc<Worker<P>>, member: &Member<P>, outcome: Outcome) {
-        let mut state = self.lock();
-        if let Some(entry) = state.entry(member.id) {
-            match outcome {
-                Outcome::Taken => entry.detached -= 1,
-                Outcome::Surplus => {}
-                Outcome::Ended => entry.holders.retain(|holder| !Arc::ptr_eq(holder, worker)),
-            }
-            entry.update_surplus();
-        }
-        let failed = member.counters.error().is_some() && !state.failed.contains(&member.id);
-        if failed && state.members.iter().any(|entry| entry.id() == member.id) {
-            // The kernel lets the failed members go in this order.
-            _ = P::leave_group(member);
-            state.failed.push(member.id);
-        }
-        state.forget_finished();
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    /// Returns what a worker without a member is to do; `None`: its thread ends.
-    fn next_order(&self, worker: &Arc<Worker<P>>) -> Option<Order<P>> {
-        let mut state = self.lock();
-        // Threads are at most as many as members and spares.
-        if state.closing || state.threads > state.members.len() + self.spare_limit {
-            return None;
-        }
-        state.spares.push(Arc::clone(worker));
-        let monitor = state.starving.then(|| state.monitor.clone()).flatten();
-        state.starving = false;
-        drop(state);
-        if let Some(monitor) = monitor {
-            monitor.unpark();
-        }
-        let order = worker.wait_for_order(IDLE_LIMIT);
-        order.or_else(|| {
-            let mut state = self.lock();
-            let waits = |spare: &Arc<Worker<P>>| Arc::ptr_eq(spare, worker);
-            let at = state.spares.iter().position(waits);
-            at.map(|at| state.spares.swap_remove(at));
-            drop(state);
-            // One that is no spare any more has been given an order.
-            if at.is_some() {
-                None
-            } else {
-                worker.wait_for_order(Duration::MAX)
-            }
         })
     }
-}
 
-impl<P: Serve> PoolState<P> {
-    /// The entry of a member, whether its socket is in the kernel's group or not.
-    pub(crate) fn entry(&mut self, id: usize) -> Option<&mut Entry<P>> {
-        let mut all = self.members.iter_mut().chain(&mut self.departed);
-        all.find(|entry| entry.id() == id)
-    }
-
-    /// Takes the member at `index` out of the list: its socket has left the kernel's group, and the
-    /// last one has moved to its index.
-    pub(crate) fn depart(&mut self, index: usize) {
-        let mut entry = self.members.swap_remove(index);
-        entry.state = MemberState::Closed;
-        self.departed.push(entry);
-        self.forget_finished();
-    }
-
-    /// Keeps no more than the statistics of members that are gone.
-    fn forget_finished(&mut self) {
-        let departed = mem::take(&mut self.departed).into_iter();
-        let (running, finished): (Vec<_>, Vec<_>) = departed.partition(Entry::is_running);
-        self.departed = running;
-        self.gone.extend(finished.iter().map(Entry::stats));
-    }
-
-    /// What was done for each member, also for those that are gone, in the order of their numbers.
-    pub(crate) fn stats(&self) -> Vec<Stats> {
-        let here = self.members.iter().chain(&self.departed).map(Entry::stats);
-        let mut stats: Vec<_> = self.gone.iter().copied().chain(here).collect();
-        stats.sort_by_key(|stats| stats.id);
-        stats
-    }
-
-    /// The threads beside one for each member.
-    pub(crate) fn spares(&self) -> usize {
-        self.threads.saturating_sub(self.members.len())
-    }
-}
-
-impl<P: Serve> Worker<P> {
     pub(crate) fn give(&self, order: Order<P>) {
         *self.order.lock().unwrap_or_else(PoisonError::into_inner) = Some(order);
         self.ordered.notify_one();
     }
 
-    fn wait_for_order(&self, limit: Duration) -> Option<Order<P>> {
+    pub(super) fn wait_for_order(&self, limit: Duration) -> Option<Order<P>> {
         let slot = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self
             .ordered
@@ -422,7 +81,7 @@ impl<P: Serve> Worker<P> {
 }
 
 /// The thread of a worker.
-fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
+pub(super) fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
     let mut work = (pool.work)();
     let mut served = None;
     let mut order = worker.wait_for_order(Duration::MAX);
@@ -456,8 +115,7 @@ fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
     }
     // The handler is the user's: it may panic, and take its time.
     _ = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| drop(work)));
-    pool.lock().threads -= 1;
-    pool.changed.notify_all();
+    pool.thread_ends();
 }
 
 /// Has the calling thread run where the workers of this member do, under their name.
