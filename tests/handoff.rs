@@ -300,13 +300,12 @@ fn shared_socket_has_a_spare_only_when_all_are_blocked() {
 
     let first = ask(server.local_addr(), WAIT);
     wait_until("one is held", || gate.held() == 1);
-    for _ in 0..50 {
-        answer(ask(server.local_addr(), GO));
-    }
+    thread::sleep(Duration::from_millis(100));
     let handed_off = |server: &Server| -> usize {
         let stats = server.stats();
         stats.iter().map(|stats| stats.handed_off).sum()
     };
+    assert_eq!(handed_off(&server), 0, "the other one accepts");
     let second = ask(server.local_addr(), WAIT);
     wait_until("both are held", || gate.held() == 2);
     answer(ask(server.local_addr(), GO));
@@ -442,9 +441,10 @@ fn retire_while_a_handler_is_blocked_loses_nothing_and_says_that_it_runs() {
     let group = options.bind(ANY_PORT, 2).unwrap();
     steer_to_the_first(&group.sockets()[0]);
     let server = spawn(group, &gate);
-    let blocked: Vec<_> = (0..3).map(|_| ask(server.local_addr(), WAIT)).collect();
+    let blocked = ask(server.local_addr(), WAIT);
+    answer(ask(server.local_addr(), GO));
     let waiting: Vec<_> = (0..20).map(|_| ask(server.local_addr(), GO)).collect();
-    wait_until("the handlers are held", || gate.held() == 3);
+    wait_until("the handler is held", || gate.held() == 1);
 
     let retired = server.retire(0).unwrap();
 
@@ -452,9 +452,9 @@ fn retire_while_a_handler_is_blocked_loses_nothing_and_says_that_it_runs() {
     assert_eq!(retired.reset, 0);
     waiting.into_iter().for_each(|client| _ = answer(client));
     gate.open();
-    blocked.into_iter().for_each(|client| _ = answer(client));
+    answer(blocked);
     wait_until("it has ended", || !server.stats()[0].running);
-    assert_eq!(server.stats()[0].accepted, 23);
+    assert_eq!(server.stats()[0].accepted, 22);
 }
 
 #[test]
