@@ -140,8 +140,8 @@ const ROWS: &[Row] = rows! {
     binds_a_group(Group::options()):
         Socket [Fails 3] SetSockOpt [Fails 2, Succeeds 2, Fails 7] Bind [NotTried 1, Fails 2]
         Listen [Fails 3] GetSockName [Fails 1] Fstat [Succeeds 1] SchedGetAffinity [Succeeds 1];
-    // Whose CPUs cannot be had is not told so: the program that is attached has no rows, and all goes
-    // by the hash. It ought to fail.
+    // Not tried: the error is dropped. The program that is attached has no rows, so all goes by the
+    // hash. It ought to fail.
     binds_a_group(Group::options().steering(Steering::Cpu)):
         SetSockOpt [Fails 2, Succeeds 2, Fails 8] SchedGetAffinity [NotTried 1];
     binds_a_group(Group::options().shared(true)):
@@ -179,7 +179,8 @@ const ROWS: &[Row] = rows! {
         Fcntl [Fails 1] PthreadCreate [Fails 1];
     retires([1]):
         SetSockOpt [Fails 1, FailsUnlessForbidden 1, FailsAfterLeaving 1] Socket [Succeeds 2]
-        Send [Succeeds 2] Recv [Succeeds 2] GetSockOpt [Succeeds 1, FailsDraining 1] Shutdown [FailsDraining 1]
+        Send [Succeeds 2] Recv [Succeeds 2] GetSockOpt [Succeeds 1, FailsDraining 1]
+        Shutdown [FailsDraining 1]
         Close [Succeeds 2];
     retires([0, 2]):
         SetSockOpt [Fails 1, FailsUnlessForbidden 2, Succeeds 1, FailsAfterLeaving 1]
