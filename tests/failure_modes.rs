@@ -145,8 +145,8 @@ fn has_no_descriptor_left() {
         }
     );
     assert_eq!(server.members().len(), 3);
-    // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves: at
-    // the latest when there are descriptors again.
+    // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves:
+    // at the latest when there are descriptors again.
     for round in 0..3 {
         room_for(3);
         server.retire(round).unwrap();
