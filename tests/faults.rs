@@ -140,10 +140,8 @@ const ROWS: &[Row] = rows! {
     binds_a_group(Group::options()):
         Socket [Fails 3] SetSockOpt [Fails 2, Succeeds 2, Fails 7] Bind [NotTried 1, Fails 2]
         Listen [Fails 3] GetSockName [Fails 1] Fstat [Succeeds 1] SchedGetAffinity [Succeeds 1];
-    // Not tried: the error is dropped. The program that is attached has no rows, so all goes by the
-    // hash. It ought to fail.
     binds_a_group(Group::options().steering(Steering::Cpu)):
-        SetSockOpt [Fails 2, Succeeds 2, Fails 8] SchedGetAffinity [NotTried 1];
+        SetSockOpt [Fails 2, Succeeds 2, Fails 8] SchedGetAffinity [Fails 1];
     binds_a_group(Group::options().shared(true)):
         Socket [Fails 1] SetSockOpt [Fails 1] Bind [Fails 1] Listen [Fails 1] Fcntl [Fails 2];
     claims_a_free_port:

@@ -4,7 +4,7 @@ use core::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use super::steering::Slot;
+use super::steering::{Slot, Steering};
 use super::{GroupError, GroupOptions};
 use crate::error::{Call, Error};
 use crate::listener::Descriptor;
@@ -88,7 +88,12 @@ impl<P: Protocol> GroupConfig<P> {
     /// members of the kernel's group, in index order. Any member will do as `through`.
     pub(crate) fn steer(&self, through: &P::Socket, slots: &[Slot]) -> Result<(), GroupError> {
         let through = P::descriptor(through);
-        let cpus = self.cpus.as_deref().unwrap_or_default();
+        let cpus = match (self.options.steering, &self.cpus) {
+            (Steering::Cpu, Err(error)) => {
+                return Err(GroupError::call(*error, self.address, 0));
+            }
+            (_, cpus) => cpus.as_deref().unwrap_or_default(),
+        };
         let program = self.options.steering.program(slots, cpus, P::HAS_PAYLOAD);
         let Some(program) = program else {
             return self.detach_from(through);

@@ -37,7 +37,7 @@ impl<P: Serve> Server<P> {
         self.set_state(ids, state);
         for member in self.members_of(ids) {
             let worker = self.spare_or_new_worker(&control.config, member.id, member.cpu_index);
-            let Ok(worker) = worker else { return };
+            let Ok(worker) = worker else { continue };
             if let Some(entry) = self.pool.lock().entry(member.id) {
                 entry.holders.push(std::sync::Arc::clone(&worker));
             }
