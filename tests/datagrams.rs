@@ -481,6 +481,8 @@ fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
                 let sockets = std::fs::read_to_string("/proc/thread-self/net/udp").unwrap();
                 sockets.matches(&connected).count() == 3
             });
+            // A stop that did not wait for the handlers would close the sockets in this time.
+            thread::sleep(Duration::from_millis(100));
             drop(closed);
             stopped.join().unwrap()
         });
