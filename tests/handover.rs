@@ -457,10 +457,11 @@ fn changes_its_group_once_it_may() {
     server.retire(0).unwrap();
     server.set_steering(Steering::Except(0)).unwrap();
     let (first, address) = (server.members()[0].stats, server.local_addr());
-    // Were it not so steered, each would pass by the first of two with a chance of 1/2.
+    // Were it not so steered, each would pass by the first of two with a chance of 1/2. The one
+    // client of the other process may have been on its way.
     (0..60).for_each(|_| _ = visit(address));
     let now = server.stats().into_iter().find(|now| now.id == first.id);
-    assert_eq!(now.unwrap().accepted, first.accepted);
+    assert!(now.unwrap().accepted <= first.accepted + 1);
     serve_until_the_input_ends(&server);
 }
 

@@ -148,7 +148,7 @@ fn what_cannot_be_is_said() {
         "127.0.0.1:0",
     ]);
     assert_eq!((code, err.lines().count()), (1, 1));
-    assert!(err.contains("share one listener"), "{err}");
+    assert!(err.contains("share one socket"), "{err}");
     let (code, _, err) = run(&["serve", "--steer", "left"]);
     assert_eq!((code, err.lines().count()), (2, 1));
     assert!(
@@ -157,7 +157,7 @@ fn what_cannot_be_is_said() {
     );
     let mut server = ServeProcess::start(&["--shared"]);
     server.signal(libc::SIGHUP);
-    server.read_stderr_until("not handed over: acceptors that share one listener");
+    server.read_stderr_until("not handed over: members that share one socket");
 }
 
 /// The connections that wait on the listeners of a port.

@@ -188,11 +188,10 @@ impl<P: Protocol> Group<P> {
     /// - [`GroupError::UserMismatch`]: the process has another effective user than when the group
     ///   was made.
     /// - [`GroupError::Inherited`]: other processes hold the sockets too.
+    /// - [`GroupError::PredecessorLeaving`]: the old process has not closed its sockets yet.
     /// - [`GroupError::Call`]: a system call failed. The group is as it was.
     pub fn add(&mut self) -> Result<(), GroupError> {
-        if self.config.inherited {
-            return Err(GroupError::Inherited);
-        }
+        self.check_changeable()?;
         self.open_one_more()?;
         let mut steered = Ok(());
         if self.config.options.is_steered() {
@@ -202,6 +201,17 @@ impl<P: Protocol> Group<P> {
             self.sockets.pop();
         }
         steered
+    }
+
+    fn check_changeable(&self) -> Result<(), GroupError> {
+        if self.config.inherited {
+            return Err(GroupError::Inherited);
+        }
+        let mut old_process = self.old_process.iter();
+        if old_process.any(OldProcess::is_leaving) {
+            return Err(GroupError::PredecessorLeaving);
+        }
+        Ok(())
     }
 
     fn open_one_more(&mut self) -> Result<(), GroupError> {
@@ -247,9 +257,7 @@ impl<P: Protocol> Group<P> {
     /// - [`GroupError::NoPayload`]: TCP cannot be steered by a byte.
     /// - [`GroupError::Call`]: the kernel refused the program.
     pub fn set_steering(&mut self, steering: Steering) -> Result<(), GroupError> {
-        if self.config.inherited {
-            return Err(GroupError::Inherited);
-        }
+        self.check_changeable()?;
         steering.check(self.sockets.len())?;
         let before = self.config.options.set_steering(steering)?;
         let Some(first) = self.sockets.first().filter(|_| self.config.can_steer()) else {

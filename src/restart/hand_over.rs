@@ -14,7 +14,9 @@
 //! socket the new process writes one byte when it is ready, and the old one when its last member
 //! has left; an end of file without the byte means that the other side has ended.
 
-use core::fmt;
+#[path = "error.rs"]
+mod error;
+
 use core::time::Duration;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -23,6 +25,8 @@ use std::process::{Child, Command};
 use std::string::ToString;
 use std::{format, time::Instant, vec::Vec};
 
+pub use error::HandOverError;
+
 use super::listen_fds::{
     FD_NAME, LISTEN_FDS_START, LISTEN_VARIABLES, SOCKET_NAME, SOCKET_VARIABLE,
 };
@@ -30,7 +34,7 @@ use crate::error::{Call, Error, check};
 use crate::group::GroupError;
 use crate::os;
 use crate::server::member::{MemberState, OtherListeners};
-use crate::server::{Control, Server, deadline_after};
+use crate::server::{Control, Serve, Server, deadline_after};
 use crate::socket::protocol::Tcp;
 
 /// How often a new process is looked at while its predecessor's members drain.
@@ -62,35 +66,33 @@ impl Server {
         command: Command,
         timeout: Duration,
     ) -> Result<HandOver<'_>, HandOverError> {
+        // Dropped after `control`, which its end needs.
+        let mut hand_over;
         let mut control = self.change()?;
         if control.config.options.shared {
             return Err(GroupError::SharedSocket.into());
         }
-        let others = self.other_listeners() == OtherListeners::Some;
+        let others = self.look_for_others() == OtherListeners::Some;
         if control.config.options.join || others {
             return Err(GroupError::JoinedGroup.into());
         }
-        let old = self.numbers();
         control.handing_over = true;
-        let mut new = Vec::new();
-        let begun = self.open_new_members(&mut control, old.len(), &mut new);
-        drop(control);
-        let started = begun.and_then(|()| {
-            let (near, far) = UnixStream::pair().map_err(HandOverError::Spawn)?;
-            let members = self.members_of(&new);
-            let listeners = members.iter().map(|member| member.raw());
-            let child = spawn(command, listeners.collect(), &far)?;
-            Ok((child, near))
-        });
-        let mut hand_over = HandOver {
+        hand_over = HandOver {
             server: self,
             child: None,
             socket: None,
-            old,
-            new,
+            old: self.numbers(),
+            serving: self.serving(),
+            new: Vec::new(),
         };
-        let (child, near) = started?;
-        hand_over.child = Some(child);
+        let count = hand_over.old.len();
+        self.open_new_members(&mut control, count, &mut hand_over.new)?;
+        drop(control);
+        let (near, far) = UnixStream::pair().map_err(HandOverError::Spawn)?;
+        let members = self.members_of(&hand_over.new);
+        let listeners = members.iter().map(|member| member.raw());
+        hand_over.child = Some(spawn(command, listeners.collect(), &far)?);
+        drop(far);
         wait_until_ready(hand_over.socket.insert(near), timeout)?;
         if hand_over.has_ended() {
             return Err(HandOverError::ChildExited);
@@ -111,8 +113,8 @@ impl Server {
         new: &mut Vec<usize>,
     ) -> Result<(), HandOverError> {
         self.steer_before_new(control)?;
-        for _ in 0..count {
-            new.push(self.open_without_worker(control)?);
+        for cpu_index in 0..count {
+            new.push(self.open_without_worker(control, cpu_index)?);
         }
         Ok(())
     }
@@ -132,6 +134,8 @@ pub struct HandOver<'a> {
     child: Option<Child>,
     socket: Option<UnixStream>,
     old: Vec<usize>,
+    /// Those of the old members that got new connections before.
+    serving: Vec<usize>,
     new: Vec<usize>,
 }
 
@@ -156,7 +160,9 @@ impl HandOver<'_> {
     pub fn leave(mut self, grace: Duration) -> Result<Child, HandOverError> {
         let deadline = deadline_after(grace);
         let server = self.server;
-        _ = server.turn_away(&server.control(), &self.old, true);
+        // The group is steered to the new members already. Where a filter cannot be had, the old
+        // ones leave without.
+        _ = Tcp::turn_away(server, &server.control(), &self.old, true);
         server.drain(&self.old, deadline);
         let mut control = server.control();
         let new = MemberState::HandedOver;
@@ -198,6 +204,13 @@ impl HandOver<'_> {
         }
     }
 
+    fn end_child(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            _ = child.kill();
+            _ = child.wait();
+        }
+    }
+
     /// Serves on the members that were meant for the new process, and ends the old ones.
     fn go_on(&mut self, control: &mut Control<Tcp>, deadline: Instant) {
         let server = self.server;
@@ -207,7 +220,7 @@ impl HandOver<'_> {
         let old: Vec<_> = old.iter().map(|member| member.id).collect();
         _ = server.finish_removal(control, &old, deadline);
         control.handing_over = false;
-        self.child = None;
+        self.end_child();
         self.old.clear();
     }
 }
@@ -215,16 +228,13 @@ impl HandOver<'_> {
 impl Drop for HandOver<'_> {
     fn drop(&mut self) {
         let server = self.server;
-        if let Some(mut child) = self.child.take() {
-            _ = child.kill();
-            _ = child.wait();
-        }
+        self.end_child();
         let mut control = server.control();
         if !core::mem::replace(&mut control.handing_over, false) {
             return;
         }
         let deadline = deadline_after(control.config.options.grace);
-        server.set_state(&self.old, MemberState::Serving);
+        server.set_state(&self.serving, MemberState::Serving);
         // What may have come to the new members is served before they leave.
         server.employ_without_worker(&control, &self.new, MemberState::Draining);
         _ = server.steer(&control);
@@ -309,42 +319,3 @@ fn wait_until_ready(mut socket: &UnixStream, timeout: Duration) -> Result<(), Ha
         }
     }
 }
-
-/// An error of [`Server::hand_over`] and [`HandOver::leave`].
-///
-/// # Platforms
-/// Linux and Android alone.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum HandOverError {
-    /// The group could not be prepared.
-    Group(GroupError),
-    /// A descriptor could not be prepared for the new process.
-    Prepare(Error),
-    /// The new process could not be started, or not be waited for.
-    Spawn(io::Error),
-    /// The new process has ended, or given its group up.
-    ChildExited,
-    /// The new process was not ready in time, and was killed.
-    TimedOut,
-}
-
-impl From<GroupError> for HandOverError {
-    fn from(error: GroupError) -> HandOverError {
-        HandOverError::Group(error)
-    }
-}
-
-impl fmt::Display for HandOverError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            HandOverError::Group(error) => write!(f, "{error}"),
-            HandOverError::Prepare(error) => write!(f, "passing a descriptor on: {error}"),
-            HandOverError::Spawn(error) => write!(f, "starting the new process: {error}"),
-            HandOverError::ChildExited => f.write_str("the new process has ended"),
-            HandOverError::TimedOut => f.write_str("the new process was not ready in time"),
-        }
-    }
-}
-
-impl core::error::Error for HandOverError {}

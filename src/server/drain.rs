@@ -123,11 +123,14 @@ impl<P: Serve> Server<P> {
     /// Turning new connections away takes `CAP_NET_ADMIN` on recent kernels (Linux 6.18). Without
     /// it, clients that connect in the last moment may be reset.
     ///
+    /// A change of the group that is under way is waited for first, at most for the group's
+    /// [`grace`](crate::GroupOptions::grace).
+    ///
     /// Inherited sockets are left as they are, with what is queued there, to the processes that
     /// hold them.
     pub fn stop(&self, grace: Duration) -> Vec<Stats> {
-        let deadline = deadline_after(grace);
         let mut control = self.control();
+        let deadline = deadline_after(grace);
         self.end(&mut control, deadline);
         self.stats()
     }
@@ -187,14 +190,25 @@ impl<P: Serve> Server<P> {
         ids: &[usize],
         last: bool,
     ) -> Result<(), GroupError> {
+        let mut serving = ids.to_vec();
+        serving.retain(|id| self.serving().contains(id));
         self.set_state(ids, MemberState::Draining);
         let turned = P::turn_away(self, control, ids, last);
         if turned.is_err() {
-            self.set_state(ids, MemberState::Serving);
+            // One that has been draining before goes on.
+            self.set_state(&serving, MemberState::Serving);
             // The first error counts.
             _ = self.steer(control);
         }
         turned
+    }
+
+    /// The numbers of the members that get new connections.
+    pub(crate) fn serving(&self) -> Vec<usize> {
+        let state = self.pool.lock();
+        let members = state.members.iter();
+        let serving = members.filter(|entry| entry.state == MemberState::Serving);
+        serving.map(|entry| entry.member.id).collect()
     }
 
     pub(crate) fn set_state(&self, ids: &[usize], state: MemberState) {

@@ -27,7 +27,7 @@ pub use error::SpawnError;
 use member::{Entry, Member};
 pub use member::{MemberState, MemberStats, OtherListeners};
 use pool::Pool;
-use worker::{Order, Worker};
+use worker::{Waiting, Worker};
 
 use crate::acceptors::Stats;
 use crate::error::Error;
@@ -189,17 +189,11 @@ impl<P: Serve> Server<P> {
         };
         let id = self.unused_id(&control);
         let worker = self.spare_or_new_worker(config, id, cpu_index);
-        let worker = worker.map_err(call)?;
-        let socket = match only.map_or_else(|| config.open(index), Ok) {
-            Ok(socket) => socket,
-            Err(error) => {
-                worker.give(Order::End);
-                return Err(error);
-            }
-        };
+        let worker = Waiting::new(worker.map_err(call)?);
+        let socket = only.map_or_else(|| config.open(index), Ok)?;
         control.next_id = id + 1;
-        self.pool
-            .employ(Member::new(id, cpu_index, socket, source), &worker);
+        let member = Member::new(id, cpu_index, socket, source);
+        self.pool.employ(member, &worker.employ());
         if let Err(error) = self.steer(&control) {
             self.undo_add(&control, id);
             return Err(error);

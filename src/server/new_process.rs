@@ -13,6 +13,7 @@ impl<P: Serve> Server<P> {
     pub(crate) fn open_without_worker(
         &self,
         control: &mut Control<P>,
+        cpu_index: usize,
     ) -> Result<usize, GroupError> {
         let index = self.pool.lock().members.len();
         let call = |error| GroupError::call(error, self.address, index);
@@ -22,12 +23,14 @@ impl<P: Serve> Server<P> {
         let socket = control.config.open(index)?;
         let id = self.unused_id(control);
         control.next_id = id + 1;
-        let entry = Entry::new(Member::new(id, id, socket, source), MemberState::HandedOver);
+        let member = Member::new(id, cpu_index, socket, source);
+        let entry = Entry::new(member, MemberState::HandedOver);
         self.pool.lock().members.push(entry);
         Ok(id)
     }
 
-    /// Gives each of these members a worker. One for whom no thread can be had stays without.
+    /// Gives each of these members a worker. One for which no thread can be had gets no new
+    /// connections.
     pub(crate) fn employ_without_worker(
         &self,
         control: &Control<P>,
@@ -37,7 +40,10 @@ impl<P: Serve> Server<P> {
         self.set_state(ids, state);
         for member in self.members_of(ids) {
             let worker = self.spare_or_new_worker(&control.config, member.id, member.cpu_index);
-            let Ok(worker) = worker else { continue };
+            let Ok(worker) = worker else {
+                self.set_state(&[member.id], MemberState::Draining);
+                continue;
+            };
             if let Some(entry) = self.pool.lock().entry(member.id) {
                 entry.holders.push(std::sync::Arc::clone(&worker));
             }

@@ -71,7 +71,7 @@ impl<P: Serve> Server<P> {
     }
 
     /// Compares the kernel's list of the group with this server's.
-    fn look_for_others(&self) -> OtherListeners {
+    pub(crate) fn look_for_others(&self) -> OtherListeners {
         let inode = |entry: &Entry<P>| entry.member.inode;
         let mut ours: Vec<u32> = self.pool.lock().members.iter().map(inode).collect();
         ours.sort_unstable();

@@ -202,7 +202,8 @@ impl Serve for Tcp {
     }
 
     fn queued(member: &Member<Tcp>) -> Result<u32, Error> {
-        if !os::STEERS {
+        // What is queued on an inherited listener is left to the processes that hold it.
+        if !os::STEERS || member.source.inherited {
             return Ok(0);
         }
         os::accept_queue(&member.socket.0).map(|[queued, _]| queued)

@@ -43,6 +43,36 @@ pub(crate) struct Worker<P: Serve> {
     ordered: Condvar,
 }
 
+/// A worker that waits for its first order. Dropped without one, also by a panic of the user's
+/// code, its thread ends.
+pub(super) struct Waiting<P: Serve> {
+    worker: Arc<Worker<P>>,
+    employed: bool,
+}
+
+impl<P: Serve> Waiting<P> {
+    pub(super) fn new(worker: Arc<Worker<P>>) -> Waiting<P> {
+        Waiting {
+            worker,
+            employed: false,
+        }
+    }
+
+    /// Returns the worker, which is then to be given an order.
+    pub(super) fn employ(mut self) -> Arc<Worker<P>> {
+        self.employed = true;
+        Arc::clone(&self.worker)
+    }
+}
+
+impl<P: Serve> Drop for Waiting<P> {
+    fn drop(&mut self) {
+        if !self.employed {
+            self.worker.give(Order::End);
+        }
+    }
+}
+
 /// What a worker is to do next.
 pub(crate) enum Order<P: Serve> {
     /// Serve a member that it holds already.

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::panic::{catch_unwind, resume_unwind};
 use std::vec::Vec;
 
+use super::constants::PR_SET_NAME;
 use crate::error::{Call, Error, check};
 
 /// A set of CPU numbers as the kernel keeps it: a bit each, in words of C's `unsigned long`.
@@ -72,5 +73,5 @@ pub(crate) fn move_to_cpu(cpu: u32) -> Result<(), Error> {
 pub(crate) fn name_thread(name: &CStr) {
     // It cannot fail: the string is readable to its end.
     // SAFETY: `name` ends with a zero; the kernel copies at most 16 bytes.
-    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+    unsafe { libc::prctl(PR_SET_NAME, name.as_ptr()) };
 }

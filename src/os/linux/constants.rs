@@ -22,6 +22,10 @@ mod generic {
     pub(crate) const SO_DETACH_REUSEPORT_BPF: c_int = 68;
 }
 
+/// `linux/prctl.h`.
+#[cfg(feature = "std")]
+pub(crate) const PR_SET_NAME: core::ffi::c_int = 15;
+
 #[cfg(all(feature = "std", target_os = "android"))]
 unsafe extern "C" {
     /// In Android's C library since API level 21.
