@@ -466,6 +466,7 @@ fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
         // Handlers wait until all sockets are told to take no more: then most datagrams still wait.
         let gate = Arc::new(RwLock::new(()));
         let passed = Arc::clone(&gate);
+        let closed = gate.write().unwrap();
         let server = group.spawn(move |_, message| {
             drop(passed.read());
             let len = message.payload().len();
@@ -473,7 +474,7 @@ fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
         });
         let server = server.unwrap();
         let counts = thread::scope(|scope| {
-            let closed = gate.write().unwrap();
+            let closed = closed; // given up before the scope waits for `stop`, if this test fails
             let stopped = scope.spawn(|| server.stop(BOUND));
             let port = address.port();
             let connected = format!(":{port:04X} 0100007F:{port:04X} ");
