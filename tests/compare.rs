@@ -327,8 +327,9 @@ fn long() -> (Running, Vec<i32>) {
 }
 
 fn signal(pid: i32, signal: i32) {
-    // SAFETY: takes two integers; whose pid it is has not been waited for.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    // Once one server has ended, the comparison ends, and the others with it: some may be gone.
+    // SAFETY: takes two integers. A pid is not used again within so short a time.
+    _ = unsafe { libc::kill(pid, signal) };
 }
 
 /// Whether it runs: a process that nobody has waited for yet does not.

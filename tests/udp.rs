@@ -119,8 +119,8 @@ fn a_byte_steers_to_the_receiver_of_that_number() {
 fn what_only_connections_have_is_refused() {
     for (args, wanted) in [
         (
-            &["serve", "--udp", "--steal"][..],
-            "unexpected argument \"--steal\": it does not go with --udp",
+            &["serve", "--udp", "--spare-threads", "1"][..],
+            "unexpected argument \"--spare-threads\": it does not go with --udp",
         ),
         (
             &["serve", "--udp", "--backlog", "1"],
@@ -144,7 +144,7 @@ fn what_only_connections_have_is_refused() {
     let (code, _, err) = run(&["serve", "--steer", "byte:0", "--addr", "127.0.0.1:0"]);
     assert_eq!(code, 1);
     assert!(
-        err.contains("only datagrams have bytes to be steered by: byte:K goes with --udp"),
+        err.contains("only datagrams can be steered by a byte: byte:K goes with --udp"),
         "{err}"
     );
     let mut server = ServeProcess::start(&["--udp"]);

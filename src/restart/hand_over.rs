@@ -14,7 +14,6 @@
 //! socket the new process writes one byte when it is ready, and the old one when its last member
 //! has left; an end of file without the byte means that the other side has ended.
 
-#[path = "error.rs"]
 mod error;
 
 use core::time::Duration;
