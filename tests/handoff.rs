@@ -549,7 +549,7 @@ fn has_no_thread_for_the_monitor() {
     let gate: Arc<Gate> = Arc::default();
     let group = Group::bind(ANY_PORT, 2).unwrap();
     let before = threads();
-    let most = u64::try_from(before + 2).unwrap();
+    let most = libc::rlim_t::try_from(before + 2).unwrap();
     let usual = support::limit_softly(libc::RLIMIT_NPROC, most).unwrap();
 
     let held = Arc::clone(&gate);
