@@ -139,6 +139,17 @@ fn slow_handlers_are_slow_whatever_the_way() {
 }
 
 #[test]
+fn handlers_that_compute_use_the_processor_whatever_the_way() {
+    let (code, out, err) = short(&["--compute", "100:1"]);
+
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    // A million multiplications of 3 cycles, each after the one before, take 0.3 ms at 10 GHz.
+    for (name, numbers) in rows(&out) {
+        assert!(numbers[9] >= 300.0, "{name}: {out}");
+    }
+}
+
+#[test]
 fn silent_clients_stop_all_ways_but_those_that_hand_off() {
     // One of two threads gets none of 64 with a chance below 1e-18.
     let (code, out, err) = patient(&[
@@ -272,6 +283,7 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
         ),
         (&["--clients=many"], "--clients needs a whole number"),
         (&["--slow", "5"], "--slow needs PERCENT:MILLISECONDS"),
+        (&["--compute", "5:x"], "--compute needs PERCENT:MILLIONS"),
         (&["--slow", "101:5"], "--slow needs PERCENT:MILLISECONDS"),
         (
             &["--silent", "-1"],

@@ -33,6 +33,8 @@ Usage: reuseport compare [OPTIONS]
   --think MS         milliseconds, on average, from a client's one connection to its next:
                      exponentially distributed, alike for every way [0]
   --slow P:MS        handle P percent of the connections slowly, each for MS milliseconds
+  --compute P:M      P percent of the handlers compute M million steps, each of which needs the one
+                     before: about 1.5 ms a million on a core of their own
   --silent N         N further clients connect when a turn begins, say nothing, and stay connected
                      until it ends. The handler of every connection then waits for one byte, which
                      the other clients send. They give up after a second without an answer: that
@@ -81,6 +83,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let acceptors = args.number("--acceptors", 1, 128, 4)?;
     let mut handling = Handling {
         slow: Slow::option(&mut args)?,
+        compute: Slow::computing(&mut args)?,
         silent: None,
     };
     let udp = args.flag("--udp");

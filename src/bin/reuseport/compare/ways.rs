@@ -27,6 +27,7 @@ pub(crate) struct Way {
 /// What the handlers do, whatever the way.
 pub(crate) struct Handling {
     pub(crate) slow: Option<Slow>,
+    pub(crate) compute: Option<Slow>,
     /// How many clients say nothing. If there is a number, a handler waits for its client's byte.
     pub(crate) silent: Option<usize>,
 }
@@ -202,16 +203,21 @@ impl Handling {
     }
 
     fn take_long(&self) {
-        if let Some(slow) = &self.slow {
+        for slow in [&self.slow, &self.compute].into_iter().flatten() {
             slow.handle();
         }
     }
 
     /// The words of the command line that make it.
     pub(crate) fn options(&self) -> Vec<String> {
-        let slow = self.slow.as_ref().map(Slow::to_string);
+        let [slow, compute] =
+            [&self.slow, &self.compute].map(|slow| slow.as_ref().map(Slow::to_string));
         let silent = self.silent.as_ref().map(usize::to_string);
-        let options = [("--slow", slow), ("--silent", silent)];
+        let options = [
+            ("--slow", slow),
+            ("--compute", compute),
+            ("--silent", silent),
+        ];
         let words = |(name, value): (&str, Option<_>)| Some([name.to_owned(), value?]);
         options.into_iter().filter_map(words).flatten().collect()
     }
