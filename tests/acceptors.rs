@@ -17,7 +17,7 @@ use support::{listeners, visit, wait_until};
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 #[test]
-fn every_acceptor_gets_some_and_the_counts_add_up() {
+fn acceptors_under_load_each_get_some_and_add_up() {
     let _none = support::no_process_starts();
     let (listeners, address) = listeners(3);
     let names = Arc::new(Mutex::new(BTreeSet::new()));
@@ -28,32 +28,37 @@ fn every_acceptor_gets_some_and_the_counts_add_up() {
         _ = connection.send(acceptor.to_string().as_bytes());
     })
     .unwrap();
+
     let mut heard = [0; 3];
     for _ in 0..100 {
         heard[visit(address).parse::<usize>().unwrap()] += 1;
     }
+
     let live: Vec<_> = acceptors
         .stats()
         .iter()
         .map(|count| count.accepted)
         .collect();
     assert_eq!(live, heard);
+
     let counts = acceptors.stop();
     assert_eq!(
         counts.iter().map(|count| count.accepted).sum::<usize>(),
         100
     );
+
     if BALANCES {
         // One of three is left out with a chance of 3 * (2/3)^100 < 1e-17.
         assert!(heard.iter().all(|count| *count > 0), "{heard:?}");
         let expected = (0..3).map(|n| (n, format!("acceptor-{n}"))).collect();
         assert_eq!(*names.lock().unwrap(), expected);
     }
+
     TcpStream::connect(address).expect_err("nobody listens any more");
 }
 
 #[test]
-fn a_panicking_handler_is_counted_and_the_acceptor_goes_on() {
+fn handler_that_panics_is_counted_and_the_acceptor_goes_on() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -71,15 +76,17 @@ fn a_panicking_handler_is_counted_and_the_acceptor_goes_on() {
         }
     })
     .unwrap();
+
     assert_eq!(visit(address), "");
     assert_eq!(visit(address), "");
     assert_eq!(visit(address), "well");
+
     let count = acceptors.stop()[0];
     assert_eq!((count.accepted, count.panicked), (3, 2));
 }
 
 #[test]
-fn each_acceptor_owns_its_state() {
+fn state_of_each_acceptor_is_its_own() {
     let _none = support::no_process_starts();
     let (listeners, address) = listeners(2);
     let (send, receive) = mpsc::channel();
@@ -91,9 +98,11 @@ fn each_acceptor_owns_its_state() {
         }
     })
     .unwrap();
+
     (0..20).for_each(|_| _ = visit(address));
     let counts = acceptors.stop();
     drop(send);
+
     let mut last = [0; 2];
     for (acceptor, own) in receive {
         assert_eq!(
@@ -103,6 +112,7 @@ fn each_acceptor_owns_its_state() {
         );
         last[acceptor] = own;
     }
+
     assert_eq!(
         counts
             .iter()
@@ -113,7 +123,7 @@ fn each_acceptor_owns_its_state() {
 }
 
 #[test]
-fn a_long_handler_learns_of_the_stop() {
+fn handler_that_runs_long_learns_of_the_stop() {
     let _none = support::no_process_starts();
     let (listeners, address) = listeners(1);
     let entered = Arc::new(Barrier::new(2));
@@ -127,17 +137,21 @@ fn a_long_handler_learns_of_the_stop() {
         }
     })
     .unwrap();
+
     let _client = TcpStream::connect(address).unwrap();
     entered.wait();
+
     let count = acceptors.stop()[0];
     assert_eq!((count.accepted, count.panicked), (1, 0));
 }
 
 #[test]
-fn dropping_stops() {
+fn drop_of_the_acceptors_stops_them() {
     let _none = support::no_process_starts();
     let (listeners, address) = listeners(2);
+
     drop(Acceptors::spawn(listeners, |_, _| {}).unwrap());
+
     Listener::options()
         .reuse_port(false)
         .bind(address)
@@ -150,6 +164,7 @@ fn join_returns_when_the_listeners_fail() {
     let (pipe, _other) = std::io::pipe().unwrap();
     let no_socket = Listener::from(std::os::fd::OwnedFd::from(pipe));
     let counts = Acceptors::spawn(vec![no_socket], |_, _| {}).unwrap().join();
+
     assert_eq!(
         counts[0].error,
         Some(Error::new(Call::Accept, libc::ENOTSOCK))
@@ -157,7 +172,7 @@ fn join_returns_when_the_listeners_fail() {
 }
 
 #[test]
-fn a_nonblocking_listener_is_set_to_block() {
+fn nonblocking_listener_is_set_to_block() {
     let _none = support::no_process_starts();
     let listener = Listener::options()
         .nonblocking(true)
@@ -165,6 +180,7 @@ fn a_nonblocking_listener_is_set_to_block() {
         .unwrap();
     let address = listener.local_addr().unwrap();
     let acceptors = Acceptors::spawn(vec![listener], |_, _| {}).unwrap();
+
     visit(address);
     assert_eq!(acceptors.stop()[0].backoffs, 0);
 }
@@ -203,6 +219,7 @@ fn hoards_connections() {
     wait_until("no descriptor is left", || {
         acceptors.stats().iter().any(|count| count.backoffs > 2)
     });
+
     let (kept, pauses, spent) = (accepted(), backed_off(), cpu_time());
     let begun = Instant::now();
     std::thread::sleep(Duration::from_secs(1));
@@ -210,6 +227,7 @@ fn hoards_connections() {
     wait_until("they try again", || backed_off() >= pauses + 5);
     let (spent, paused) = (cpu_time().saturating_sub(spent), backed_off() - pauses);
     let waited = begun.elapsed();
+
     assert!(
         accepted() <= kept + 3 && kept < 64,
         "accepted without a descriptor"
@@ -224,6 +242,7 @@ fn hoards_connections() {
         spent < waited / 10,
         "{spent:?} of CPU time in {waited:?} of waiting"
     );
+
     *hoard.lock().unwrap() = None;
     wait_until("all who waited are served", || accepted() == 200);
 }
@@ -243,9 +262,10 @@ fn cpu_time() -> Duration {
 }
 
 #[test]
-fn without_descriptors_it_waits_and_then_serves_all() {
+fn acceptor_without_descriptors_waits_and_then_serves_all() {
     use std::io::{BufRead, Read};
     let mut server = support::start(&mut support::role("hoards_connections"));
+
     let mut lines = server.stdout().lines();
     let address: SocketAddr = lines
         .find_map(|line| {
@@ -267,6 +287,7 @@ fn without_descriptors_it_waits_and_then_serves_all() {
             "closed without having been reset"
         );
     }
+
     let rest: Vec<_> = lines.map(Result::unwrap).collect();
     assert!(server.wait().success(), "{rest:#?}");
 }
@@ -281,6 +302,7 @@ fn races() {
         unsafe { SHARED += 1 };
     })
     .unwrap();
+
     (0..100).for_each(|_| _ = visit(address));
     acceptors.stop();
 }

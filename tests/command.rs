@@ -14,9 +14,11 @@ use support::{
 };
 
 #[test]
-fn the_demo_prints_an_acceptor_a_connection_and_the_counts() {
+fn demo_prints_an_acceptor_a_connection_and_the_counts() {
     let (code, out, err) = run(&["demo", "--addr", "127.0.0.1:0"]);
+
     assert_eq!((code, err.as_str()), (0, ""));
+
     let (lines, table) = out.split_once("\n\n").unwrap();
     let lines: Vec<_> = lines.lines().collect();
     assert_eq!(lines.len(), 10, "{out}");
@@ -35,9 +37,11 @@ fn the_demo_prints_an_acceptor_a_connection_and_the_counts() {
 }
 
 #[test]
-fn a_thousand_connections_reach_every_acceptor_and_add_up() {
+fn demo_of_1000_connections_reaches_every_acceptor() {
     let (code, out, _) = run(&["--addr", "127.0.0.1:0", "--connections", "1000"]);
+
     assert_eq!(code, 0);
+
     let (lines, table) = out.split_once("\n\n").unwrap();
     let mut sum = 0;
     for (n, row) in table.lines().enumerate() {
@@ -63,7 +67,7 @@ fn a_thousand_connections_reach_every_acceptor_and_add_up() {
 }
 
 #[test]
-fn a_client_in_another_language_gets_ten_lines() {
+fn serve_with_a_python_client_prints_ten_lines() {
     if !tool("python3") {
         return;
     }
@@ -73,11 +77,14 @@ fn a_client_in_another_language_gets_ten_lines() {
          with socket.create_connection(('localhost', {})) as s: s.recv(1)\n",
         server.address.port()
     );
+
     let python = finish(program("python3").args(["-c", &client]));
     assert!(python.status.success(), "{python:?}");
+
     server.signal(libc::SIGTERM);
     server.read_stderr_until("acceptor 2");
     let (code, out, _) = server.end();
+
     assert_eq!((code, out.lines().count()), (Some(0), 10), "{out}");
     assert!(
         out.lines().all(|line| line.starts_with("acceptor ")),
@@ -86,12 +93,14 @@ fn a_client_in_another_language_gets_ten_lines() {
 }
 
 #[test]
-fn a_signal_ends_the_server_with_the_stats() {
+fn serve_on_a_signal_ends_with_the_stats() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let server = ServeProcess::start(&["--acceptors", "2", "--quiet"]);
         (0..5).for_each(|_| _ = visit(server.address));
+
         server.signal(signal);
         let (code, out, err) = server.end();
+
         assert_eq!((code, out.as_str()), (Some(0), ""));
         let counts = err
             .lines()
@@ -106,25 +115,30 @@ fn a_signal_ends_the_server_with_the_stats() {
 }
 
 #[test]
-fn a_reader_that_leaves_ends_the_server_quietly() {
+fn serve_whose_reader_leaves_ends_quietly() {
     let mut server = ServeProcess::start(&[]);
     let mut stdout = server.process.stdout();
+
     let mut line = String::new();
     visit(server.address);
     stdout.read_line(&mut line).unwrap();
+
     assert!(line.starts_with("acceptor "), "{line}");
     drop(stdout);
+
     // The next line finds nobody; the client that caused it may see a reset.
     _ = TcpStream::connect(server.address).map(|mut client| client.read(&mut [0]));
+
     let (code, _, err) = server.end();
     assert_eq!((code, err.as_str()), (Some(0), ""));
 }
 
 #[test]
-fn a_full_disk_is_an_error() {
+fn demo_on_a_full_disk_fails() {
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let mut demo = reuseport(&["demo", "--addr", "127.0.0.1:0"]);
     let done = start(demo.stdout(full)).into_output();
+
     assert_eq!(done.status.code(), Some(1));
     assert!(
         text(&done.stderr).starts_with("reuseport: stdout: No space left"),
@@ -202,7 +216,7 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
 }
 
 #[test]
-fn help_and_version() {
+fn help_of_each_command_names_its_options() {
     for (command, option) in [
         ("demo", "--addr"),
         ("serve", "--addr"),
@@ -210,6 +224,7 @@ fn help_and_version() {
         ("explain", "--claim"),
     ] {
         let (code, out, err) = run(&[command, "--help"]);
+
         assert_eq!((code, err.as_str()), (0, ""));
         assert!(
             out.contains("Usage: reuseport ") && out.contains(option),
@@ -217,6 +232,7 @@ fn help_and_version() {
         );
         assert_eq!(run(&[command, "-h"]).1, out);
     }
+
     let out = run(&["--help"]).1;
     assert!(out.contains("serve") && out.contains("explain"), "{out}");
     assert_eq!(
@@ -226,11 +242,12 @@ fn help_and_version() {
 }
 
 #[test]
-fn a_busy_port_is_named_with_call_address_and_errno() {
+fn busy_port_is_named_with_call_address_and_errno() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     for command in ["demo", "serve"] {
         let (code, out, err) = run(&[command, "--addr", &address]);
+
         assert_eq!(
             (code, out.as_str(), err.lines().count()),
             (1, "", 1),
@@ -245,7 +262,7 @@ fn a_busy_port_is_named_with_call_address_and_errno() {
 }
 
 #[test]
-fn an_address_that_is_not_ours_is_named() {
+fn address_of_another_machine_is_named_in_the_error() {
     let (code, _, err) = run(&["serve", "--addr", "8.8.8.8:3000"]);
     assert_eq!((code, err.lines().count()), (1, 1));
     assert!(
@@ -264,7 +281,7 @@ fn an_address_that_is_not_ours_is_named() {
 }
 
 #[test]
-fn a_privileged_port_is_refused_with_a_hint() {
+fn privileged_port_is_refused_with_a_hint() {
     use std::os::unix::process::CommandExt;
     // SAFETY: takes nothing.
     if unsafe { libc::geteuid() } != 0 {
@@ -279,7 +296,9 @@ fn a_privileged_port_is_refused_with_a_hint() {
     let copied = directory.0.join("reuseport");
     support::copy(env!("CARGO_BIN_EXE_reuseport"), &copied);
     let mut serve = program(&copied);
+
     let done = finish(serve.args(["serve", "--addr", "127.0.0.1:80"]).uid(65534));
+
     let err = text(&done.stderr);
     assert_eq!(done.status.code(), Some(1), "{err}");
     assert!(
@@ -293,7 +312,7 @@ fn a_privileged_port_is_refused_with_a_hint() {
 }
 
 #[test]
-fn every_form_of_address() {
+fn serve_on_each_form_of_address_is_reached() {
     for given in ["127.0.0.1:0", "[::1]:0", "localhost:0"] {
         let server = ServeProcess::start(&["--addr", given]);
         assert!(
@@ -301,8 +320,10 @@ fn every_form_of_address() {
             "{given}: {}",
             server.address
         );
+
         let to = server.address.to_string();
         let (code, out, err) = run(&["connect", "--addr", &to]);
+
         assert_eq!((code, err.as_str()), (0, ""), "{given}");
         assert!(out.starts_with("10 connections in "), "{out}");
     }
@@ -379,7 +400,7 @@ fn waiting(address: &str) -> usize {
 }
 
 #[test]
-fn many_connections_leave_no_trace() {
+fn serve_after_100_000_connections_has_not_grown() {
     let server = ServeProcess::start(&["--quiet"]);
     let address = server.address.to_string();
     let resident = || {
@@ -393,6 +414,7 @@ fn many_connections_leave_no_trace() {
             .parse::<usize>()
             .unwrap()
     };
+
     let open = descriptors(server.pid());
     let connect = |n: &str| {
         let given = [
@@ -407,6 +429,7 @@ fn many_connections_leave_no_trace() {
         let (code, out, err) = run(&given);
         assert_eq!(code, 0, "{out}{err}");
     };
+
     connect("10000");
     let early = resident();
     connect("90000");
@@ -415,11 +438,13 @@ fn many_connections_leave_no_trace() {
     wait_until("the last connections are closed", || {
         descriptors(server.pid()) == open
     });
+
     server.signal(libc::SIGTERM);
     let (_, _, err) = server.end();
     let counts = err
         .lines()
         .map(|row| row.split_whitespace().nth(2).unwrap());
+
     assert_eq!(
         counts
             .map(|count| count.parse::<usize>().unwrap())
@@ -429,7 +454,7 @@ fn many_connections_leave_no_trace() {
 }
 
 #[test]
-fn two_system_calls_a_connection() {
+fn serve_makes_two_system_calls_a_connection() {
     if !tool("strace") {
         return;
     }
@@ -443,11 +468,13 @@ fn two_system_calls_a_connection() {
         .args(["serve", "--quiet", "--addr", "127.0.0.1:0"])
         .stdout(Stdio::null());
     let mut server = ServeProcess::from(&mut strace);
+
     (0..300).for_each(|_| _ = visit(server.address));
     let traced = support::child_of(server.pid());
     // SAFETY: takes two integers; strace has not reaped its child while it runs.
     unsafe { libc::kill(traced, libc::SIGTERM) };
     server.process.wait();
+
     let (mut accepted, mut acceptors) = (0, 0);
     for file in fs::read_dir(directory).unwrap() {
         let log = fs::read_to_string(file.unwrap().path()).unwrap();
@@ -465,5 +492,6 @@ fn two_system_calls_a_connection() {
         );
         accepted += names.len() / 2;
     }
+
     assert_eq!((acceptors, accepted), (3, 300));
 }

@@ -72,14 +72,17 @@ fn every_way_serves_and_has_its_row() {
     for args in [&["--rounds", "2"][..], &["--rounds=1", "--acceptors", "1"]] {
         let (code, out, err) =
             patient(&[&["compare", "--seconds=0.2", "--clients=4"], args].concat());
+
         assert_eq!((code, err.as_str()), (0, ""), "{out}");
         assert!(
             out.starts_with("reuseport compare --acceptors ") && out.contains("too few"),
             "{out}"
         );
+
         let rows = rows(&out);
         let names: Vec<_> = rows.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, WAYS, "{out}");
+
         let base = rows.iter().find(|(name, _)| name == "shared").unwrap().1[0];
         for (name, numbers) in &rows {
             assert_eq!(numbers.len(), 10, "{out}");
@@ -104,6 +107,7 @@ fn every_way_serves_and_has_its_row() {
             }
             assert_eq!(out.matches(&format!("\n{name}  ")).count(), 1, "{out}");
         }
+
         assert!(
             out.lines().take(9).all(|line| line.chars().count() <= 100),
             "{out}"
@@ -114,7 +118,9 @@ fn every_way_serves_and_has_its_row() {
 #[test]
 fn every_way_to_receive_has_its_row() {
     let (code, out, err) = short(&["--udp"]);
+
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
+
     let rows = rows(&out);
     let names: Vec<_> = rows.iter().map(|(name, _)| name.as_str()).collect();
     let ways = ["one", "shared", "reuseport", "+ cpu"];
@@ -128,7 +134,9 @@ fn every_way_to_receive_has_its_row() {
 #[test]
 fn slow_handlers_are_slow_whatever_the_way() {
     let (code, out, err) = short(&["--slow", "100:20"]);
+
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
+
     // A sleep is never shorter than asked for, so these are bounds, not speeds.
     for (name, numbers) in rows(&out) {
         assert!(
@@ -160,6 +168,7 @@ fn silent_clients_stop_all_ways_but_those_that_hand_off() {
         "--acceptors=2",
         "--silent=64",
     ]);
+
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     assert!(out.contains(" --silent 64 --rounds "), "{out}");
     for (name, numbers) in rows(&out) {
@@ -171,6 +180,7 @@ fn silent_clients_stop_all_ways_but_those_that_hand_off() {
             assert!(numbers[6] >= 1000.0, "{name}: {out}");
         }
     }
+
     // Handlers that wait for a byte get it.
     let (code, out, err) = short(&["--silent=0"]);
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
@@ -181,6 +191,7 @@ fn silent_clients_stop_all_ways_but_those_that_hand_off() {
 fn clients_that_think_too_long_are_an_error() {
     // Each of 20 pauses ends in time with a chance of 0.0000017.
     let (code, out, err) = run(&[&SHORT[..], &["--think", "60000"]].concat());
+
     assert_eq!(
         (code, out.as_str(), err.lines().count()),
         (1, "", 1),
@@ -193,9 +204,11 @@ fn clients_that_think_too_long_are_an_error() {
 }
 
 #[test]
-fn enough_rounds_are_concluded_from_in_two_lines() {
+fn conclusions_from_ten_rounds_are_two_lines() {
     let (code, out, err) = patient(&["compare", "--rounds=10", "--seconds=0.1"]);
+
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
+
     let last = out.split("\n\n").nth(2).expect("conclusions");
     let lines: Vec<_> = last.lines().collect();
     assert_eq!(lines.len(), 2, "{out}");
@@ -210,19 +223,22 @@ fn enough_rounds_are_concluded_from_in_two_lines() {
 }
 
 #[test]
-fn the_picture_is_well_formed() {
+fn picture_is_well_formed_and_shows_each_row() {
     if !tool("python3") {
         return;
     }
     let path = scratch("compare-svg").join("a & b.svg");
     let path = path.to_str().unwrap();
     let (code, out, err) = short(&["--svg", path]);
+
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
+
     let read = "import sys, xml.etree.ElementTree as xml\n\
                 for text in xml.parse(sys.argv[1]).getroot().itertext(): print(text)";
     let python = finish(program("python3").args(["-c", read, path]));
     assert!(python.status.success(), "{python:?}");
     let words = text(&python.stdout);
+
     for (name, numbers) in rows(&out) {
         let rate = format!("{:.0}", numbers[0]);
         assert!(
@@ -230,6 +246,7 @@ fn the_picture_is_well_formed() {
             "{words}"
         );
     }
+
     let drawing = fs::read_to_string(path).unwrap();
     assert!(
         drawing.contains("<title>") && !drawing.contains("<script"),
@@ -241,8 +258,9 @@ fn the_picture_is_well_formed() {
 }
 
 #[test]
-fn a_picture_that_cannot_be_written_is_named() {
+fn picture_that_cannot_be_written_is_named() {
     let (code, out, err) = short(&["--svg", "/no/such/place.svg"]);
+
     assert_eq!(
         (code, out.as_str(), err.lines().count()),
         (1, "", 1),
@@ -252,8 +270,10 @@ fn a_picture_that_cannot_be_written_is_named() {
         err.starts_with("reuseport: /no/such/place.svg: No such file"),
         "{err}"
     );
+
     // Found out at the end: what was measured is told all the same.
     let (code, out, err) = short(&["--svg", "/dev/full"]);
+
     assert_eq!(
         (code, rows(&out).len(), err.lines().count()),
         (1, WAYS.len(), 1)
@@ -311,14 +331,16 @@ fn wrong_usage_is_one_line_that_names_the_argument() {
             "{err}"
         );
     }
+
     let (code, out, err) = run(&["compare", "--help"]);
     assert_eq!((code, err.as_str()), (0, ""));
     assert!(WAYS.iter().all(|way| out.contains(way)), "{out}");
 }
 
 #[test]
-fn a_reader_that_leaves_ends_it_quietly() {
+fn compare_whose_reader_leaves_ends_quietly() {
     let mut compare = start(&mut reuseport(&SHORT));
+
     drop(compare.stdout());
     let done = compare.into_output();
     assert_eq!((done.status.code(), text(&done.stderr)), (Some(0), ""));
@@ -352,10 +374,12 @@ fn runs(pid: i32) -> bool {
 }
 
 #[test]
-fn its_servers_end_with_it() {
+fn compare_that_is_ended_takes_its_servers_along() {
     for how in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
         let (mut long, servers) = long();
+
         long.signal(how);
+
         assert!(!long.wait().success());
         wait_until("its servers have ended", || {
             !servers.iter().any(|pid| runs(*pid))
@@ -364,11 +388,13 @@ fn its_servers_end_with_it() {
 }
 
 #[test]
-fn a_server_that_ends_is_named() {
+fn server_that_ends_is_named() {
     let (long, servers) = long();
     // While they start, or while the first has its turn.
     servers.iter().for_each(|pid| signal(*pid, libc::SIGKILL));
+
     let done = long.into_output();
+
     let err = text(&done.stderr);
     assert_eq!(
         (done.status.code(), err.lines().count()),

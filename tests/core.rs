@@ -29,6 +29,7 @@ fn two_listeners_share_a_port_and_answer() {
         .unwrap();
     let address = first.local_addr().unwrap();
     let second = Listener::options().nonblocking(true).bind(address).unwrap();
+
     let mut served = [0; 2];
     for _ in 0..100 {
         let mut client = TcpStream::connect(address).unwrap();
@@ -47,6 +48,7 @@ fn two_listeners_share_a_port_and_answer() {
         client.read_to_string(&mut answer).unwrap();
         assert_eq!(answer, "ping");
     }
+
     // One of two has none of 100 with a chance of 2 * (1/2)^100 < 1e-29.
     assert!(
         !BALANCES || served.iter().all(|count| *count > 0),
@@ -56,24 +58,29 @@ fn two_listeners_share_a_port_and_answer() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_claim_by_hand() {
+fn exclusive_port_by_hand_refuses_others() {
     let alone = Listener::options().reuse_port(false).reuse_address(true);
     let first = alone.bind(ANY_PORT).unwrap();
     let address = first.local_addr().unwrap();
     let in_use = Err(Error::new(Call::Bind, libc::EADDRINUSE));
+
     assert_eq!(Listener::bind(address).map(drop), in_use, "it is claimed");
+
     first.set_reuse_port().unwrap();
     let _second = Listener::options()
         .reuse_address(true)
         .bind(address)
         .unwrap();
+
     assert_eq!(alone.bind(address).map(drop), in_use, "no second claim");
+
     let _clients: Vec<_> = (0..3)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
     first
         .attach_program(&reuseport::steering::random(1))
         .unwrap();
+
     let _client = TcpStream::connect(address).unwrap();
     in_time(|| (first.queue().unwrap().len > 0).then_some(()));
 }

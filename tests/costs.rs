@@ -28,7 +28,7 @@ use support::{
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 #[test]
-fn what_it_costs() {
+fn costs_are_at_most_what_the_readme_says() {
     let mut table = Table::default();
     let calls = calls(&mut table);
     let wakes = wakes_at_saturation(&mut table);
@@ -40,6 +40,7 @@ fn what_it_costs() {
     memory(&mut table);
     time(&mut table);
     table.print();
+
     if let Some([group, mut handoff]) = calls {
         let two: BTreeMap<_, _> = [("accept4", 1.0), ("close", 1.0)].map(named).into();
         assert_eq!(group, two);
@@ -441,8 +442,10 @@ fn takes_memory() {
         let (listeners, _) = support::listeners(members);
         (anonymous(), listeners).0
     };
+
     let before = listening(1);
     println!("listener {}", (listening(1001) - before) / 1000);
+
     let working = |members| {
         let server = Group::bind(ANY_PORT, members)
             .unwrap()

@@ -10,8 +10,9 @@ fn two() -> (UdpSocket, UdpSocket) {
 }
 
 #[test]
-fn a_datagram_comes_whole_with_its_sender() {
+fn datagram_arrives_whole_with_its_sender() {
     let (server, client) = two();
+
     for length in [1, 0, 65_507] {
         let bytes: Vec<u8> = (0..length)
             .map(|i| u8::try_from(i % 251).unwrap())
@@ -19,8 +20,10 @@ fn a_datagram_comes_whole_with_its_sender() {
         client
             .send_to(&bytes, server.local_addr().unwrap())
             .unwrap();
+
         let mut buffer = vec![0; 65_535];
         let received = server.recv_from(&mut buffer).unwrap();
+
         assert_eq!(received.len, bytes.len());
         assert_eq!(received.from, client.local_addr().unwrap());
         assert!(!received.truncated);
@@ -29,15 +32,18 @@ fn a_datagram_comes_whole_with_its_sender() {
 }
 
 #[test]
-fn one_longer_than_the_buffer_is_cut_and_that_is_told() {
+fn datagram_longer_than_the_buffer_is_truncated_and_flagged() {
     let (server, client) = two();
     let address = server.local_addr().unwrap();
     client.send_to(b"too long", address).unwrap();
     client.send_to(b"next", address).unwrap();
     let mut buffer = [0; 4];
+
     let received = server.recv_from(&mut buffer).unwrap();
+
     assert_eq!((received.len, received.truncated), (4, true));
     assert_eq!(&buffer, b"too ");
+
     let received = server.recv_from(&mut buffer).unwrap();
     assert_eq!(
         (received.len, received.truncated),
@@ -45,16 +51,18 @@ fn one_longer_than_the_buffer_is_cut_and_that_is_told() {
         "the rest is not next"
     );
     assert_eq!(&buffer, b"next");
+
     client.send_to(b"x", address).unwrap();
     let received = server.recv_from(&mut []).unwrap();
     assert_eq!((received.len, received.truncated), (0, true));
 }
 
 #[test]
-fn what_cannot_be_sent() {
+fn send_that_cannot_work_names_call_and_errno() {
     let (server, client) = two();
     let address = server.local_addr().unwrap();
     let refused = |call, errno| Err(Error::new(call, errno));
+
     let too_long = client.send_to(&vec![0; 65_508], address);
     assert_eq!(too_long, refused(Call::SendTo, libc::EMSGSIZE));
     assert_eq!(client.send(b"x"), refused(Call::Send, libc::EDESTADDRREQ));
@@ -63,21 +71,24 @@ fn what_cannot_be_sent() {
 }
 
 #[test]
-fn a_closed_port_is_told_to_a_connected_socket() {
+fn connected_socket_to_a_closed_port_fails_with_econnrefused() {
     let (server, client) = two();
     client.connect(server.local_addr().unwrap()).unwrap();
     drop(server);
+
     client.send(b"anybody?").unwrap();
+
     // On the loopback the answer, an ICMP packet, comes before `send` returns.
     let refused = Err(Error::new(Call::Send, libc::ECONNREFUSED));
     assert_eq!(client.send(b"anybody?"), refused);
     client.send(b"anybody?").unwrap();
+
     let refused = Error::new(Call::RecvMsg, libc::ECONNREFUSED);
     assert_eq!(client.recv_from(&mut [0; 9]), Err(refused));
 }
 
 #[test]
-fn a_connected_socket_receives_from_its_peer_alone() {
+fn connected_socket_receives_from_its_peer_alone() {
     let (server, peer) = two();
     let stranger = UdpSocket::bind(ANY_PORT).unwrap();
     let address = server.local_addr().unwrap();
@@ -85,21 +96,25 @@ fn a_connected_socket_receives_from_its_peer_alone() {
     stranger.send_to(b"stranger", address).unwrap();
     peer.send_to(b"peer", address).unwrap();
     server.set_nonblocking(true).unwrap();
+
     let mut buffer = [0; 9];
     assert_eq!(server.recv_from(&mut buffer).unwrap().len, 4);
     let empty = Error::new(Call::RecvMsg, libc::EAGAIN);
     assert_eq!(server.recv_from(&mut buffer), Err(empty));
+
     server.send(b"x").unwrap();
     assert_eq!(peer.recv_from(&mut buffer).unwrap().from, address);
 }
 
 #[test]
-fn two_share_a_port_and_a_stranger_cannot_take_it() {
+fn port_of_two_sockets_cannot_be_bound_without_the_option() {
     let first = UdpSocket::bind(ANY_PORT).unwrap();
     let address = first.local_addr().unwrap();
     let _second = UdpSocket::bind(address).unwrap();
+
     let alone = UdpSocket::options().reuse_port(false).bind(address);
     assert_eq!(alone.unwrap_err(), Error::new(Call::Bind, libc::EADDRINUSE));
+
     // It would, if the first had set that option too.
     let reuse_address = |fd| {
         let on: core::ffi::c_int = 1;
@@ -115,12 +130,14 @@ fn two_share_a_port_and_a_stranger_cannot_take_it() {
 
 #[test]
 #[cfg(feature = "std")]
-fn to_the_standard_librarys_socket_and_back() {
+fn conversion_to_std_and_back_keeps_the_socket() {
     let (server, client) = two();
     let address = server.local_addr().unwrap();
+
     let server: std::net::UdpSocket = server.into();
     client.send_to(b"x", address).unwrap();
     assert_eq!(server.recv_from(&mut [0; 9]).unwrap().0, 1);
+
     let server = UdpSocket::from(server);
     assert_eq!(server.local_addr().unwrap(), address);
 }
@@ -132,14 +149,17 @@ mod linux {
 
     #[test]
     #[cfg(feature = "std")]
-    fn a_shut_down_socket_gives_what_it_has_and_then_an_error() {
+    fn shut_down_socket_gives_what_is_queued_then_einval() {
         let (server, client) = two();
         client.send_to(b"x", server.local_addr().unwrap()).unwrap();
+
         // SAFETY: takes two integers; the descriptor is open.
         unsafe { libc::shutdown(std::os::fd::AsRawFd::as_raw_fd(&server), libc::SHUT_RD) };
+
         assert_eq!(server.recv_from(&mut [0; 9]).unwrap().len, 1);
         let ended = Error::new(Call::RecvMsg, libc::EINVAL);
         assert_eq!(server.recv_from(&mut [0; 9]), Err(ended));
+
         let mut buffer = [0; 64];
         let mut batch = Batch::<4>::new(&mut buffer);
         let ended = Err(Error::new(Call::RecvMmsg, libc::EINVAL));
@@ -147,15 +167,17 @@ mod linux {
     }
 
     #[test]
-    fn what_finds_no_room_is_counted() {
+    fn datagrams_beyond_the_buffer_are_counted_as_drops() {
         let (server, client) = two();
         let address = server.local_addr().unwrap();
         let sent = 2000;
         for _ in 0..sent {
             client.send_to(&[0; 1000], address).unwrap();
         }
+
         let queue = server.queue().unwrap();
         assert!(queue.bytes > 0 && queue.drops > 0, "{queue:?}");
+
         server.set_nonblocking(true).unwrap();
         let received = std::iter::from_fn(|| server.recv_from(&mut [0; 1000]).ok()).count();
         assert_eq!(received + queue.drops as usize, sent);
@@ -164,7 +186,7 @@ mod linux {
     }
 
     #[test]
-    fn a_batch_takes_what_waits_and_answers_what_it_is_told_to() {
+    fn batch_receives_what_is_queued_and_sends_the_replies() {
         let (server, client) = two();
         let address = server.local_addr().unwrap();
         let all: [&[u8]; 6] = [
@@ -180,6 +202,7 @@ mod linux {
         }
         let mut buffer = [0; 8 * 10];
         let mut batch = Batch::<8>::new(&mut buffer);
+
         assert_eq!(batch.receive(&server), Ok(6));
         for (mut message, sent) in batch.datagrams(&server).zip(all) {
             assert_eq!(message.peer_addr(), client.local_addr().unwrap());
@@ -192,6 +215,7 @@ mod linux {
                 message.reply(len);
             }
         }
+
         assert_eq!(batch.send_replies(&server), Ok(5));
         assert_eq!(batch.send_replies(&server), Ok(0), "each is sent once");
         let mut answer = [0; 99];
@@ -201,8 +225,10 @@ mod linux {
             wanted.reverse();
             assert_eq!(&answer[..received.len], wanted);
         }
+
         client.set_nonblocking(true).unwrap();
         assert!(client.recv_from(&mut answer).is_err(), "nothing else comes");
+
         // It waits for one, and not for a second.
         client.send_to(b"alone", address).unwrap();
         assert_eq!(batch.receive(&server), Ok(1));
@@ -210,7 +236,7 @@ mod linux {
     }
 
     #[test]
-    fn one_answer_that_cannot_be_sent_holds_up_no_other() {
+    fn reply_that_cannot_be_sent_holds_up_no_other() {
         let server = UdpSocket::bind(([0, 0, 0, 0], 0)).unwrap();
         let port = server.local_addr().unwrap().port();
         let clients = [0; 3].map(|_| UdpSocket::bind(ANY_PORT).unwrap());
@@ -219,13 +245,16 @@ mod linux {
         }
         let mut buffer = vec![0; 3 * 65_535];
         let mut batch = Batch::<3>::new(&mut buffer);
+
         assert_eq!(batch.receive(&server), Ok(3));
         for (n, message) in batch.datagrams(&server).enumerate() {
             // No datagram is as long.
             message.reply(if n == 1 { 65_535 } else { 1 });
         }
+
         let too_long = Error::new(Call::SendMmsg, libc::EMSGSIZE);
         assert_eq!(batch.send_replies(&server), Err(too_long));
+
         for client in [&clients[0], &clients[2]] {
             assert_eq!(client.recv_from(&mut [0; 9]).unwrap().len, 1);
         }
@@ -256,7 +285,7 @@ mod linux {
 
     #[test]
     #[cfg(feature = "std")]
-    fn a_senders_name_that_has_no_room_is_not_read_beyond_it() {
+    fn sender_address_longer_than_its_buffer_is_not_read_beyond_it() {
         use std::os::fd::OwnedFd;
         use std::os::linux::net::SocketAddrExt;
         use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -268,24 +297,29 @@ mod linux {
         };
         let ((server, address), (client, _)) = (named(b's'), named(b'c'));
         client.send_to_addr(b"x", &address).unwrap();
+
         let server = UdpSocket::from(OwnedFd::from(server));
         let batch = before_a_cliff(Batch::<1>::new(Box::leak(Box::new([0; 16]))));
+
         assert_eq!(batch.receive(&server), Ok(1));
         batch
             .datagrams(&server)
             .for_each(|message| message.reply(1));
+
         let nobody = Error::new(Call::SendMmsg, libc::ECONNREFUSED);
         assert_eq!(batch.send_replies(&server), Err(nobody));
     }
 
     #[test]
-    fn a_batch_without_room_still_ends() {
+    fn batch_without_a_buffer_fails_and_takes_nothing() {
         let (server, client) = two();
         client.send_to(b"x", server.local_addr().unwrap()).unwrap();
         let mut batch = Batch::<4>::new(&mut []);
+
         let nothing = Err(Error::new(Call::RecvMmsg, libc::EINVAL));
         assert_eq!(batch.receive(&server), nothing);
         assert_eq!(batch.datagrams(&server).count(), 0);
+
         assert_eq!(
             server.recv_from(&mut [0; 9]).unwrap().len,
             1,

@@ -51,12 +51,13 @@ fn receive(sockets: &[UdpSocket], total: usize) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn a_group_is_claimed_and_joined_only_on_purpose() {
+fn group_of_udp_sockets_is_exclusive_unless_joined() {
     let group = Group::bind_udp(ANY_PORT, 3).unwrap();
     let address = group.local_addr();
     assert_ne!(address.port(), 0);
     let addresses: Vec<_> = group.sockets().iter().map(UdpSocket::local_addr).collect();
     assert_eq!(addresses, [Ok(address); 3]);
+
     assert_eq!(Group::bind_udp(address, 1).unwrap_err(), in_use(0, address));
     let join = || Group::udp_options().join(true);
     let joined = join().bind(address, 2).unwrap();
@@ -67,12 +68,13 @@ fn a_group_is_claimed_and_joined_only_on_purpose() {
             .unwrap_err(),
         GroupError::JoinedGroup
     );
+
     drop((group, joined));
     Group::bind_udp(address, 2).unwrap();
 }
 
 #[test]
-fn all_members_exist_or_none_does() {
+fn bind_that_fails_for_one_member_leaves_none() {
     let opened = Arc::new(AtomicUsize::new(0));
     let third_fails = {
         let opened = Arc::clone(&opened);
@@ -81,6 +83,7 @@ fn all_members_exist_or_none_does() {
             _ => Ok(()),
         }
     };
+
     let free = Group::bind_udp(ANY_PORT, 1).unwrap().local_addr();
     let failed = Group::udp_options().before_bind(third_fails).bind(free, 5);
     let error = Error::new(Call::SetSockOpt, libc::EPERM);
@@ -89,13 +92,15 @@ fn all_members_exist_or_none_does() {
         address: free,
         member: 2,
     };
+
     assert_eq!(failed.unwrap_err(), wanted);
     Group::bind_udp(free, 1).unwrap();
+
     assert_eq!(Group::bind_udp(free, 0).unwrap_err(), GroupError::NoMembers);
 }
 
 #[test]
-fn flows_spread_as_a_fair_lottery_would_and_stick() {
+fn flows_spread_evenly_by_chi_square() {
     // Exceeded by a fair lottery with a chance of 1e-9 (the chi-square distribution with 2, 6 and
     // 15 degrees of freedom).
     for (members, limit) in [(3_u32, 41.4), (7, 53.3), (16, 73.6)] {
@@ -112,6 +117,7 @@ fn flows_spread_as_a_fair_lottery_would_and_stick() {
                 *count += f64::from(u32::try_from(numbers.len()).unwrap());
             }
         }
+
         let expected = f64::from(flows) / f64::from(members);
         let squares = counts.iter().map(|n| (n - expected).powi(2) / expected);
         let chi_square: f64 = squares.sum();
@@ -145,12 +151,13 @@ fn flows_spread_as_a_fair_lottery_would_and_stick() {
 }
 
 #[test]
-fn a_byte_chooses_the_member_whose_number_it_is() {
+fn payload_byte_chooses_the_member_of_that_number() {
     let group = Group::udp_options()
         .steering(Steering::Byte(4))
         .bind(ANY_PORT, 4)
         .unwrap();
     let told = |member: u8| [1, 0, 0, 0, member, 9];
+
     for round in 0..250 {
         for member in 0..4 {
             client(round, group.local_addr())
@@ -163,6 +170,7 @@ fn a_byte_chooses_the_member_whose_number_it_is() {
             "{received:?}"
         );
     }
+
     // Too short for it, or nobody's: by the hash, and so to every member in turn. One of four has
     // none of 200 with a chance of 4 * (3/4)^200 < 1e-24.
     for bytes in [&told(0)[..4], &[], &told(4), &told(255)] {
@@ -175,6 +183,7 @@ fn a_byte_chooses_the_member_whose_number_it_is() {
             "{bytes:?}"
         );
     }
+
     let of_connections = Group::options()
         .steering(Steering::Byte(0))
         .bind(ANY_PORT, 2);
@@ -182,10 +191,11 @@ fn a_byte_chooses_the_member_whose_number_it_is() {
 }
 
 #[test]
-fn the_receiving_cpu_chooses_and_so_does_chance() {
+fn steering_by_cpu_and_at_random_reach_the_right_members() {
     let allowed = cpus();
     let group = Group::udp_options().steering(Steering::Cpu);
     let mut group = group.bind(ANY_PORT, allowed.len()).unwrap();
+
     thread::scope(|scope| {
         for (member, cpu) in allowed.iter().enumerate() {
             let group = &group;
@@ -202,6 +212,7 @@ fn the_receiving_cpu_chooses_and_so_does_chance() {
             scope.spawn(on_one_cpu).join().unwrap();
         }
     });
+
     group.set_steering(Steering::Random).unwrap();
     let one = client(0, group.local_addr());
     let mut counts = vec![0; allowed.len()];
@@ -213,6 +224,7 @@ fn the_receiving_cpu_chooses_and_so_does_chance() {
             *count += numbers.len();
         }
     }
+
     // One flow, and yet one of n members has none of 200 n with a chance below n / e^200.
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
 }
@@ -240,9 +252,10 @@ fn echo_at(
 }
 
 #[test]
-fn receivers_answer_one_by_one_and_in_batches() {
+fn receivers_with_and_without_batches_reply_to_all() {
     for batch in [false, true] {
         let server = echo(&Group::udp_options().batch(batch).pin(true), 3);
+
         for number in 0..300_u32 {
             let client = client(number, server.local_addr());
             let sent = vec![7; number as usize * 200];
@@ -252,6 +265,7 @@ fn receivers_answer_one_by_one_and_in_batches() {
             assert_eq!(length, sent.len());
             assert!(answer[..length].iter().skip(1).all(|byte| *byte == 7));
         }
+
         let counts = server.stop(BOUND);
         let accepted: Vec<_> = counts.iter().map(|count| count.accepted).collect();
         assert_eq!(accepted.iter().sum::<usize>(), 300);
@@ -266,7 +280,7 @@ fn receivers_answer_one_by_one_and_in_batches() {
 }
 
 #[test]
-fn what_is_longer_than_the_room_is_told_and_a_panic_is_survived() {
+fn datagram_beyond_the_limit_is_flagged_and_a_panic_is_counted() {
     for batch in [false, true] {
         let (told, heard) = channel();
         let options = Group::udp_options().max_datagram_size(8).batch(batch);
@@ -278,6 +292,7 @@ fn what_is_longer_than_the_room_is_told_and_a_panic_is_survived() {
         });
         let server = server.unwrap();
         let client = client(0, server.local_addr());
+
         for (sent, seen) in [
             (&b"panic"[..], (&b"panic"[..], false)),
             (b"eight ch", (b"eight ch", false)),
@@ -288,6 +303,7 @@ fn what_is_longer_than_the_room_is_told_and_a_panic_is_survived() {
             let (bytes, truncated) = heard.recv_timeout(BOUND).unwrap();
             assert_eq!((bytes.as_slice(), truncated), seen);
         }
+
         let counts = server.stop(BOUND);
         assert_eq!((counts[0].accepted, counts[0].panicked), (4, 1));
     }
@@ -320,7 +336,7 @@ fn flows_while(server: &Server<Udp>, flows: u32, act: impl FnOnce(&AtomicUsize))
 }
 
 #[test]
-fn nothing_is_lost_while_members_are_replaced() {
+fn members_replaced_under_load_lose_no_datagram() {
     let steerings = [Steering::Hash, Steering::Random, Steering::Byte(2)];
     let ways = steerings.map(|steering| [(steering, false), (steering, true)]);
     for (steering, batch) in ways.into_iter().flatten() {
@@ -329,6 +345,7 @@ fn nothing_is_lost_while_members_are_replaced() {
         for (address, newest_too) in [(ANY_PORT, true), (([0; 4], 0), false)] {
             let options = Group::udp_options().batch(batch).steering(steering);
             let server = echo_at(address.into(), &options, 4);
+
             let answered = flows_while(&server, 16, |answered| {
                 for _ in 0..30 {
                     let before = answered.load(SeqCst);
@@ -341,6 +358,7 @@ fn nothing_is_lost_while_members_are_replaced() {
                     wait_until("the flows go on", || answered.load(SeqCst) > before + 50);
                 }
             });
+
             let counts = server.stop(BOUND);
             let accepted: usize = counts.iter().map(|count| count.accepted).sum();
             assert_eq!(accepted, answered, "{steering:?}, batches: {batch}");
@@ -350,7 +368,7 @@ fn nothing_is_lost_while_members_are_replaced() {
 }
 
 #[test]
-fn a_byte_still_finds_its_member_when_others_have_left() {
+fn payload_byte_after_others_left_finds_its_member() {
     let server = echo(&Group::udp_options().steering(Steering::Byte(1)), 5);
     let ask = |byte| {
         let client = client(0, server.local_addr());
@@ -359,24 +377,28 @@ fn a_byte_still_finds_its_member_when_others_have_left() {
         client.recv(&mut answer).unwrap();
         answer[0]
     };
+
     assert_eq!([0, 1, 2, 3, 4].map(ask), [0, 1, 2, 3, 4]);
     server.retire(1).unwrap();
     server.retire(0).unwrap();
     assert_eq!(server.add().unwrap(), 5);
+
     assert_eq!([2, 3, 4, 5].map(ask), [2, 3, 4, 5]);
     server.retire_all(&[3, 5]).unwrap();
     assert_eq!([2, 4, 2, 4].map(ask), [2, 4, 2, 4]);
     server.retire(4).unwrap();
+
     assert_eq!(server.retire(2).unwrap_err(), GroupError::LastMember);
 }
 
 #[test]
-fn a_byte_finds_its_member_while_others_leave() {
+fn payload_byte_while_others_leave_finds_its_member() {
     let server = echo(&Group::udp_options().steering(Steering::Byte(1)), 3);
     let (answered, strayed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (asked, done) = (AtomicUsize::new(2), AtomicBool::new(false));
     // Odd while a member leaves.
     let (phase, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0));
+
     thread::scope(|scope| {
         scope.spawn(|| {
             let client = client(0, server.local_addr());
@@ -407,6 +429,7 @@ fn a_byte_finds_its_member_while_others_leave() {
         }
         done.store(true, SeqCst);
     });
+
     // Between the kernel's taking a member out and the steering to the new places there are
     // microseconds, or a turn of another thread: what goes astray then is counted, no more. That
     // the others are found before the member is gone is tested in receivers.rs.
@@ -416,7 +439,7 @@ fn a_byte_finds_its_member_while_others_leave() {
 }
 
 #[test]
-fn a_handler_that_does_not_return_holds_nobody_up() {
+fn handler_that_does_not_return_holds_up_no_other_receiver() {
     let (gate, key) = channel::<()>();
     let gate = Mutex::new(Some(gate));
     let key = Arc::new(Mutex::new(key));
@@ -435,26 +458,31 @@ fn a_handler_that_does_not_return_holds_nobody_up() {
             assert_eq!(sent.is_err(), receiver == 0, "{sent:?}");
         });
     let server = server.unwrap();
+
     let stuck = client(0, server.local_addr());
     stuck.send(&[0]).unwrap();
     wait_until("its handler runs", || server.stats()[0].accepted == 1);
+
     let count = server.retire(0).unwrap();
     assert!(count.running);
+
     // The kernel has two members left, in our order.
     for byte in [1, 2, 1, 2] {
         let client = client(0, server.local_addr());
         client.send(&[byte]).unwrap();
         client.recv(&mut [0; 9]).unwrap();
     }
+
     drop(gate.lock().unwrap().take());
     wait_until("it has left", || !server.stats()[0].running);
+
     let counts = server.stop(BOUND);
     assert_eq!(counts.iter().map(|count| count.panicked).sum::<usize>(), 0);
     assert_eq!([counts[1].accepted, counts[2].accepted], [2, 2]);
 }
 
 #[test]
-fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
+fn group_that_stops_handles_what_is_queued_and_frees_its_port() {
     for join in [false, true] {
         let options = Group::udp_options().join(join).grace(BOUND);
         let group = options.bind(ANY_PORT, 3).unwrap();
@@ -463,6 +491,7 @@ fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
         for client in &clients {
             client.send(b"waits").unwrap();
         }
+
         // Handlers wait until all sockets are told to take no more: then most datagrams still wait.
         let gate = Arc::new(RwLock::new(()));
         let passed = Arc::clone(&gate);
@@ -473,6 +502,7 @@ fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
             message.reply(len);
         });
         let server = server.unwrap();
+
         let counts = thread::scope(|scope| {
             let closed = closed; // given up before the scope waits for `stop`, if this test fails
             let stopped = scope.spawn(|| server.stop(BOUND));
@@ -487,6 +517,7 @@ fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
             drop(closed);
             stopped.join().unwrap()
         });
+
         assert_eq!(
             counts.iter().map(|count| count.accepted).sum::<usize>(),
             200
@@ -499,23 +530,30 @@ fn a_group_that_stops_handles_what_waits_and_gives_its_port_free() {
 }
 
 #[test]
-fn all_share_one_socket_and_a_joined_member_leaves() {
+fn shared_socket_counts_each_datagram_once() {
     let server = echo(&Group::udp_options().shared(true), 4);
     let answered = flows_while(&server, 8, |answered| {
         wait_until("the flows go on", || answered.load(SeqCst) > 500);
     });
+
     let counts = server.stop(BOUND);
+
     assert_eq!(
         counts.iter().map(|count| count.accepted).sum::<usize>(),
         answered
     );
+}
 
+#[test]
+fn member_of_a_joined_group_can_leave() {
     let server = echo(&Group::udp_options().join(true), 3);
     let others = Group::udp_options()
         .join(true)
         .bind(server.local_addr(), 1)
         .unwrap();
+
     assert!(!server.retire(1).unwrap().running);
+
     assert_eq!(server.members().len(), 2);
     drop(others);
 }

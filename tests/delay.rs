@@ -77,8 +77,10 @@ fn churn_over(
         (report, took)
     });
     report.say(&format!("{round_trip:?}"), took.len());
+
     assert_eq!(wire.lost(), 0, "packets");
     assert!(report.lost() <= most, "{report:?}");
+
     took.sort_unstable();
     let median = took[took.len() / 2];
     println!(
@@ -90,14 +92,14 @@ fn churn_over(
 }
 
 #[test]
-fn nothing_is_lost_over_a_round_trip() {
+fn members_replaced_over_a_round_trip_lose_no_connection() {
     churn_over(NEAR, 64, 0, |retired, _| retired < 100);
     churn_over(FAR, 64, 0, |retired, _| retired < 40);
 }
 
 #[test]
 #[ignore = "the long form: cargo test --release --test delay -- --ignored --nocapture"]
-fn nothing_is_lost_in_50_000_connections_over_a_round_trip() {
+fn members_replaced_for_50_000_connections_over_a_round_trip_lose_none() {
     for round_trip in [NEAR, FAR] {
         churn_over(round_trip, 256, 1, |retired, made| {
             retired < 200 || made < 50_000
@@ -106,7 +108,7 @@ fn nothing_is_lost_in_50_000_connections_over_a_round_trip() {
 }
 
 #[test]
-fn a_plain_close_loses_some_over_a_round_trip() {
+fn close_without_a_drain_over_a_round_trip_loses_connections() {
     // The control: without it the tests above could not fail.
     for round_trip in [NEAR, FAR] {
         let Some((wire, _one)) = wire(round_trip) else {
@@ -118,6 +120,7 @@ fn a_plain_close_loses_some_over_a_round_trip() {
             let serve = |listener| Acceptors::spawn(vec![listener], |_, c| answer(&c)).unwrap();
             let mut members = VecDeque::from([serve(first)]);
             members.extend((1..4).map(|_| serve(Listener::bind(address).unwrap())));
+
             let load = start(&wire, round_trip, address, 64);
             support::wait_until_within(support::LONG, "a plain close has lost ten", || {
                 members.push_back(serve(Listener::bind(address).unwrap()));
@@ -128,27 +131,31 @@ fn a_plain_close_loses_some_over_a_round_trip() {
             });
             load.stop()
         });
+
         assert_eq!(wire.lost(), 0, "packets: {report:?}");
         println!("{round_trip:?}: {report:?}");
     }
 }
 
 #[test]
-fn hand_overs_over_a_round_trip_lose_nobody() {
+fn hand_overs_over_a_round_trip_lose_no_client() {
     let Some((wire, _one)) = wire(NEAR) else {
         return;
     };
+
     let any = SocketAddr::from((SERVER, 0)).to_string();
     let server = wire
         .server
         .inside(|| support::ServeProcess::start(&["--quiet", "--addr", &any]));
     let client =
         |connect: &mut std::process::Command| wire.client.inside(|| support::finish(connect));
+
     // Where the wire itself was that late, a SYN was sent again on account of that.
     let sent_again = || {
         let in_time = wire.latest() < Duration::from_millis(500);
         in_time.then(|| wire.client.inside(support::syns_sent_again))
     };
+
     support::ten_hand_overs(server, client, sent_again);
     assert_eq!(wire.lost(), 0, "packets");
 }

@@ -116,17 +116,19 @@ fn linux_modules() -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_linux_alone_has_says_so() {
+fn item_of_linux_alone_says_so() {
     let mut items = items_of("lib", false);
     // A method of a type that is not there elsewhere needs no words of its own.
     let types = items.iter().filter(|item| item.of.is_none());
     let types: HashSet<_> = types.map(|item| item.name.clone()).collect();
     items.retain(|item| item.of.as_ref().is_none_or(|of| !types.contains(of)));
+
     let silent = items.iter().filter(|item| !item.docs.contains("Linux"));
     let silent: Vec<_> = silent
         .map(|item| format!("{} {}", item.place, item.name))
         .collect();
     assert!(silent.is_empty(), "{silent:#?}");
+
     let known = [
         "attach_program",
         "attach_syn_filter",
@@ -144,9 +146,10 @@ fn what_linux_alone_has_says_so() {
 
 /// A reader of an item in such a module has come through the module's own page.
 #[test]
-fn what_is_a_module_on_linux_alone_says_so() {
+fn module_of_linux_alone_says_so() {
     let modules = linux_modules();
     assert!(!modules.is_empty());
+
     for file in modules {
         let text = fs::read_to_string(&file).unwrap();
         let page = text.lines().take_while(|line| line.starts_with("//!"));
@@ -156,9 +159,10 @@ fn what_is_a_module_on_linux_alone_says_so() {
 }
 
 #[test]
-fn what_is_documented_and_what_is_known_is_checked() {
+fn documented_and_known_targets_are_checked_by_ci() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |file: &str| fs::read_to_string(root.join(file)).unwrap();
+
     let (checked, manifest, kernels) =
         (read(".ci/platforms"), read("Cargo.toml"), read("build.rs"));
     let documented = manifest
@@ -168,6 +172,7 @@ fn what_is_documented_and_what_is_known_is_checked() {
         .split(']')
         .next()
         .unwrap();
+
     let known = kernels.split("KERNELS: ").nth(1).unwrap().lines().skip(1);
     let known = known
         .take_while(|line| *line != "];")
@@ -176,8 +181,10 @@ fn what_is_documented_and_what_is_known_is_checked() {
         "macos" => "-apple-darwin",
         kernel => kernel,
     });
+
     let targets = documented.split('"').skip(1).step_by(2);
     let targets: Vec<_> = targets.chain(known).collect();
+
     assert!(targets.len() > 10, "{targets:?}");
     for target in targets {
         assert!(

@@ -5,18 +5,20 @@ use core::mem::size_of;
 use reuseport::{AcceptAction, Call, Error};
 
 #[test]
-fn an_error_is_eight_bytes_and_so_is_its_result() {
+fn error_is_eight_bytes_and_so_is_its_result() {
     assert_eq!(size_of::<Error>(), 8);
     assert_eq!(size_of::<Result<(), Error>>(), 8);
     assert_eq!(size_of::<Result<i32, Error>>(), 8);
 }
 
 #[test]
-fn it_prints_call_symbol_sentence_and_number() {
+fn error_prints_call_symbol_sentence_and_number() {
     let error = Error::new(Call::Bind, libc::EADDRINUSE);
     let sentence = std::io::Error::from_raw_os_error(libc::EADDRINUSE).to_string();
+
     assert_eq!(error.to_string(), format!("bind: EADDRINUSE: {sentence}"));
     assert_eq!(format!("{error:#}"), format!("EADDRINUSE: {sentence}"));
+
     let unlisted = Error::new(Call::Listen, 99_999).to_string();
     assert!(
         unlisted.starts_with("listen: ") && unlisted.ends_with("(os error 99999)"),
@@ -25,7 +27,7 @@ fn it_prints_call_symbol_sentence_and_number() {
 }
 
 #[test]
-fn every_symbol_is_its_own_number() {
+fn symbol_of_each_errno_is_its_own() {
     let mut named = 0;
     for errno in 0..200 {
         if let Some(symbol) = Error::new(Call::Accept, errno).symbol() {
@@ -34,6 +36,7 @@ fn every_symbol_is_its_own_number() {
             assert!(!other, "{symbol} stands for two numbers");
         }
     }
+
     assert!(named >= 35, "{named}");
     assert_eq!(
         Error::new(Call::Bind, libc::EACCES).symbol(),
@@ -50,7 +53,7 @@ fn io_error_keeps_the_number() {
 }
 
 #[test]
-fn advice_for_each_errno_of_the_accept_manual_page() {
+fn accept_action_of_each_errno_of_the_manual_page() {
     use AcceptAction::{BackOff, Closed, Fatal, Retry, WouldBlock};
     #[rustfmt::skip]
     let table = [
@@ -64,10 +67,12 @@ fn advice_for_each_errno_of_the_accept_manual_page() {
         (libc::EINVAL, Closed),
         (libc::EBADF, Fatal), (libc::ENOTSOCK, Fatal), (libc::EFAULT, Fatal),
     ];
+
     for (errno, advice) in table {
         let error = Error::new(Call::Accept, errno);
         assert_eq!(error.accept_action(), advice, "{error}");
     }
+
     #[cfg(target_os = "linux")]
     assert_eq!(
         Error::new(Call::Accept, libc::ENONET).accept_action(),
@@ -76,9 +81,10 @@ fn advice_for_each_errno_of_the_accept_manual_page() {
 }
 
 #[test]
-fn last_reads_what_the_call_left() {
+fn error_last_reads_what_the_call_left() {
     // SAFETY: closes no descriptor: there is none with this number.
     assert_eq!(unsafe { libc::close(-1) }, -1);
+
     assert_eq!(
         Error::last(Call::Close),
         Error::new(Call::Close, libc::EBADF)

@@ -74,12 +74,15 @@ fn has_no_thread_left() {
     let before = descriptors("self");
     // This process alone has two threads by now.
     let usual = limit(libc::RLIMIT_NPROC, 1);
+
     let failure = group.spawn(greet).unwrap_err();
+
     assert_eq!(failure.error, none);
     assert_eq!(
         (failure.group.sockets().len(), descriptors("self")),
         (3, before)
     );
+
     limit(libc::RLIMIT_NPROC, usual);
     let server = failure.group.spawn(greet).unwrap();
     whole(&server, 3);
@@ -107,7 +110,7 @@ fn has_no_thread_left() {
 }
 
 #[test]
-fn without_a_thread_all_stays_as_it_was() {
+fn add_without_threads_changes_nothing() {
     play("has_no_thread_left");
 }
 
@@ -123,8 +126,10 @@ fn has_no_descriptor_left() {
     let before = descriptors("self");
     let room_for = |more: i32| limit(libc::RLIMIT_NOFILE, (last + 1 + more).try_into().unwrap());
     let usual = room_for(2);
+
     let failure = Group::bind(ANY_PORT, 3).unwrap_err();
     assert!(matches!(failure, GroupError::Call { error, member: 2, .. } if error == none));
+
     limit(libc::RLIMIT_NOFILE, usual);
     assert_eq!(descriptors("self"), before);
 
@@ -134,7 +139,9 @@ fn has_no_descriptor_left() {
         .unwrap();
     let server = group.spawn(greet).unwrap();
     whole(&server, 3);
+
     room_for(3);
+
     let failure = server.add().unwrap_err();
     assert_eq!(
         failure,
@@ -144,7 +151,9 @@ fn has_no_descriptor_left() {
             member: 3
         }
     );
+
     assert_eq!(server.members().len(), 3);
+
     // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves:
     // at the latest when there are descriptors again.
     for round in 0..3 {
@@ -154,19 +163,21 @@ fn has_no_descriptor_left() {
         assert_eq!(server.add(), Ok(3 + round));
         wait_until("who has left is gone", || !server.stats()[round].running);
     }
+
     whole(&server, 3);
+
     drop(server);
     // The grace may be over before the threads are.
     wait_until("all is closed", || descriptors("self") == before);
 }
 
 #[test]
-fn without_a_descriptor_all_stays_as_it_was() {
+fn add_without_descriptors_changes_nothing() {
     play("has_no_descriptor_left");
 }
 
 #[test]
-fn panics_are_counted_and_the_group_goes_on() {
+fn handler_that_panics_is_counted_and_the_group_goes_on() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -182,9 +193,11 @@ fn panics_are_counted_and_the_group_goes_on() {
         _ => greet(id, connection),
     });
     let server = server.unwrap();
+
     assert_eq!(visit(server.local_addr()), "");
     assert_eq!(visit(server.local_addr()), "");
     whole(&server, 2);
+
     let counts = server.stop(SOON);
     assert_eq!(counts.iter().map(|count| count.panicked).sum::<usize>(), 2);
     assert_eq!(
@@ -262,13 +275,16 @@ fn has_handlers_that_never_return() {
     let (stuck, server, client) = with_a_stuck_handler(1);
     let waiting = behind(server.local_addr());
     let begun = Instant::now();
+
     let counts = server.stop(GRACE);
+
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     waiting.into_iter().for_each(greeting);
     let [count] = counts[..] else {
         panic!("{counts:?}")
     };
     assert!(count.running && count.accepted == 6, "{count:?}");
+
     stuck.let_go();
     greeting(client);
     wait_until("all is closed", || descriptors("self") == before);
@@ -278,7 +294,9 @@ fn has_handlers_that_never_return() {
     let waiting = behind(server.local_addr());
     let begun = Instant::now();
     drop(server);
+
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+
     waiting.into_iter().for_each(greeting);
     stuck.let_go();
     greeting(client);
@@ -294,12 +312,16 @@ fn has_handlers_that_never_return() {
         .stats
         .id;
     let waiting = behind(server.local_addr());
+
     let begun = Instant::now();
+
     let count = server.retire(busy).unwrap();
+
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert!(count.running, "{count:?}");
     waiting.into_iter().for_each(greeting);
     whole(&server, 1);
+
     stuck.let_go();
     greeting(client);
     wait_until("it has returned", || !server.stats()[busy].running);
@@ -310,7 +332,7 @@ fn has_handlers_that_never_return() {
 }
 
 #[test]
-fn a_handler_that_never_returns_holds_nobody_up() {
+fn handler_that_never_returns_holds_up_no_client() {
     play("has_handlers_that_never_return");
 }
 
@@ -435,8 +457,10 @@ fn is_interrupted_all_the_time() {
         });
         over.store(true, SeqCst);
     });
+
     let report = load.stop();
     assert_eq!(report.lost(), 0, "{report:?}");
+
     let counts = server.stop(SOON);
     assert!(
         counts
@@ -455,12 +479,12 @@ fn is_interrupted_all_the_time() {
 }
 
 #[test]
-fn signals_lose_nothing() {
+fn signals_in_every_call_lose_no_connection() {
     play("is_interrupted_all_the_time");
 }
 
 #[test]
-fn a_listener_shut_down_under_its_acceptor_is_struck_out() {
+fn listener_shut_down_from_outside_leaves_the_group() {
     let _none = support::no_process_starts();
     for retire in [false, true] {
         let group = Group::bind(ANY_PORT, 3).unwrap();
@@ -477,12 +501,15 @@ fn a_listener_shut_down_under_its_acceptor_is_struck_out() {
             greet(id, connection);
         });
         let server = server.unwrap();
+
         assert_eq!(visit(server.local_addr()), "hello");
         let left = || -> Option<usize> { server.stats().iter().position(|count| !count.running) };
+
         wait_until("its acceptor has left", || left().is_some());
         let gone = left().unwrap();
         (0..100).for_each(|_| assert_eq!(visit(server.local_addr()), "hello"));
         assert_eq!(server.stats()[gone].accepted, 1);
+
         if retire {
             assert_eq!(server.retire(gone).unwrap_err(), GroupError::NoSuchMember);
             let stays = server.members()[0].stats.id;
@@ -492,6 +519,7 @@ fn a_listener_shut_down_under_its_acceptor_is_struck_out() {
             assert_eq!(server.add(), Ok(3));
             whole(&server, 3);
         }
+
         let running: Vec<_> = server.stats().iter().map(|count| count.running).collect();
         assert!(!running[gone], "{running:?}");
         let counts = server.stop(SOON);

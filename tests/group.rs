@@ -21,6 +21,7 @@ fn in_use(error: &GroupError) -> bool {
 fn port_0_is_resolved_once_and_a_second_group_is_refused() {
     let group = Group::bind(ANY_PORT, 5).unwrap();
     let address = group.local_addr();
+
     assert_eq!(group.sockets().len(), 5);
     assert!(
         group
@@ -28,6 +29,7 @@ fn port_0_is_resolved_once_and_a_second_group_is_refused() {
             .iter()
             .all(|member| member.local_addr() == Ok(address))
     );
+
     let refused = Group::bind(address, 3).unwrap_err();
     assert!(in_use(&refused), "{refused}");
     assert!(
@@ -36,6 +38,7 @@ fn port_0_is_resolved_once_and_a_second_group_is_refused() {
             .starts_with(&format!("bind {address}: EADDRINUSE: ")),
         "{refused}"
     );
+
     drop(group);
     Group::bind(address, 3).unwrap();
 }
@@ -80,16 +83,20 @@ fn where_no_program_is_detached<T: Send>(act: impl FnOnce() -> T + Send) -> T {
 }
 
 #[test]
-fn an_older_kernel_still_has_groups() {
+fn kernel_without_detach_still_binds_groups() {
     for members in [1, 3] {
         let group = || Group::bind(ANY_PORT, members);
+
         let group = where_no_program_is_detached(group).unwrap();
+
         let refused = Group::bind(group.local_addr(), members).unwrap_err();
         assert!(in_use(&refused), "{refused}");
+
         let server = group.spawn(|_, _| {}).unwrap();
         for _ in 0..100 * (members - 1) {
             visit(server.local_addr());
         }
+
         // One of three has none of 200 with a chance of 3 * (2/3)^200 < 1e-34.
         let counts = server.stats();
         assert!(members == 1 || counts.iter().all(|count| count.accepted > 0));
@@ -101,40 +108,48 @@ fn an_older_kernel_still_has_groups() {
 #[test]
 fn every_member_gets_connections() {
     let group = Group::bind(ANY_PORT, 4).unwrap();
+
     group
         .sockets()
         .iter()
         .for_each(|member| member.set_nonblocking(true).unwrap());
     let address = group.local_addr();
+
     let _clients: Vec<_> = (0..200)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
+
     let counts = drain(group.sockets(), 200);
     // One of four has none of 200 with a chance of 4 * (3/4)^200 < 1e-24.
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
 }
 
 #[test]
-fn a_group_of_one_is_claimed_too_and_the_c_program_may_follow() {
+fn group_of_one_is_exclusive_and_the_c_program_may_follow() {
     let group = Group::bind(ANY_PORT, 1).unwrap();
     let address = group.local_addr();
+
     assert!(in_use(&Group::bind(address, 1).unwrap_err()));
+
     let client = TcpStream::connect(address).unwrap();
     drop(group.sockets()[0].accept().unwrap());
     drop((group, client));
+
     Listener::bind(address).expect("what it leaves behind had the option on");
 }
 
 #[test]
-fn leftovers_of_the_c_program_do_not_keep_a_group_out() {
+fn group_over_time_wait_of_the_c_program_binds() {
     let address = leftovers(SocketAddr::from(ANY_PORT));
+
     let group = Group::bind(address, 3).unwrap();
+
     assert_eq!(group.local_addr(), address);
     assert!(in_use(&Group::bind(address, 3).unwrap_err()));
 }
 
 #[test]
-fn a_live_server_over_leftovers_does() {
+fn group_beside_a_live_server_over_time_wait_is_refused() {
     let address = leftovers(SocketAddr::from(ANY_PORT));
     for live in [
         address,
@@ -146,18 +161,21 @@ fn a_live_server_over_leftovers_does() {
             "beside {live:?}"
         );
     }
+
     // A wildcard of the other family that takes IPv4 as well.
     let both = (std::net::Ipv6Addr::UNSPECIFIED, address.port());
     let live = Listener::options().only_v6(false).bind(both).unwrap();
     assert!(in_use(&Group::bind(address, 3).unwrap_err()));
     drop(live);
+
     let _v6_alone = Listener::options().only_v6(true).bind(both).unwrap();
     Group::bind(address, 3).expect("the other family alone does not meet it");
 }
 
 #[test]
-fn of_two_that_claim_at_once_one_succeeds() {
+fn two_groups_bound_at_once_never_both_succeed() {
     let fresh = Group::bind(ANY_PORT, 1).unwrap().local_addr();
+
     let both = |address| {
         let (start, end, claimed) = (Barrier::new(2), Barrier::new(2), AtomicUsize::new(0));
         thread::scope(|scope| {
@@ -172,24 +190,28 @@ fn of_two_that_claim_at_once_one_succeeds() {
         });
         claimed.into_inner()
     };
+
     support::of_two_at_once_one(fresh, both, |address| Group::bind(address, 2).is_ok());
 }
 
 #[test]
-fn a_claimed_port_is_joined_by_whoever_asks_for_that() {
+fn exclusive_port_can_be_joined_on_purpose() {
     let group = Group::bind(ANY_PORT, 2).unwrap();
     let address = group.local_addr();
+
     assert!(in_use(&Group::bind(address, 2).unwrap_err()));
+
     let joined = Group::options().join(true).bind(address, 2);
     joined.expect("the members have the option, and the kernel asks nobody");
     Listener::bind(address).expect("nor the C program");
 }
 
 #[test]
-fn a_joined_group_shares_and_is_not_steered() {
+fn joined_group_shares_and_cannot_be_steered() {
     let one = Group::options().join(true).bind(ANY_PORT, 2).unwrap();
     let address = one.local_addr();
     let other = Group::options().join(true).bind(address, 2).unwrap();
+
     let all: Vec<_> = one
         .into_sockets()
         .into_iter()
@@ -197,11 +219,13 @@ fn a_joined_group_shares_and_is_not_steered() {
         .collect();
     all.iter()
         .for_each(|member| member.set_nonblocking(true).unwrap());
+
     let _clients: Vec<_> = (0..200)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
     // As above.
     assert!(drain(&all, 200).iter().all(|count| *count > 0));
+
     for steering in [Steering::Cpu, Steering::Random, Steering::Except(0)] {
         let refused = Group::options()
             .join(true)
@@ -212,18 +236,22 @@ fn a_joined_group_shares_and_is_not_steered() {
 }
 
 #[test]
-fn a_shared_group_is_one_socket() {
+fn shared_group_is_one_socket() {
     let group = Group::options().shared(true).bind(ANY_PORT, 3).unwrap();
     let address = group.local_addr();
+
     assert!(in_use(&Group::bind(address, 1).unwrap_err()));
     Listener::bind(address).expect_err("the option is not set");
+
     let server = group
         .spawn(|_, connection| _ = connection.send(b"x"))
         .unwrap();
     (0..20).for_each(|_| assert_eq!(visit(address), "x"));
+
     let counts = server.stop(support::BOUND);
     assert_eq!(counts.len(), 3);
     assert_eq!(counts.iter().map(|count| count.accepted).sum::<usize>(), 20);
+
     let steered = Group::options()
         .shared(true)
         .steering(Steering::Random)
@@ -232,18 +260,21 @@ fn a_shared_group_is_one_socket() {
 }
 
 #[test]
-fn all_or_nothing() {
+fn group_whose_third_member_fails_leaves_nothing() {
     assert_eq!(Group::bind(ANY_PORT, 0).unwrap_err(), GroupError::NoMembers);
+
     let calls = AtomicUsize::new(0);
     let address = Group::bind(ANY_PORT, 1).unwrap().local_addr();
     let fails_at_the_third = move |_| match calls.fetch_add(1, SeqCst) {
         2 => Err(Error::new(Call::SetSockOpt, libc::EPERM)),
         _ => Ok(()),
     };
+
     let refused = Group::options()
         .before_bind(fails_at_the_third)
         .bind(address, 5)
         .unwrap_err();
+
     let error = Error::new(Call::SetSockOpt, libc::EPERM);
     assert_eq!(
         refused,
@@ -257,12 +288,13 @@ fn all_or_nothing() {
         refused.to_string().ends_with("for member 2 of the group"),
         "{refused}"
     );
+
     let plain = Listener::options().reuse_port(false).bind(address);
     plain.expect("none is left behind");
 }
 
 #[test]
-fn listeners_go_out_and_come_back() {
+fn listeners_taken_out_and_put_back_are_a_group() {
     let group = Group::bind(ANY_PORT, 3).unwrap();
     let address = group.local_addr();
     let elsewhere: Vec<TcpListener> = group
@@ -270,9 +302,11 @@ fn listeners_go_out_and_come_back() {
         .into_iter()
         .map(TcpListener::from)
         .collect();
+
     let back = elsewhere.into_iter().map(Listener::from).collect();
     let mut group = Group::from_listeners(back).unwrap();
     assert_eq!(group.local_addr(), address);
+
     group.set_steering(Steering::Random).unwrap();
     group.add().unwrap();
     assert_eq!(group.sockets().len(), 4);
@@ -299,6 +333,7 @@ fn members_are_counted_and_their_queues_measured_while_they_run() {
     let server = group.spawn(move |_, _| drop(passed.read())).unwrap();
     let closed = gate.write().unwrap(); // given up before `server` if this test fails
     let mut clients = Vec::new();
+
     // Until both are busy, and something waits for each.
     wait_until("both are busy and have a queue", || {
         clients.push(TcpStream::connect(address).unwrap());
@@ -307,6 +342,7 @@ fn members_are_counted_and_their_queues_measured_while_they_run() {
             .iter()
             .all(|member| member.stats.accepted == 1 && member.queue.unwrap().len > 0)
     });
+
     // The last that has connected may still be on its way into a queue.
     wait_until("each is handled or waits", || {
         let members = server.members();
@@ -316,6 +352,7 @@ fn members_are_counted_and_their_queues_measured_while_they_run() {
         let waiting: u32 = queues.map(|queue| queue.len).sum();
         (held, held + waiting as usize) == (2, clients.len())
     });
+
     drop(closed);
     let accepted = || {
         server
@@ -324,12 +361,13 @@ fn members_are_counted_and_their_queues_measured_while_they_run() {
             .map(|member| member.stats.accepted)
             .sum::<usize>()
     };
+
     wait_until("all are served", || accepted() == clients.len());
     drop(server);
 }
 
 #[test]
-fn connections_spread_as_a_fair_lottery_would() {
+fn connections_spread_evenly_by_chi_square() {
     // Four groups: a false alarm has a chance below one in a million.
     let mut number = 0;
     for members in [3, 7, 16, 64] {
@@ -351,6 +389,7 @@ fn connections_spread_as_a_fair_lottery_would() {
                 .zip(drained)
                 .for_each(|(sum, n)| *sum += n);
         }
+
         support::a_fair_lottery(&counts);
     }
 }

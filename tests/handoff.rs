@@ -373,6 +373,7 @@ fn serves_an_inherited_listener() {
 #[test]
 fn listener_that_was_bound_already_hands_off() {
     let std = TcpListener::bind(SocketAddr::from(ANY_PORT)).unwrap();
+
     hands_off(Group::from_listeners(vec![std.into()]).unwrap());
 }
 

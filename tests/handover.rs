@@ -42,7 +42,7 @@ fn ten_hand_overs_under_load_lose_nobody() {
 }
 
 #[test]
-fn an_end_that_comes_during_a_hand_over_is_the_successors() {
+fn sigterm_during_a_hand_over_ends_the_successor_too() {
     let mut server = ServeProcess::start(&["--quiet"]);
     let address = server.address;
     // Until it has stopped, it may still take the first that comes.
@@ -55,10 +55,12 @@ fn an_end_that_comes_during_a_hand_over_is_the_successors() {
     for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGCONT] {
         server.signal(signal);
     }
+
     let said = server.read_stderr_until("handed over to pid ");
     wait_until("the successor has ended too", || {
         TcpStream::connect(address).is_err()
     });
+
     let (code, _, told) = server.end();
     let told = said + &told;
     assert_eq!(code, Some(0), "{told}");
@@ -67,7 +69,7 @@ fn an_end_that_comes_during_a_hand_over_is_the_successors() {
 }
 
 #[test]
-fn the_index_order_of_the_successor_is_its_own() {
+fn steering_by_cpu_after_a_hand_over_reaches_the_right_member() {
     // With the CPU's steering an index that is wrong would be seen: pinned clients would reach
     // another acceptor.
     let cpus = support::cpus();
@@ -89,6 +91,7 @@ fn the_index_order_of_the_successor_is_its_own() {
             assert_eq!(line, format!("acceptor {index}\n"), "on CPU {cpu}");
         }
     }
+
     end(pid);
 }
 
@@ -114,6 +117,7 @@ fn tries_to_hand_over() {
             .hand_over(Command::new("/no/such/program"), BOUND)
             .unwrap_err();
         assert!(matches!(failed, HandOverError::Spawn(_)), "{failed}");
+
         let mut sleep = Command::new("sleep");
         sleep.arg("1000");
         let failed = server
@@ -127,12 +131,12 @@ fn tries_to_hand_over() {
 }
 
 #[test]
-fn a_successor_that_fails_changes_nothing() {
+fn successor_that_fails_changes_nothing() {
     support::play(&mut support::role("tries_to_hand_over"));
 }
 
 #[test]
-fn what_cannot_be_handed_over_is_said() {
+fn group_that_cannot_be_handed_over_is_refused() {
     let any = ([127, 0, 0, 1], 0);
     for (options, error) in [
         (Group::options().join(true), GroupError::JoinedGroup),
@@ -140,6 +144,7 @@ fn what_cannot_be_handed_over_is_said() {
     ] {
         let server = options.bind(any, 2).unwrap().spawn(|_, _| {}).unwrap();
         let refused = server.hand_over(Command::new("true"), BOUND).unwrap_err();
+
         assert!(
             matches!(refused, HandOverError::Group(found) if found == error),
             "{refused}"
@@ -186,7 +191,7 @@ fn activated(args: &str) -> Command {
 }
 
 #[test]
-fn systemds_listeners_are_served_and_left_as_they_are() {
+fn listener_of_systemd_is_served_and_outlives_the_server() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let directory = support::scratch("notify");
     let notify = UnixDatagram::bind(directory.join("socket")).unwrap();
@@ -198,6 +203,7 @@ fn systemds_listeners_are_served_and_left_as_they_are() {
     notify.set_read_timeout(Some(BOUND)).unwrap();
     let length = notify.recv(&mut state).unwrap();
     assert_eq!(&state[..length], b"READY=1");
+
     (0..30).for_each(|_| _ = visit(server.address));
     server.signal(libc::SIGTERM);
     let (code, out, err) = server.end();
@@ -214,7 +220,7 @@ fn systemds_listeners_are_served_and_left_as_they_are() {
 }
 
 #[test]
-fn several_reuseport_listeners_of_systemd_are_one_group() {
+fn listeners_of_systemd_on_one_port_are_one_group() {
     let first = Listener::bind(([127, 0, 0, 1], 0)).unwrap();
     let address = first.local_addr().unwrap();
     let second = Listener::bind(address).unwrap();
@@ -226,9 +232,11 @@ fn several_reuseport_listeners_of_systemd_are_one_group() {
     );
     let server = ServeProcess::from(&mut serve);
     assert_eq!(server.address, address);
+
     (0..200).for_each(|_| _ = visit(address));
     server.signal(libc::SIGHUP); // not theirs to hand over
     server.signal(libc::SIGTERM);
+
     let (code, out, err) = server.end();
     assert_eq!((code, out.lines().count()), (Some(0), 200), "{err}");
     // One of two has none of 200 with a chance of 2 * (1/2)^200.
@@ -239,7 +247,7 @@ fn several_reuseport_listeners_of_systemd_are_one_group() {
 }
 
 #[test]
-fn what_is_no_listener_is_refused() {
+fn inherited_descriptor_that_is_no_listener_is_refused() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let (pipe, _other) = UnixStream::pair().unwrap();
     let (connected, _listener) = {
@@ -258,6 +266,7 @@ fn what_is_no_listener_is_refused() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut serve = activated("");
         pass(&mut serve, vec![listener.as_raw_fd(), fd], "a:b");
+
         let done = finish(&mut serve);
         let err = text(&done.stderr);
         assert_eq!(
@@ -292,7 +301,7 @@ fn inode(fd: RawFd) -> String {
 }
 
 #[test]
-fn what_cannot_tell_a_predecessor_is_refused() {
+fn inherited_socket_that_is_not_of_the_old_process_is_refused() {
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let connected = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
     let datagram = UnixDatagram::unbound().unwrap();
@@ -322,11 +331,12 @@ fn what_cannot_tell_a_predecessor_is_refused() {
 }
 
 #[test]
-fn what_is_for_those_who_open_the_listeners_is_refused() {
+fn options_for_opening_are_refused_with_inherited_listeners() {
     for option in ["--join", "--shared", "--steer random", "--backlog 9"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut serve = activated(option);
         pass(&mut serve, vec![listener.as_raw_fd()], "http");
+
         let (code, err) = ends(&mut serve);
         assert_eq!((code, err.lines().count()), (Some(2), 1), "{option}: {err}");
         assert!(err.contains("the listeners are inherited"), "{err}");
@@ -334,7 +344,7 @@ fn what_is_for_those_who_open_the_listeners_is_refused() {
 }
 
 #[test]
-fn variables_for_another_process_are_none_of_ours() {
+fn listen_fds_for_another_pid_are_ignored() {
     let mut serve = reuseport(&["serve", "--addr", "127.0.0.1:0"]);
     let server = ServeProcess::from(serve.env("LISTEN_PID", "1").env("LISTEN_FDS", "1"));
     visit(server.address);
@@ -385,7 +395,7 @@ fn takes_over() {
 }
 
 #[test]
-fn an_old_process_whose_successor_dies_when_ready_goes_on() {
+fn old_process_whose_successor_dies_when_ready_goes_on() {
     let server = old_process();
     let address = server.local_addr();
     let hand_over = server.hand_over(successor("takes_over"), BOUND).unwrap();
@@ -412,7 +422,7 @@ fn an_old_process_whose_successor_dies_when_ready_goes_on() {
 }
 
 #[test]
-fn a_hand_over_that_is_dropped_is_taken_back() {
+fn hand_over_that_is_dropped_is_taken_back() {
     let server = old_process();
     let hand_over = server.hand_over(successor("takes_over"), BOUND).unwrap();
     let pid = hand_over.pid();
@@ -443,6 +453,7 @@ fn changes_its_group_early() {
     assert_eq!(server.set_steering(Steering::Except(0)), Err(leaving));
     let refused = server.hand_over(Command::new("true"), BOUND).unwrap_err();
     assert!(matches!(refused, HandOverError::Group(error) if error == leaving));
+
     DONE.set("refused").unwrap();
     serve_until_the_input_ends(&server);
 }
@@ -456,6 +467,7 @@ fn changes_its_group_once_it_may() {
     wait_until("the old process has left", || server.add() == Ok(2));
     server.retire(0).unwrap();
     server.set_steering(Steering::Except(0)).unwrap();
+
     let (first, address) = (server.members()[0].stats, server.local_addr());
     // Were it not so steered, each would pass by the first of two with a chance of 1/2. The one
     // client of the other process may have been on its way.
@@ -466,7 +478,7 @@ fn changes_its_group_once_it_may() {
 }
 
 #[test]
-fn a_successor_that_changes_its_group_early_is_refused() {
+fn successor_that_changes_its_group_early_is_refused() {
     let server = old_process();
     let address = server.local_addr();
     let role = successor("changes_its_group_early");
@@ -481,7 +493,7 @@ fn a_successor_that_changes_its_group_early_is_refused() {
 }
 
 #[test]
-fn a_successor_changes_its_group_once_the_old_process_has_left() {
+fn successor_can_change_its_group_once_the_old_process_left() {
     let server = old_process();
     let address = server.local_addr();
     let role = successor("changes_its_group_once_it_may");
@@ -506,7 +518,7 @@ fn tells_its_environment() {
 }
 
 #[test]
-fn the_environment_of_a_successor_is_the_callers() {
+fn environment_of_a_successor_is_the_callers() {
     let server = old_process();
     let mut role = successor("tells_its_environment");
     role.env_clear();
@@ -530,7 +542,7 @@ fn the_environment_of_a_successor_is_the_callers() {
 }
 
 #[test]
-fn a_listener_of_systemd_is_left_as_it_is_whatever_its_name() {
+fn listener_of_systemd_with_a_name_of_ours_is_left_open() {
     for name in ["reuseport", "reuseport-socket"] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -552,7 +564,7 @@ fn a_listener_of_systemd_is_left_as_it_is_whatever_its_name() {
 }
 
 #[test]
-fn a_second_request_during_a_hand_over_is_the_successors() {
+fn second_request_during_a_hand_over_goes_to_the_successor() {
     let mut server = ServeProcess::start(&["--slow", "100:3000", "--grace", "60000"]);
     let pid = server.pid();
     // Its handler keeps the old process from ending.

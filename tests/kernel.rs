@@ -145,12 +145,13 @@ fn guide() -> String {
 }
 
 #[test]
-fn the_guide_the_command_and_the_tests_have_the_same_claims() {
+fn guide_command_and_tests_have_the_same_claims() {
     let (code, list, _) = run(&["explain", "--list"]);
     assert_eq!(code, 0);
     let listed: Vec<_> = list.lines().map(str::to_owned).collect();
     let tested: Vec<_> = TESTED.iter().map(|name| name.replace('_', "-")).collect();
     assert_eq!(listed, tested);
+
     let guide = guide();
     let named = guide.split("--claim ").skip(1).map(|rest| {
         let end = |c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
@@ -163,7 +164,7 @@ fn the_guide_the_command_and_the_tests_have_the_same_claims() {
 
 /// The list names claims that exist, and no reason twice.
 #[test]
-fn the_list_of_what_may_be_untried_names_claims() {
+fn list_of_untried_names_claims_alone() {
     let list = untried_list();
 
     let reasons: BTreeSet<_> = list.iter().map(|(reason, _)| reason).collect();
@@ -181,7 +182,7 @@ fn the_list_of_what_may_be_untried_names_claims() {
 
 /// A reason lets only those claims be untried that need what is missing.
 #[test]
-fn what_the_list_does_not_name_may_not_be_untried() {
+fn claim_that_the_list_does_not_name_may_not_be_untried() {
     let cookies = "net.ipv4.tcp_syncookies is 2: the kernel remembers no handshake";
     let no_bpf = "steering is refused: setsockopt: EPERM";
     let lo_down = "the network interface lo is down";
@@ -224,7 +225,7 @@ fn explain_isolated_does_not_see_the_machines_set_up() {
 
 /// What the guide says elsewhere is proved by a test that it names: `tests/FILE.rs`.
 #[test]
-fn every_file_that_the_guide_names_is_there() {
+fn file_that_the_guide_names_is_there() {
     let guide = guide();
     let files = guide.split("`tests/").skip(1);
     let files: Vec<_> = files.map(|rest| rest.split('`').next().unwrap()).collect();
@@ -238,8 +239,9 @@ fn every_file_that_the_guide_names_is_there() {
 }
 
 #[test]
-fn an_ordinary_claim_reads_well() {
+fn explain_of_one_claim_reads_well() {
     let (_, out, _) = run(&["explain", "--claim=close-resets-the-queue"]);
+
     let lines: Vec<_> = out.lines().collect();
     assert_eq!(lines[0], "When one leaves");
     assert!(
@@ -254,6 +256,7 @@ fn an_ordinary_claim_reads_well() {
         lines[6].starts_with("1 hold, 0 do not, 0 cannot be tried here; in "),
         "{out}"
     );
+
     let (code, out, err) = run(&["explain", "--claim", "the-earth-is-flat"]);
     assert_eq!(
         (code, out.as_str(), err.lines().count()),
@@ -263,14 +266,16 @@ fn an_ordinary_claim_reads_well() {
 }
 
 #[test]
-fn what_could_not_be_measured_is_a_failure() {
+fn claim_that_could_not_be_measured_is_a_failure() {
     let command = support::reuseport(&[]);
     let mut few = program("sh");
     few.args([
         "-c",
         "ulimit -n 6; exec \"$0\" explain --claim the-hash-spreads-evenly",
     ]);
+
     let done = finish(few.arg(command.get_program()));
+
     let (out, err) = (support::text(&done.stdout), support::text(&done.stderr));
     assert_eq!(done.status.code(), Some(1), "{out}{err}");
     assert!(out.contains("could not be measured\n"), "{out}");

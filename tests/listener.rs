@@ -21,16 +21,19 @@ fn pair() -> (Listener, TcpStream, Connection) {
 }
 
 #[test]
-fn a_client_reaches_the_listener_and_both_talk() {
+fn connection_carries_bytes_both_ways() {
     let (_listener, mut client, connection) = pair();
+
     assert_eq!(connection.send(b"hello").unwrap(), 5);
     let mut buffer = [0; 5];
     client.read_exact(&mut buffer).unwrap();
     assert_eq!(&buffer, b"hello");
+
     client.write_all(b"hi").unwrap();
     assert_eq!(connection.recv(&mut buffer).unwrap(), 2);
     client.shutdown(Shutdown::Write).unwrap();
     assert_eq!(connection.recv(&mut buffer).unwrap(), 0);
+
     drop(connection);
     assert_eq!(client.read(&mut buffer).unwrap(), 0);
 }
@@ -40,8 +43,10 @@ fn port_0_becomes_a_port_and_a_second_listener_joins_it() {
     let first = Listener::bind(ANY_PORT).unwrap();
     let address = first.local_addr().unwrap();
     assert_ne!(address.port(), 0);
+
     let second = Listener::bind(address).unwrap();
     assert_eq!(second.local_addr().unwrap(), address);
+
     let without = Listener::options().reuse_port(false).bind(address);
     assert_eq!(
         without.unwrap_err(),
@@ -60,9 +65,11 @@ fn both_listeners_get_connections() {
         .unwrap();
     let address = first.local_addr().unwrap();
     let second = Listener::options().nonblocking(true).bind(address).unwrap();
+
     let clients: Vec<_> = (0..100)
         .map(|_| TcpStream::connect(address).unwrap())
         .collect();
+
     let count = |listener: &Listener| core::iter::from_fn(|| listener.accept().ok()).count();
     let (mut one, mut other) = (0, 0);
     wait_until("all are accepted", || {
@@ -70,31 +77,36 @@ fn both_listeners_get_connections() {
         other += count(&second);
         one + other == clients.len()
     });
+
     // One of them gets none with a chance of 2 * (1/2)^100 < 1e-29.
     assert!(one > 0 && other > 0, "{one} and {other}");
 }
 
 #[test]
-fn accept_from_tells_the_peer() {
+fn accept_from_returns_the_peer() {
     for any in [
         SocketAddr::from(ANY_PORT),
         SocketAddr::from((Ipv6Addr::LOCALHOST, 0)),
     ] {
         let listener = Listener::bind(any).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+
         let (_connection, peer) = listener.accept_from().unwrap();
+
         assert_eq!(peer, client.local_addr().unwrap());
     }
 }
 
 #[test]
-fn the_peer_is_known_even_if_it_has_reset() {
+fn accept_from_of_a_reset_connection_returns_the_peer() {
     let listener = Listener::bind(ANY_PORT).unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let peer = client.local_addr().unwrap();
+
     reset(client);
     let (connection, found) = listener.accept_from().unwrap();
     assert_eq!(found, peer);
+
     let error = connection.recv(&mut [0]).unwrap_err();
     assert_eq!(error, Error::new(Call::Recv, libc::ECONNRESET));
 }
@@ -113,15 +125,17 @@ fn reset(client: TcpStream) {
 }
 
 #[test]
-fn sending_to_a_reset_connection_is_an_error_and_no_signal() {
+fn send_to_a_reset_connection_is_an_error_and_no_signal() {
     // Rust's runtime ignores SIGPIPE; with the default disposition a signal would end this process.
     // SAFETY: sets a disposition; no handler runs.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let (_listener, client, connection) = pair();
     reset(client);
+
     let error = core::iter::repeat_with(|| connection.send(b"x"))
         .find_map(Result::err)
         .unwrap();
+
     assert!(
         [libc::ECONNRESET, libc::EPIPE].contains(&error.errno()),
         "{error}"
@@ -149,22 +163,25 @@ fn failures_name_their_call() {
 }
 
 #[test]
-fn a_failed_bind_leaves_no_descriptor() {
+fn failed_bind_leaves_no_descriptor() {
     let before = support::descriptors("self");
+
     // Other tests of this process have some hundreds open for a while.
     for _ in 0..2000 {
         Listener::bind(([8, 8, 8, 8], 0)).unwrap_err();
     }
+
     assert!(support::descriptors("self") < before + 1000);
 }
 
 #[test]
-fn nothing_survives_exec() {
+fn descriptors_have_close_on_exec() {
     let (listener, _client, connection) = pair();
     let (with_peer, _) = {
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         listener.accept_from().unwrap()
     };
+
     for fd in [listener.as_fd(), connection.as_fd(), with_peer.as_fd()] {
         // SAFETY: the command takes no argument; `fd` is open.
         let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) };
@@ -173,21 +190,24 @@ fn nothing_survives_exec() {
 }
 
 #[test]
-fn ipv6_addresses_come_back_whole() {
+fn local_addr_of_an_ipv6_listener_is_whole() {
     let listener = Listener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
+
     assert_eq!(address.ip(), Ipv6Addr::LOCALHOST);
     assert_ne!(address.port(), 0);
 }
 
 #[test]
-fn a_nonblocking_listener_says_that_nothing_waits() {
+fn nonblocking_listener_without_a_client_fails_with_eagain() {
     let listener = Listener::bind(ANY_PORT).unwrap();
     listener.set_nonblocking(true).unwrap();
+
     assert_eq!(
         listener.accept().unwrap_err(),
         Error::new(Call::Accept, libc::EAGAIN)
     );
+
     // Its connections block all the same.
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let mut accepted = Err(Error::new(Call::Accept, libc::EAGAIN));
@@ -195,6 +215,7 @@ fn a_nonblocking_listener_says_that_nothing_waits() {
         accepted = listener.accept();
         accepted.is_ok()
     });
+
     let connection = accepted.unwrap();
     // SAFETY: the command takes no argument; the descriptor is open.
     let flags = unsafe { libc::fcntl(connection.as_raw_fd(), libc::F_GETFL) };
@@ -203,7 +224,7 @@ fn a_nonblocking_listener_says_that_nothing_waits() {
 }
 
 #[test]
-fn to_std_and_back() {
+fn conversion_to_std_and_back_keeps_the_sockets() {
     let listener = Listener::bind(ANY_PORT).unwrap();
     let address = listener.local_addr().unwrap();
     let listener = TcpListener::from(listener);

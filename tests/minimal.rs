@@ -99,18 +99,20 @@ fn code(program: &Path) -> u64 {
 }
 
 #[test]
-fn the_safe_types_are_as_small_as_stated() {
+fn safe_program_is_as_small_as_stated() {
     let Some(linker) = linker() else { return };
     let built = build(&linker, "minimal", &[]);
     let (safe, bare) = (built.join("reuseport"), built.join("bare"));
     let c = c_program(&linker, "minimal-size");
     let bytes = |program: &Path| fs::metadata(program).unwrap().len();
+
     println!(
         "C {}, safe {}, bare {}",
         bytes(&c),
         bytes(&safe),
         bytes(&bare)
     );
+
     assert!(bytes(&safe) <= BYTES, "{} bytes", bytes(&safe));
     let readme = fs::read_to_string(format!("{PACKAGE}/README.md")).unwrap();
     let stated = [format!("{BYTES} bytes"), format!("{SAFE_TEXT} bytes")];
@@ -118,6 +120,7 @@ fn the_safe_types_are_as_small_as_stated() {
         stated.iter().all(|bound| readme.contains(bound)),
         "{stated:?}"
     );
+
     assert!(bytes(&safe) * 100 <= bytes(&c) * 105, "C: {}", bytes(&c));
     assert!(
         code(&safe) <= code(&bare) + SAFE_TEXT,
@@ -147,7 +150,7 @@ fn the_safe_types_are_as_small_as_stated() {
 }
 
 #[test]
-fn no_panic_no_formatting_and_no_allocator_is_inside() {
+fn programs_contain_no_panic_formatting_or_allocator() {
     let Some(linker) = linker() else { return };
     let named = ["--config", "profile.release.strip='none'"];
     let machinery = |program: &Path| {
@@ -160,6 +163,7 @@ fn no_panic_no_formatting_and_no_allocator_is_inside() {
     for program in ["reuseport", "bare", "http"] {
         assert_eq!(machinery(&built.join(program)), [false; 5], "{program}");
     }
+
     // The control: where they are, they are found (an abort needs no personality).
     let controls = [&named[..], &["--features", "controls"]].concat();
     let built = build(&linker, "minimal-controls", &controls);
@@ -170,12 +174,14 @@ fn no_panic_no_formatting_and_no_allocator_is_inside() {
 }
 
 #[test]
-fn a_panic_within_reach_does_not_link() {
+fn panic_within_reach_does_not_link() {
     let Some(linker) = linker() else { return };
     // `everything` is among the programs: it calls all of the core.
     build(&linker, "minimal-linked", &["--features", "link-error"]);
+
     let control = ["--features", "link-error,controls"];
     let done = cargo(&linker, "minimal-linked", &control);
+
     assert!(!done.status.success());
     let said = text(&done.stderr);
     assert!(
@@ -185,7 +191,7 @@ fn a_panic_within_reach_does_not_link() {
 }
 
 #[test]
-fn it_serves_and_names_the_call_that_fails() {
+fn program_serves_and_names_the_call_that_fails() {
     let Some(linker) = linker() else { return };
     let built = build(&linker, "minimal", &[]);
     for name in ["reuseport", "bare"] {
@@ -193,6 +199,7 @@ fn it_serves_and_names_the_call_that_fails() {
         let mut command = program(built.join(name));
         let mut child = start(command.arg(port.to_string()).stdout(Stdio::piped()));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
+
         wait_until("it listens", || TcpStream::connect(address).is_ok());
         (0..10).for_each(|_| assert_eq!(visit(address), ""));
         let mut lines = child.stdout().lines();
@@ -216,7 +223,7 @@ fn it_serves_and_names_the_call_that_fails() {
 }
 
 #[test]
-fn the_second_program_answers_http() {
+fn http_program_answers_each_request() {
     let Some(linker) = linker() else { return };
     let built = build(&linker, "minimal", &[]);
     let (port, _reserved) = reserve();
@@ -224,6 +231,7 @@ fn the_second_program_answers_http() {
     let copy = || start(program(built.join("http")).arg(port.to_string()));
     let _two_copies = [copy(), copy()];
     wait_until("it listens", || TcpStream::connect(address).is_ok());
+
     for request in [
         vec!["GET / HTTP/1.1\r\nHost: here\r\n\r\n".to_owned()],
         vec![
@@ -238,6 +246,7 @@ fn the_second_program_answers_http() {
         for piece in request {
             client.write_all(piece.as_bytes()).unwrap();
         }
+
         let mut answer = String::new();
         client.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -245,6 +254,7 @@ fn the_second_program_answers_http() {
         assert!(head.contains("Content-Length: 6\r\n"), "{head}");
         assert_eq!(body, "hello\n");
     }
+
     // Whoever says nothing is left after two seconds, without an answer.
     let mut silent = TcpStream::connect(address).unwrap();
     silent.set_read_timeout(Some(BOUND)).unwrap();
@@ -294,7 +304,7 @@ fn name(call: &str) -> &str {
 }
 
 #[test]
-fn it_makes_the_c_programs_calls_and_no_other() {
+fn program_makes_the_c_programs_calls_and_no_other() {
     let Some(linker) = linker() else { return };
     if !tool("strace") {
         return;

@@ -24,7 +24,7 @@ fn quoted(rust: &str) -> Vec<&str> {
 }
 
 #[test]
-fn the_quoted_lines_are_the_c_programs_and_in_its_order() {
+fn quoted_c_lines_are_the_programs_and_in_its_order() {
     let c = source("tests/mirror/reuseport.c");
     let c: Vec<_> = c.lines().map(str::trim).collect();
     let in_order = |quoted: &[&str]| {
@@ -36,6 +36,7 @@ fn the_quoted_lines_are_the_c_programs_and_in_its_order() {
             );
         }
     };
+
     let listener = source("src/listener.rs");
     let mirror = source("tests/mirror/reuseport.rs");
     in_order(&quoted(&listener));
@@ -44,6 +45,7 @@ fn the_quoted_lines_are_the_c_programs_and_in_its_order() {
         5,
         "socket, int, setsockopt, bind, listen"
     );
+
     // `main` quotes one global before its own first line.
     let (threads, main) = mirror.split_once("fn main()").unwrap();
     in_order(&quoted(threads));
@@ -52,6 +54,7 @@ fn the_quoted_lines_are_the_c_programs_and_in_its_order() {
         .filter(|line| !line.starts_with("static"))
         .collect();
     in_order(&main);
+
     // Every call that C checks stands in the mirror.
     for call in c.iter().filter(|line| line.contains("check(\"")) {
         assert!(
@@ -68,16 +71,19 @@ fn connect(address: SocketAddr, times: usize) {
 }
 
 #[test]
-fn the_c_program_and_the_mirror_print_their_acceptors() {
+fn c_program_and_mirror_print_their_acceptors() {
     if !tool("cc") {
         return;
     }
     let c = compile("tests/mirror/reuseport.c", &scratch("mirror-print"));
+
     for either in [c, example("mirror")] {
         let (port, _reserved) = reserve();
         let mut either = program(&either);
+
         let mut child = start(either.arg(port.to_string()).stdout(Stdio::piped()));
         connect(SocketAddr::from(([127, 0, 0, 1], port)), 10);
+
         let mut lines = std::io::BufRead::lines(child.stdout());
         for _ in 0..10 {
             let line = lines.next().unwrap().unwrap();
@@ -166,7 +172,7 @@ fn deviations() -> Vec<(String, String)> {
 }
 
 #[test]
-fn both_make_the_same_calls_but_for_the_table() {
+fn c_program_and_mirror_make_the_same_calls_but_for_the_table() {
     if !tool("cc") || !tool("strace") {
         return;
     }
@@ -179,6 +185,7 @@ fn both_make_the_same_calls_but_for_the_table() {
     // Which thread accepted at all is the kernel's choice; 100 connections miss none of three
     // with a chance of 1 - 1e-17.
     assert_eq!((c.len(), rust.len()), (3, 3), "{c:#?} {rust:#?}");
+
     let table = deviations();
     assert_eq!(table.len(), 2, "{table:?}");
     let expected: Vec<_> = c[0]
@@ -188,6 +195,7 @@ fn both_make_the_same_calls_but_for_the_table() {
             row.map_or(call, |(_, ours)| ours).clone()
         })
         .collect();
+
     assert!(c.iter().all(|calls| *calls == c[0]), "{c:#?}");
     assert!(
         rust.iter().all(|calls| *calls == expected),

@@ -24,7 +24,7 @@ fn has_own_namespace() -> bool {
 }
 
 #[test]
-fn a_test_process_is_alone_on_its_network() {
+fn test_process_is_alone_on_its_network() {
     if !has_own_namespace() {
         return;
     }
@@ -54,7 +54,7 @@ fn tells_its_namespace() {
 }
 
 #[test]
-fn a_role_stays_where_its_test_is() {
+fn role_stays_in_the_namespace_of_its_test() {
     let here = format!("namespace {} {}", namespace(), own_namespace());
 
     let said = play(&mut role("tells_its_namespace"));
@@ -63,7 +63,7 @@ fn a_role_stays_where_its_test_is() {
 }
 
 #[test]
-fn a_role_that_is_traced_stays_where_its_test_is() {
+fn role_that_is_traced_stays_in_the_namespace_of_its_test() {
     if !support::tool("strace") {
         return;
     }
@@ -97,7 +97,7 @@ fn is_an_ordinary_user_with_a_namespace() {
 }
 
 #[test]
-fn an_ordinary_user_has_a_namespace_and_no_capabilities() {
+fn ordinary_user_has_a_namespace_and_no_capabilities() {
     // SAFETY: takes nothing.
     if unsafe { libc::geteuid() } != 0 {
         return skip("not root: all tests run as an ordinary user");
@@ -118,7 +118,7 @@ fn reads_its_sysctl() {
 }
 
 #[test]
-fn a_sysctl_is_set_for_one_role_alone() {
+fn sysctl_is_set_for_one_role_alone() {
     let cookies = || fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies").unwrap();
     let before = cookies();
     assert_ne!(before.trim(), "2");
@@ -174,7 +174,7 @@ fn starts_processes_from_a_bad_condition() {
 }
 
 #[test]
-fn what_a_test_starts_begins_clean_whatever_the_test_was_started_with() {
+fn process_of_a_test_in_a_bad_condition_begins_clean() {
     let mut role = role("starts_processes_from_a_bad_condition");
     play(role.env("LISTEN_FDS", "3"));
 }
@@ -199,7 +199,7 @@ fn with_a_descendant() -> (support::Running, i32) {
 }
 
 #[test]
-fn a_panic_ends_what_the_test_has_started() {
+fn panic_ends_what_the_test_has_started() {
     let started = std::sync::Mutex::new(0);
 
     let panicked = std::panic::catch_unwind(|| {
@@ -226,7 +226,7 @@ fn is_killed_with_a_child() {
 }
 
 #[test]
-fn a_test_process_that_is_killed_takes_what_it_has_started_along() {
+fn test_process_that_is_killed_takes_its_children_along() {
     let done = finish(&mut role("is_killed_with_a_child"));
 
     let child = support::word_after(support::text(&done.stdout), "sleeper ")
@@ -236,12 +236,14 @@ fn a_test_process_that_is_killed_takes_what_it_has_started_along() {
 }
 
 #[test]
-fn a_wait_has_an_end() {
+fn wait_in_vain_ends_at_its_bound() {
     let begun = Instant::now();
     let waits = || {
         let mut sleep = start(program("sleep").arg("1000"));
         sleep.wait_within(std::time::Duration::from_millis(50));
     };
+
     std::panic::catch_unwind(waits).expect_err("it has not ended");
+
     assert!(begun.elapsed() < support::BOUND);
 }

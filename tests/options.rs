@@ -62,7 +62,7 @@ fn each_option_reaches_the_kernel() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_backlog_of_n_lets_n_and_one_more_wait() {
+fn backlog_of_n_queues_n_and_one_more() {
     for backlog in [0, 1, 5] {
         let listener = Listener::options().backlog(backlog).bind(ANY_PORT).unwrap();
         let address = listener.local_addr().unwrap();
@@ -77,18 +77,20 @@ fn a_backlog_of_n_lets_n_and_one_more_wait() {
             .unwrap();
             info[6]
         };
+
         let allowed = u32::try_from(backlog).unwrap() + 1;
         let _clients: Vec<_> = (0..allowed)
             .map(|_| TcpStream::connect(address).unwrap())
             .collect();
         support::wait_until("they wait", || waiting() == allowed);
+
         let late = TcpStream::connect_timeout(&address, core::time::Duration::from_millis(300));
         assert!(late.is_err(), "backlog {backlog} let one more wait");
     }
 }
 
 #[test]
-fn the_hook_runs_between_socket_and_bind() {
+fn before_bind_runs_between_socket_and_bind() {
     let unbound = |fd| {
         let (mut address, fd) = (reuseport::SockAddr::empty(), fd);
         let (at, len) = (address.as_mut_ptr(), address.len_mut_ptr());
@@ -120,7 +122,7 @@ fn binds_both_ways() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn options_left_alone_make_the_calls_of_bind() {
+fn default_options_make_the_calls_of_bind() {
     if !support::tool("strace") {
         return;
     }
@@ -130,8 +132,10 @@ fn options_left_alone_make_the_calls_of_bind() {
     strace
         .args(["-f", "-qq", "-e", "trace=%network,close", "-o"])
         .arg(&log);
+
     let traced = support::finish(strace.arg(role.get_program()).args(role.get_args()));
     assert!(traced.status.success(), "{traced:?}");
+
     let log = fs::read_to_string(log).unwrap();
     let calls: Vec<_> = log
         .lines()
@@ -148,6 +152,7 @@ fn options_left_alone_make_the_calls_of_bind() {
         .iter()
         .map(|call| call.split_once('(').unwrap().0)
         .collect();
+
     assert_eq!(names, ["socket", "setsockopt", "bind", "listen", "close"]);
     assert_eq!(one, calls[second..second + 5]);
 }

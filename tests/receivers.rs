@@ -74,10 +74,11 @@ fn with_one_stuck(
 }
 
 #[test]
-fn a_byte_finds_its_member_while_others_leave() {
+fn payload_byte_while_members_drain_finds_its_member() {
     let _none = support::no_process_starts();
     for leavers in [&[0][..], &[1, 0]] {
         let (server, gate) = with_one_stuck(&options(), ANY_PORT.0, 5);
+
         thread::scope(|scope| {
             let retired = scope.spawn(|| server.retire_all(leavers));
             let port = server.local_addr().port();
@@ -95,6 +96,7 @@ fn a_byte_finds_its_member_while_others_leave() {
             let counts = retired.join().unwrap().unwrap();
             assert!(counts.iter().all(|count| !count.running));
         });
+
         for byte in [2, 3, 4] {
             assert_eq!(ask(&server, byte), byte);
         }
@@ -102,7 +104,7 @@ fn a_byte_finds_its_member_while_others_leave() {
 }
 
 #[test]
-fn a_receiver_that_somebody_shuts_down_gets_nothing_more() {
+fn receiver_shut_down_from_outside_gets_nothing_more() {
     let _none = support::no_process_starts();
     for batch in [false, true] {
         let opened = Arc::new(Mutex::new(Vec::new()));
@@ -111,16 +113,19 @@ fn a_receiver_that_somebody_shuts_down_gets_nothing_more() {
             seen.lock().unwrap().push(fd);
             Ok(())
         });
+
         let server = options.bind(ANY_PORT, 3).unwrap().spawn(echo).unwrap();
         let second = opened.lock().unwrap()[1];
         // SAFETY: takes two integers; the receiver has that descriptor open.
         unsafe { libc::shutdown(second, libc::SHUT_RD) };
         wait_until("it has left", || !server.stats()[1].running);
+
         let call = if batch { Call::RecvMmsg } else { Call::RecvMsg };
         let failed = server.stats()[1].error.unwrap();
         assert_eq!((failed.call(), failed.errno()), (call, libc::EINVAL));
         // It would have none of 60 with a chance of (2/3)^60 < 1e-10.
         assert!((0..60).all(|_| ask(&server, 0) != 1));
+
         assert_eq!(server.add(), Ok(3));
         assert_eq!(server.members().len(), 3);
         server.set_steering(Steering::Byte(0)).unwrap();
@@ -129,7 +134,7 @@ fn a_receiver_that_somebody_shuts_down_gets_nothing_more() {
 }
 
 #[test]
-fn any_room_will_do() {
+fn max_datagram_size_of_0_or_more_than_any_works() {
     let _none = support::no_process_starts();
     for (room, batch) in [0, usize::MAX]
         .map(|room| [(room, false), (room, true)])
@@ -140,8 +145,10 @@ fn any_room_will_do() {
         let server = server
             .spawn(|_, message| message.reply(usize::MAX))
             .unwrap();
+
         let client = client(server.local_addr());
         client.send(b"long").unwrap();
+
         if room == 0 {
             assert_eq!(client.recv(&mut [0; 9]).unwrap(), 1);
         } else {
@@ -153,11 +160,12 @@ fn any_room_will_do() {
 }
 
 #[test]
-fn each_answer_that_cannot_be_sent_is_counted() {
+fn reply_that_cannot_be_sent_is_counted() {
     let _none = support::no_process_starts();
     for batch in [false, true] {
         let group = options().batch(batch).bind(ANY_PORT, 1).unwrap();
         let client = client(group.local_addr());
+
         // No datagram is as long.
         let lengths = [65_535, 1, 65_535, 65_535, 1];
         for byte in 0..lengths.len() {
@@ -167,7 +175,9 @@ fn each_answer_that_cannot_be_sent_is_counted() {
             let len = lengths[usize::from(message.payload()[0])];
             message.reply(len);
         };
+
         let counts = group.spawn(answer).unwrap().stop(BOUND);
+
         assert_eq!(
             (counts[0].accepted, counts[0].transient_errors),
             (5, 3),
@@ -178,22 +188,25 @@ fn each_answer_that_cannot_be_sent_is_counted() {
 }
 
 #[test]
-fn one_that_cannot_be_connected_to_leaves_all_the_same() {
+fn member_that_cannot_be_connected_to_leaves() {
     let _none = support::no_process_starts();
     // A broadcast address.
     let group = options().bind(([127, 255, 255, 255], 0), 3).unwrap();
     let server = group.spawn(|_, _| {}).unwrap();
+
     assert_eq!(server.retire_all(&[1, 0]).unwrap().len(), 2);
     assert_eq!(server.stop(BOUND).len(), 3);
 }
 
 #[test]
-fn stop_waits_no_longer_than_it_is_told() {
+fn stop_with_a_grace_of_zero_does_not_wait_for_handlers() {
     let _none = support::no_process_starts();
     let begun = Instant::now();
     let (server, gate) = with_one_stuck(&options(), ANY_PORT.0, 2);
+
     assert!(server.stop(Duration::ZERO)[0].running);
     drop(gate);
+
     let (gate, key) = channel::<()>();
     let key = Mutex::new(key);
     let group = Group::options().grace(BOUND).bind(ANY_PORT, 1).unwrap();
@@ -202,8 +215,10 @@ fn stop_waits_no_longer_than_it_is_told() {
     let server = server.unwrap();
     let _client = std::net::TcpStream::connect(address).unwrap();
     wait_until("its handler runs", || server.stats()[0].accepted == 1);
+
     assert!(server.stop(Duration::ZERO)[0].running);
     drop(gate);
+
     assert!(
         begun.elapsed() < BOUND,
         "it has waited for the group's grace"
@@ -211,7 +226,7 @@ fn stop_waits_no_longer_than_it_is_told() {
 }
 
 #[test]
-fn who_joins_does_not_undo_how_others_steer() {
+fn joined_group_set_to_hash_keeps_the_program_of_others() {
     let _none = support::no_process_starts();
     let steered = options()
         .steering(Steering::Byte(0))
@@ -219,13 +234,16 @@ fn who_joins_does_not_undo_how_others_steer() {
         .unwrap();
     let mut joined = options().join(true).bind(steered.local_addr(), 1).unwrap();
     joined.set_steering(Steering::Hash).unwrap();
+
     steered.sockets()[0]
         .detach_program()
         .expect("it was steered");
+
     let server = joined.spawn(echo).unwrap();
     steered.sockets()[0]
         .attach_program(&reuseport::steering::random(2))
         .unwrap();
+
     server.set_steering(Steering::Hash).unwrap();
     steered.sockets()[0]
         .detach_program()
@@ -274,7 +292,7 @@ fn flows_while(to: SocketAddr, connected: bool, act: impl FnOnce(&AtomicUsize)) 
 }
 
 #[test]
-fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
+fn members_replaced_over_ipv4_and_ipv6_lose_no_datagram() {
     let _none = support::no_process_starts();
     for (address, batch, connected) in [
         ("[::1]:0", false, true),
@@ -284,6 +302,7 @@ fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
     ] {
         let address: SocketAddr = address.parse().unwrap();
         let group = options().batch(batch).bind(address, 4).unwrap();
+
         let server = group.spawn(echo).unwrap();
         let [answered, refused] = flows_while(server.local_addr(), connected, |answered| {
             for round in 0..20 {
@@ -305,18 +324,20 @@ fn nothing_is_lost_over_either_protocol_and_of_no_kind_of_client() {
                 wait_until(&what, || answered.load(SeqCst) > before + 50);
             }
         });
+
         let accepted: usize = server.stop(BOUND).iter().map(|count| count.accepted).sum();
         assert_eq!((accepted, refused), (answered, 0), "{address}");
     }
 }
 
 #[test]
-fn a_group_that_stops_under_load_answers_or_refuses() {
+fn group_stopped_under_load_answers_or_refuses_each() {
     let _none = support::no_process_starts();
     for (address, dropped) in [("127.0.0.1:0", false), ("[::1]:0", true)].repeat(3) {
         let address: SocketAddr = address.parse().unwrap();
         let group = options().batch(dropped).bind(address, 3).unwrap();
         let (server, mut counts) = (group.spawn(echo).unwrap(), Vec::new());
+
         let [answered, refused] = flows_while(server.local_addr(), true, |answered| {
             wait_until("the flows go", || answered.load(SeqCst) > 500);
             if dropped {
@@ -325,6 +346,7 @@ fn a_group_that_stops_under_load_answers_or_refuses() {
                 counts = server.stop(BOUND);
             }
         });
+
         assert!(answered > 500 && refused <= 16);
         if !dropped {
             let accepted = counts.iter().map(|count| count.accepted);
@@ -334,21 +356,25 @@ fn a_group_that_stops_under_load_answers_or_refuses() {
 }
 
 #[test]
-fn three_hundred_members_and_the_bytes_of_those_that_stay() {
+fn payload_byte_among_300_members_finds_those_that_stay() {
     let _none = support::no_process_starts();
     let options = options().steering(Steering::Byte(0));
+
     let server = options.bind(ANY_PORT, 300).unwrap().spawn(echo).unwrap();
     assert_eq!([0, 43, 255].map(|byte| ask(&server, byte)), [0, 43, 255]);
+
     let leavers: Vec<_> = (0..290).collect();
     server.retire_all(&leavers).unwrap();
+
     // Numbers 290, 299 and the next, modulo 256.
     assert_eq!(server.add(), Ok(300));
     assert_eq!([34, 43, 44].map(|byte| ask(&server, byte)), [34, 43, 44]);
+
     assert_eq!(server.stop(BOUND).len(), 301);
 }
 
 #[test]
-fn sockets_go_out_and_come_back_steered_as_they_were() {
+fn sockets_taken_out_and_put_back_are_steered_as_before() {
     let _none = support::no_process_starts();
     let options = options().steering(Steering::Byte(0)).batch(true);
     let sockets = options.bind(ANY_PORT, 3).unwrap().into_sockets();
@@ -361,13 +387,16 @@ fn sockets_go_out_and_come_back_steered_as_they_were() {
         on
     };
     assert!(sockets.iter().all(|socket| reuse_address(socket) == 0));
+
     let server = Group::from_udp_sockets(sockets)
         .unwrap()
         .with_options(options);
     let server = server.spawn(echo).unwrap();
+
     assert_eq!([2, 1, 0].map(|byte| ask(&server, byte)), [2, 1, 0]);
     assert_eq!(server.add(), Ok(3));
     assert_eq!([3, 0].map(|byte| ask(&server, byte)), [3, 0]);
+
     let apart = [0; 2].map(|_| UdpSocket::bind(ANY_PORT).unwrap());
     Group::from_udp_sockets(apart.into()).unwrap_err();
     // A port that TCP has is free for UDP.
@@ -384,7 +413,9 @@ fn retires_without_descriptors() {
     let few = (descriptors("self") + 20).try_into().unwrap();
     support::limit_softly(libc::RLIMIT_NOFILE, few).unwrap();
     let all: Vec<_> = std::iter::from_fn(|| StdUdpSocket::bind("127.0.0.1:0").ok()).collect();
+
     assert!(server.retire(0).unwrap().running);
+
     server.set_steering(Steering::Hash).unwrap();
     // It would have none of 60 with a chance of (3/4)^60 < 1e-7.
     for client in &clients {
@@ -393,13 +424,14 @@ fn retires_without_descriptors() {
         client.recv(&mut answer).unwrap();
         assert_ne!(answer, [0]);
     }
+
     assert!(server.add().is_err());
     drop((gate, all));
     println!("it could be retired");
 }
 
 #[test]
-fn without_a_descriptor_one_can_be_retired() {
+fn retire_without_descriptors_succeeds() {
     let said = support::play(&mut support::role("retires_without_descriptors"));
     assert!(said.contains("it could be retired"), "{said}");
 }

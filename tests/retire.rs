@@ -57,11 +57,12 @@ const FAMILIES: [(IpAddr, usize); 2] = [
 ];
 
 #[test]
-fn nothing_is_lost_while_members_are_replaced() {
+fn members_replaced_under_load_lose_no_connection() {
     for (ip, kept) in FAMILIES {
         // Where others keep the machine busy, clients get their turn less often than who retires.
         let goes_on = |retired, made| retired < 250 || made < 5_000;
         let (report, retired) = churn_under_load(ip, kept, 16, goes_on);
+
         report.say(&ip.to_string(), retired);
         assert_eq!(report.lost(), 0, "{report:?}");
         // In the long form none of 1000 made a client late with IPv4, and 5 with IPv6 (2026-11-22):
@@ -74,7 +75,7 @@ fn nothing_is_lost_while_members_are_replaced() {
 
 #[test]
 #[ignore = "the long form: cargo test --release --test retire -- --ignored --nocapture"]
-fn nothing_is_lost_in_a_million_connections() {
+fn members_replaced_for_a_million_connections_lose_none() {
     let mut both = Report::default();
     let mut retirements = 0;
     for (ip, kept) in FAMILIES {
@@ -84,17 +85,19 @@ fn nothing_is_lost_in_a_million_connections() {
         both.add(report);
         retirements += retired;
     }
+
     both.say("in all", retirements);
     assert!(both.made >= 1_000_000 && retirements >= 2_000);
     assert!(both.lost() < 2, "{both:?}");
 }
 
 #[test]
-fn a_plain_close_loses_some() {
+fn close_without_a_drain_loses_connections() {
     // The control: without it the test above could not fail.
     let (keep, address) = support::listeners(3);
     let keep = Acceptors::spawn(keep, |_, connection| answer(&connection)).unwrap();
     let load = Load::start(address, 16);
+
     support::wait_until("the load is on", || load.made() > 100);
     support::wait_until_within(support::LONG, "a plain close has lost ten", || {
         let coming = vec![Listener::bind(address).unwrap()];
@@ -104,6 +107,7 @@ fn a_plain_close_loses_some() {
         coming.stop();
         load.lost() >= 10
     });
+
     let report = load.stop();
     keep.stop();
     println!("{report:?}");
@@ -111,8 +115,9 @@ fn a_plain_close_loses_some() {
 }
 
 #[test]
-fn the_last_member_and_strangers_cannot_be_retired() {
+fn retire_of_the_last_or_an_unknown_member_is_refused() {
     let server = serve(Ipv4Addr::LOCALHOST.into(), 2);
+
     assert_eq!(server.retire(7).unwrap_err(), GroupError::NoSuchMember);
     assert_eq!(
         server.retire_all(&[]).unwrap_err(),
@@ -122,10 +127,12 @@ fn the_last_member_and_strangers_cannot_be_retired() {
         server.retire_all(&[0, 1]).unwrap_err(),
         GroupError::LastMember
     );
+
     assert_eq!(server.retire(0).unwrap().id, 0);
     assert_eq!(server.retire(0).unwrap_err(), GroupError::NoSuchMember);
     assert_eq!(server.retire(1).unwrap_err(), GroupError::LastMember);
     assert_eq!(server.add().unwrap(), 2, "a number of its own");
+
     let address = server.local_addr();
     let shared = Group::options()
         .shared(true)
@@ -133,12 +140,13 @@ fn the_last_member_and_strangers_cannot_be_retired() {
         .unwrap();
     let shared = shared.spawn(|_, _| {}).unwrap();
     assert_eq!(shared.retire(0).unwrap_err(), GroupError::SharedSocket);
+
     drop(server);
     Group::bind(address, 1).expect("nothing is left behind");
 }
 
 #[test]
-fn who_leaves_a_joined_group_loses_nobody() {
+fn stop_of_a_joined_group_under_load_loses_no_client() {
     // No index is ours there, so the filter alone turns clients away: a few connect a second late.
     if !support::may_filter() {
         return;
@@ -147,6 +155,7 @@ fn who_leaves_a_joined_group_loses_nobody() {
     let stays = join.bind(([127, 0, 0, 1], 0), 2).unwrap();
     let address = stays.local_addr();
     let stays = stays.spawn(|_, connection| answer(&connection)).unwrap();
+
     let load = Load::start(address, 16);
     let mut most = 0;
     for _ in 0..5 {
@@ -159,11 +168,13 @@ fn who_leaves_a_joined_group_loses_nobody() {
                 .map(|count| count.accepted)
                 .sum::<usize>()
         };
+
         support::wait_until("it serves its share", || accepted() > 200);
         let begun = Instant::now();
         leaves.stop(support::BOUND);
         most += 16 * (1 + begun.elapsed().as_millis() / LATE.as_millis());
     }
+
     let report = load.stop();
     println!("{report:?}: {} late", report.late);
     assert_eq!(report.lost(), 0, "{report:?}");
@@ -173,7 +184,7 @@ fn who_leaves_a_joined_group_loses_nobody() {
 }
 
 #[test]
-fn a_stop_under_load_resets_nobody() {
+fn stop_under_load_resets_no_client() {
     if !support::may_filter() {
         return;
     }
@@ -181,8 +192,10 @@ fn a_stop_under_load_resets_nobody() {
         let server = serve(Ipv4Addr::LOCALHOST.into(), 3);
         let load = Load::start(server.local_addr(), 16);
         support::wait_until("the load is on", || load.made() > 200);
+
         let counts = server.stop(support::BOUND);
         let report = load.stop();
+
         // Once nobody listens, clients are refused; whoever was connected has been served.
         let refused = "connect: Connection refused (os error 111)";
         let others: Vec<_> = report
@@ -197,7 +210,7 @@ fn a_stop_under_load_resets_nobody() {
 }
 
 #[test]
-fn two_that_retire_at_once_do_so_one_after_the_other() {
+fn two_retirements_at_once_run_one_after_the_other() {
     for _ in 0..50 {
         let server = serve(Ipv4Addr::LOCALHOST.into(), 4);
         std::thread::scope(|scope| {
@@ -206,6 +219,7 @@ fn two_that_retire_at_once_do_so_one_after_the_other() {
                 scope.spawn(move || assert_eq!(server.retire(id).unwrap().id, id));
             }
         });
+
         let mut left: Vec<_> = server
             .members()
             .iter()
@@ -213,6 +227,7 @@ fn two_that_retire_at_once_do_so_one_after_the_other() {
             .collect();
         left.sort_unstable();
         assert_eq!(left, [1, 2]);
+
         // Of two at once that would leave none, one is refused.
         let refused = std::thread::scope(|scope| {
             let server = &server;
@@ -256,7 +271,7 @@ fn all_are_told(clients: Vec<TcpStream>, expected: &str) {
 }
 
 #[test]
-fn a_retire_that_cannot_empty_a_queue_says_so_and_is_tried_again() {
+fn retire_that_cannot_empty_a_queue_fails_and_can_be_repeated() {
     let gate = Arc::new(RwLock::new(()));
     let locked = gate.write().unwrap();
     let server = behind_a_gate(Group::options().spare_threads(0), &gate);
@@ -309,6 +324,6 @@ fn retires_without_descriptors() {
 }
 
 #[test]
-fn a_retire_without_descriptors_loses_nobody() {
+fn retire_without_descriptors_loses_no_client() {
     support::play(&mut support::role("retires_without_descriptors"));
 }

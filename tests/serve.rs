@@ -14,10 +14,12 @@ use std::time::Instant;
 use support::{BOUND, Lines, Running, ServeProcess, reuseport, run, start, visit, wait_until};
 
 #[test]
-fn a_second_copy_is_refused_unless_it_joins() {
+fn second_copy_is_refused_unless_it_joins() {
     let mut first = ServeProcess::start(&["--quiet"]);
     let address = first.address.to_string();
+
     let (code, out, err) = run(&["serve", "--addr", &address]);
+
     assert_eq!(
         (code, out.as_str(), err.lines().count()),
         (1, "", 1),
@@ -30,10 +32,12 @@ fn a_second_copy_is_refused_unless_it_joins() {
     assert!(err.contains("--join"), "{err}");
 
     let second = ServeProcess::start(&["--join", "--quiet", "--addr", &address]);
+
     (0..200).for_each(|_| _ = visit(first.address));
     second.signal(libc::SIGTERM);
     let counts = second.end().2;
     first.signal(libc::SIGTERM);
+
     let of_first = first.read_stderr_until("acceptor 2");
     let sum = |tally: &str| -> usize {
         let counts = tally
@@ -47,13 +51,14 @@ fn a_second_copy_is_refused_unless_it_joins() {
 }
 
 #[test]
-fn a_server_that_was_killed_is_followed_at_once() {
+fn killed_server_can_be_started_again_at_once() {
     let mut address = "127.0.0.1:0".to_owned();
     for _ in 0..3 {
         let mut server = ServeProcess::start(&["--quiet", "--addr", &address]);
         address = server.address.to_string();
         // The server closes first: its side of each lingers in TIME_WAIT.
         (0..1000).for_each(|_| _ = visit(server.address));
+
         server.signal(libc::SIGKILL);
         server.process.wait();
     }
@@ -63,6 +68,7 @@ fn a_server_that_was_killed_is_followed_at_once() {
 fn came_up(child: &mut Running) -> bool {
     let mut line = String::new();
     child.stderr().read_line(&mut line).unwrap();
+
     assert!(
         line.contains("listening on") || line.contains("EADDRINUSE"),
         "{line}"
@@ -71,16 +77,18 @@ fn came_up(child: &mut Running) -> bool {
 }
 
 #[test]
-fn of_two_copies_started_at_once_never_both_come_up() {
+fn two_copies_started_at_once_never_both_come_up() {
     let fresh = ServeProcess::start(&["--quiet"]).address;
     let copy = |address: SocketAddr| {
         let serve = ["serve", "--quiet", "--addr", &address.to_string()];
         start(&mut reuseport(&serve))
     };
+
     let both = |address| {
         let mut copies = [copy(address), copy(address)];
         copies.iter_mut().map(came_up).filter(|up| *up).count()
     };
+
     support::of_two_at_once_one(fresh, both, |address| came_up(&mut copy(address)));
 }
 
@@ -107,8 +115,10 @@ fn sigusr1_reports_each_member_and_its_queue() {
             7
         );
     }
+
     server.signal(libc::SIGTERM);
     let (code, _, tally) = server.end();
+
     assert_eq!(
         (code, tally.matches("0 of 50 wait").count()),
         (Some(0), 2),
@@ -127,18 +137,21 @@ fn every_way_of_serving_serves() {
         &["--acceptors", "1"],
     ] {
         let server = ServeProcess::start(args);
+
         (0..50).for_each(|_| _ = visit(server.address));
         server.signal(libc::SIGINT);
         let (code, out, _) = server.end();
+
         assert_eq!((code, out.lines().count()), (Some(0), 50), "{args:?}");
     }
 }
 
 #[test]
-fn what_cannot_be_is_said() {
+fn options_that_exclude_each_other_are_named() {
     let (code, _, err) = run(&["serve", "--join", "--steer", "cpu", "--addr", "127.0.0.1:0"]);
     assert_eq!((code, err.lines().count()), (1, 1));
     assert!(err.contains("joined group can be neither steered"), "{err}");
+
     let (code, _, err) = run(&[
         "serve",
         "--shared",
@@ -149,12 +162,14 @@ fn what_cannot_be_is_said() {
     ]);
     assert_eq!((code, err.lines().count()), (1, 1));
     assert!(err.contains("share one socket"), "{err}");
+
     let (code, _, err) = run(&["serve", "--steer", "left"]);
     assert_eq!((code, err.lines().count()), (2, 1));
     assert!(
         err.contains("--steer needs hash, cpu, random or byte:K"),
         "{err}"
     );
+
     let mut server = ServeProcess::start(&["--shared"]);
     server.signal(libc::SIGHUP);
     server.read_stderr_until("not handed over: members that share one socket");
@@ -206,9 +221,10 @@ fn have_handlers_stuck(server: &mut ServeProcess, acceptors: usize) -> Lines<Chi
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn second_signal_ends_it_at_once() {
     let mut server = ServeProcess::start(&["--grace", "600000"]);
     let _unread = have_handlers_stuck(&mut server, 3);
+
     server.signal(libc::SIGTERM);
     // Then it lets the next one through. While it waits for a signal, none counts as held back.
     let lets_through = || {
@@ -225,7 +241,9 @@ fn a_second_signal_ends_it_at_once() {
         u64::from_str_radix(set.trim(), 16).unwrap() & 1 << (libc::SIGTERM - 1) == 0
     };
     wait_until("it has seen the first", lets_through);
+
     assert!(server.process.ended().is_none(), "it waits for the handler");
+
     // Again and again: sent before the first was taken, a second would be one with it.
     wait_until("it ends", || {
         server.signal(libc::SIGTERM);
@@ -234,28 +252,33 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn a_stuck_handler_is_told_and_keeps_nobody_waiting() {
+fn stuck_handler_is_reported_when_the_grace_ends() {
     let mut server = ServeProcess::start(&["--grace", "300", "--acceptors", "2"]);
     let _unread = have_handlers_stuck(&mut server, 2);
+
     server.signal(libc::SIGTERM);
+
     let told = server.read_stderr_until("acceptor 1");
     assert!(told.contains("a handler still runs"), "{told}");
     server.process.wait();
 }
 
 #[test]
-fn what_waits_at_sigterm_is_served() {
+fn connections_queued_at_sigterm_are_served() {
     // One acceptor that is stopped with its process while 60 connections come.
     let server = ServeProcess::start(&["--quiet"]);
     server.signal(libc::SIGSTOP);
     let mut clients: Vec<_> = (0..60)
         .map(|_| TcpStream::connect(server.address).unwrap())
         .collect();
+
     server.signal(libc::SIGTERM);
     server.signal(libc::SIGCONT);
+
     for client in &mut clients {
         assert_eq!(client.read(&mut [0]).unwrap(), 0, "served to its end");
     }
+
     let (code, _, err) = server.end();
     let counts = err
         .lines()
@@ -265,7 +288,7 @@ fn what_waits_at_sigterm_is_served() {
 }
 
 #[test]
-fn a_server_that_has_been_joined_leaves_and_loses_nobody() {
+fn joined_server_that_leaves_loses_no_client() {
     const CLIENTS: usize = 8;
     if !support::may_filter() {
         return;
@@ -275,6 +298,7 @@ fn a_server_that_has_been_joined_leaves_and_loses_nobody() {
     let _second = ServeProcess::start(&["--quiet", "--join", "--addr", &address.to_string()]);
     let (made, late) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let (begun, done) = (Instant::now(), AtomicBool::new(false));
+
     let took = thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(|| {
@@ -300,6 +324,7 @@ fn a_server_that_has_been_joined_leaves_and_loses_nobody() {
         done.store(true, SeqCst);
         took
     });
+
     let (made, late) = (made.into_inner(), late.into_inner());
     println!("{late} of {made} late");
     // A SYN that was dropped comes again after a second: each client is late once, and once more

@@ -117,19 +117,22 @@ fn the_programs_return_what_they_say() {
 }
 
 #[test]
-fn programs_that_do_not_fit_are_none() {
+fn program_that_does_not_fit_is_none() {
     let _none = support::no_process_starts();
     assert!(steering::by_cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 5]).is_none());
     assert!(steering::by_cpu(&[(0, 0), (1, 1)], &mut [Instruction::default(); 6]).is_some());
     assert!(steering::any_of(&[], &mut [Instruction::default(); 6]).is_none());
+
     let many: Vec<_> = (0..2048).zip(0..).collect();
     let mut space = vec![Instruction::default(); 2 * MAX_INSTRUCTIONS];
     assert!(steering::by_cpu(&many, &mut space).is_none());
     let longest = steering::by_cpu(&many[..2047], &mut space).unwrap();
     assert_eq!(longest.len(), MAX_INSTRUCTIONS);
+
     let group = Group::bind(ANY_PORT, 2).unwrap();
     let steered = group.sockets()[0].attach_program(longest);
     let room = fs::read_to_string("/proc/sys/net/core/optmem_max").unwrap();
+
     match room.trim().parse::<usize>().unwrap() {
         ..65_536 => assert_eq!(steered.unwrap_err().errno(), libc::ENOMEM),
         _ => steered.expect("the kernel takes as many"),
@@ -153,7 +156,7 @@ fn retires_with_little_room() {
 }
 
 #[test]
-fn members_leave_although_the_kernel_has_no_room_to_list_all_others() {
+fn members_without_room_for_a_list_of_all_others_can_leave() {
     let room = [("core/optmem_max", "20480")];
     support::play(&mut support::role_with_sysctls(
         "retires_with_little_room",
@@ -187,10 +190,11 @@ fn who(group: &[Listener], address: SocketAddr, times: usize) -> Vec<usize> {
 }
 
 #[test]
-fn the_receiving_cpu_chooses_its_member() {
+fn steering_by_cpu_chooses_the_member_of_the_cpu() {
     let _none = support::no_process_starts();
     let cpus = cpus();
     let (group, address) = members(&Group::options().steering(Steering::Cpu), cpus.len().max(2));
+
     for (index, cpu) in cpus.into_iter().enumerate() {
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -203,7 +207,7 @@ fn the_receiving_cpu_chooses_its_member() {
 }
 
 #[test]
-fn the_receiving_cpu_chooses_its_member_when_another_has_left() {
+fn steering_by_cpu_after_a_member_left_chooses_the_member() {
     let _none = support::no_process_starts();
     let cpus = cpus();
     if cpus.len() < 2 {
@@ -226,18 +230,21 @@ fn the_receiving_cpu_chooses_its_member_when_another_has_left() {
 }
 
 #[test]
-fn cpus_with_holes_and_cpus_without_a_member() {
+fn steering_by_cpu_on_a_cpu_without_a_member_is_by_the_hash() {
     let _none = support::no_process_starts();
     let cpus = cpus();
     let Some(last) = cpus.get(1..).and_then(<[usize]>::last) else {
         return support::skip("one CPU");
     };
+
     thread::scope(|scope| {
         scope.spawn(|| {
             // As in a cpuset that leaves out the first: the last CPU is member 0's.
             run_on(*last);
             let (group, address) = members(&Group::options().steering(Steering::Cpu), 3);
+
             assert_eq!(who(group.sockets(), address, 200), [200, 0, 0]);
+
             run_on(cpus[0]);
             let counts = who(group.sockets(), address, 200);
             // By the hash one of three has none of 200 with a chance of 3 * (2/3)^200 < 1e-34.
@@ -247,11 +254,12 @@ fn cpus_with_holes_and_cpus_without_a_member() {
 }
 
 #[test]
-fn the_excepted_member_gets_nothing() {
+fn excepted_member_gets_nothing() {
     let _none = support::no_process_starts();
     for index in 0..3 {
         let (group, address) = members(&Group::options().steering(Steering::Except(index)), 3);
         let counts = who(group.sockets(), address, 1000);
+
         assert_eq!(counts[index], 0, "{counts:?}");
         // Of the two others one has none of 1000 with a chance of 2 * (1/2)^1000.
         assert_eq!(
@@ -263,11 +271,13 @@ fn the_excepted_member_gets_nothing() {
 }
 
 #[test]
-fn steering_changes_while_connections_come() {
+fn steering_can_be_changed_and_takes_effect_at_once() {
     let _none = support::no_process_starts();
     let (mut group, address) = members(&Group::options(), 3);
+
     group.set_steering(Steering::Except(2)).unwrap();
     assert_eq!(who(group.sockets(), address, 200)[2], 0);
+
     group.set_steering(Steering::Random).unwrap();
     // One of three has none of 200 with a chance of 3 * (2/3)^200 < 1e-34; so below.
     assert!(
@@ -275,6 +285,7 @@ fn steering_changes_while_connections_come() {
             .iter()
             .all(|count| *count > 0)
     );
+
     group.set_steering(Steering::Hash).unwrap();
     group
         .set_steering(Steering::Hash)
@@ -284,6 +295,7 @@ fn steering_changes_while_connections_come() {
             .iter()
             .all(|count| *count > 0)
     );
+
     assert_eq!(
         group.set_steering(Steering::Except(3)).unwrap_err(),
         GroupError::NoSuchMember
@@ -300,14 +312,16 @@ fn always(index: u32) -> [Instruction; 1] {
 }
 
 #[test]
-fn index_order_is_listening_order_and_the_last_moves_into_the_hole() {
+fn index_order_is_listening_order_and_the_last_fills_the_hole() {
     let _none = support::no_process_starts();
     let (group, address) = members(&Group::options(), 4);
     let mut listeners = group.into_sockets();
+
     for index in 0..4 {
         listeners[0].attach_program(&always(index)).unwrap();
         assert_eq!(who(&listeners, address, 50)[index as usize], 50);
     }
+
     drop(listeners.swap_remove(1)); // as the kernel does: the last takes its place
     for index in 0..3 {
         listeners[0].attach_program(&always(index)).unwrap();
@@ -317,6 +331,7 @@ fn index_order_is_listening_order_and_the_last_moves_into_the_hole() {
             "index {index}"
         );
     }
+
     listeners[0].attach_program(&always(3)).unwrap();
     let counts = who(&listeners, address, 200);
     assert!(
@@ -326,20 +341,23 @@ fn index_order_is_listening_order_and_the_last_moves_into_the_hole() {
 }
 
 #[test]
-fn what_the_kernel_refuses_is_told() {
+fn program_that_the_kernel_refuses_is_an_error() {
     let _none = support::no_process_starts();
     let alone = Listener::options()
         .reuse_port(false)
         .bind(ANY_PORT)
         .unwrap();
+
     let refused = Err(Error::new(Call::SetSockOpt, libc::EINVAL));
     assert_eq!(alone.attach_program(&steering::random(2)), refused);
+
     let listener = Listener::bind(ANY_PORT).unwrap();
     assert_eq!(listener.attach_program(&[]), refused);
     assert_eq!(
         listener.attach_program(&vec![Instruction::default(); 70_000]),
         refused
     );
+
     assert_eq!(
         listener.detach_program(),
         Err(Error::new(Call::SetSockOpt, libc::ENOENT))
@@ -354,6 +372,7 @@ fn incoming_cpu_prefers_its_member() {
     }
     let cpus = cpus();
     let cpu = |index| i32::try_from(cpus[index % cpus.len()]).unwrap();
+
     let options = Listener::options().nonblocking(true);
     let first = options.incoming_cpu(cpu(0)).bind(ANY_PORT).unwrap();
     let address = first.local_addr().unwrap();
@@ -361,6 +380,7 @@ fn incoming_cpu_prefers_its_member() {
     if cpus.len() < 2 {
         return support::skip("one CPU");
     }
+
     for (index, cpu) in cpus.into_iter().take(2).enumerate() {
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -377,15 +397,18 @@ fn pinned_acceptors_run_on_their_cpus() {
     let (cpus, (send, receive)) = (cpus(), std::sync::mpsc::channel());
     let group = Group::options().pin(true).bind(ANY_PORT, 3).unwrap();
     let address = group.local_addr();
+
     let server = group
         .spawn_with(move |acceptor| {
             let send = send.clone();
             move |_, _: &reuseport::StopToken| send.send((acceptor, support::cpus())).unwrap()
         })
         .unwrap();
+
     assert_eq!(support::cpus(), cpus, "the caller runs where it did");
     (0..100).for_each(|_| _ = support::visit(address));
     drop(server);
+
     for (acceptor, on) in receive {
         assert_eq!(on, [cpus[acceptor % cpus.len()]]);
     }

@@ -8,7 +8,7 @@ use std::net::UdpSocket;
 use support::{ServeProcess, run, wait_until};
 
 #[test]
-fn serve_prints_and_sends_back_and_connect_counts() {
+fn serve_udp_replies_to_each_and_connect_counts() {
     for more in [
         &[][..],
         &["--batch", "--pin"],
@@ -28,9 +28,11 @@ fn serve_prints_and_sends_back_and_connect_counts() {
         let (code, out, err) = run(&many);
         assert_eq!(code, 0, "{err}");
         assert!(out.starts_with("300 answers in "), "{out}");
+
         server.signal(libc::SIGTERM);
         let (code, out, err) = server.end();
         assert_eq!(code, Some(0));
+
         let numbers = ["receiver 0", "receiver 1", "receiver 2"];
         assert!(out.lines().all(|line| numbers.contains(&line)), "{out}");
         assert_eq!(out.lines().count(), 300);
@@ -45,9 +47,10 @@ fn serve_prints_and_sends_back_and_connect_counts() {
 }
 
 #[test]
-fn without_an_answer_connect_says_so() {
+fn connect_udp_without_an_answer_says_so() {
     let mut server = ServeProcess::start(&["--udp", "--quiet", "--acceptors", "1"]);
     let address = server.address.to_string();
+
     let (code, out, err) = run(&["connect", "--udp", "--addr", &address, "--timeout", "50"]);
     assert_eq!(code, 1);
     assert!(
@@ -56,6 +59,7 @@ fn without_an_answer_connect_says_so() {
     );
     assert!(err.contains("10 of 10 answers failed"), "{err}");
     assert!(err.contains("`reuseport serve --udp --echo`"), "{err}");
+
     wait_until("it has counted them", || {
         server.signal(libc::SIGUSR1);
         server
@@ -63,6 +67,7 @@ fn without_an_answer_connect_says_so() {
             .contains("receiver 0   10  ")
     });
     drop(server);
+
     // The port is closed now, and the kernel says so.
     let (code, out, _) = run(&["connect", "--udp", "--addr", &address]);
     assert_eq!(code, 1);
@@ -70,10 +75,11 @@ fn without_an_answer_connect_says_so() {
 }
 
 #[test]
-fn what_the_queue_drops_is_told() {
+fn datagrams_dropped_by_the_queue_are_reported() {
     let mut server =
         ServeProcess::start(&["--udp", "--quiet", "--acceptors", "1", "--slow", "100:200"]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+
     // How many find room is the machine's choice (net.core.rmem_default).
     wait_until("the kernel has dropped some", || {
         for _ in 0..2000 {
@@ -87,26 +93,31 @@ fn what_the_queue_drops_is_told() {
 }
 
 #[test]
-fn a_port_is_claimed_and_can_be_shared_on_purpose() {
+fn serve_udp_port_is_exclusive_unless_joined() {
     let first = ServeProcess::start(&["--udp"]);
     let address = first.address.to_string();
+
     let (code, _, err) = run(&["serve", "--udp", "--addr", &address]);
     assert_eq!(code, 1);
     assert!(err.contains("bind") && err.contains("EADDRINUSE"), "{err}");
+
     let joined = ServeProcess::start(&["--udp", "--join"]);
     let address = joined.address.to_string();
     ServeProcess::start(&["--udp", "--join", "--addr", &address]);
 }
 
 #[test]
-fn a_byte_steers_to_the_receiver_of_that_number() {
+fn payload_byte_steers_to_the_receiver_of_that_number() {
     let server = ServeProcess::start(&["--udp", "--steer", "byte:1", "--acceptors", "4"]);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+
     for receiver in [3, 1, 1, 2] {
         client.send_to(&[9, receiver], server.address).unwrap();
     }
+
     server.signal(libc::SIGTERM);
     let (_, out, _) = server.end();
+
     let mut numbers: Vec<_> = out.lines().collect();
     numbers.sort_unstable();
     assert_eq!(
@@ -116,7 +127,7 @@ fn a_byte_steers_to_the_receiver_of_that_number() {
 }
 
 #[test]
-fn what_only_connections_have_is_refused() {
+fn options_of_connections_are_refused_with_udp() {
     for (args, wanted) in [
         (
             &["serve", "--udp", "--spare-threads", "1"][..],
@@ -141,19 +152,21 @@ fn what_only_connections_have_is_refused() {
         assert_eq!(code, 2, "{err}");
         assert!(err.contains(wanted) && err.lines().count() == 1, "{err}");
     }
+
     let (code, _, err) = run(&["serve", "--steer", "byte:0", "--addr", "127.0.0.1:0"]);
     assert_eq!(code, 1);
     assert!(
         err.contains("only datagrams can be steered by a byte: byte:K goes with --udp"),
         "{err}"
     );
+
     let mut server = ServeProcess::start(&["--udp"]);
     server.signal(libc::SIGHUP);
     server.read_stderr_until("datagram sockets are not handed over");
 }
 
 #[test]
-fn the_demo_shows_who_got_what() {
+fn demo_udp_prints_each_receiver() {
     let (code, out, err) = run(&[
         "demo",
         "--udp",
@@ -162,6 +175,7 @@ fn the_demo_shows_who_got_what() {
         "--connections",
         "100",
     ]);
+
     assert_eq!(code, 0, "{err}");
     let told = out
         .lines()

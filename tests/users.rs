@@ -39,12 +39,14 @@ fn cannot_join() {
 }
 
 #[test]
-fn another_user_cannot_join() {
+fn other_user_cannot_join() {
     if !is_root() {
         return;
     }
     let listener = Listener::bind(ANY_PORT).unwrap();
+
     let address = listener.local_addr().unwrap();
+
     play("cannot_join", NOBODY, address);
     Listener::bind(address).expect("the same user can");
 }
@@ -61,6 +63,7 @@ fn steers_without_privilege() {
     ] {
         group.set_steering(steering).unwrap();
     }
+
     // Nor does a retirement, although the kernel may refuse the packet filter.
     let server = group.spawn(|_, _| {}).unwrap();
     assert_eq!(server.add(), Ok(3));
@@ -69,7 +72,7 @@ fn steers_without_privilege() {
 }
 
 #[test]
-fn steering_needs_no_privilege() {
+fn steering_without_privilege_works() {
     if is_root() {
         play(
             "steers_without_privilege",
@@ -88,6 +91,7 @@ fn drops_privileges_and_adds_a_member() {
         .expect("a free port");
     // SAFETY: takes an integer; this process has no other threads that matter.
     assert_eq!(unsafe { libc::setuid(NOBODY) }, 0);
+
     for (group, errno) in [
         (&mut group, libc::EADDRINUSE),
         (&mut below_1024, libc::EACCES),
@@ -112,13 +116,14 @@ fn drops_privileges_and_adds_a_member() {
             "{refused}"
         );
     }
+
     group
         .set_steering(Steering::Random)
         .expect("steering is not a matter of users");
 }
 
 #[test]
-fn a_member_added_after_privileges_were_dropped_is_refused_with_the_reason() {
+fn add_after_privileges_were_dropped_is_refused_with_the_reason() {
     if is_root() {
         play(
             "drops_privileges_and_adds_a_member",
@@ -145,24 +150,26 @@ fn split(addresses: [IpAddr; 2], target: IpAddr) -> [usize; 2] {
 }
 
 #[test]
-fn a_specific_address_takes_all_of_its_own_from_the_wildcard() {
+fn specific_address_takes_all_of_its_own_from_the_wildcard() {
     let (any, here) = (
         IpAddr::from(Ipv4Addr::UNSPECIFIED),
         IpAddr::from(Ipv4Addr::LOCALHOST),
     );
     let elsewhere = IpAddr::from([127, 0, 0, 2]);
+
     assert_eq!(split([any, here], here), [0, 60]);
     assert_eq!(split([here, any], here), [60, 0]);
     assert_eq!(split([any, here], elsewhere), [60, 0]);
 }
 
 #[test]
-fn an_ipv4_wildcard_takes_ipv4_from_a_dual_stack_one() {
+fn ipv4_wildcard_takes_ipv4_from_a_dual_stack_one() {
     let (v4, v6) = (
         IpAddr::from(Ipv4Addr::UNSPECIFIED),
         IpAddr::from(Ipv6Addr::UNSPECIFIED),
     );
     let here = IpAddr::from(Ipv4Addr::LOCALHOST);
+
     assert_eq!(split([v6, v4], here), [0, 60]);
     assert_eq!(split([v6, v4], IpAddr::from(Ipv6Addr::LOCALHOST)), [60, 0]);
     // Two dual-stack ones are one group: one has none of 60 with a chance of 2 * (1/2)^60 < 2e-18.
