@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::Instant;
 
-use reuseport::{Acceptors, BALANCES, Call, Connection, Error, Listener, StopToken};
+use reuseport::{Acceptors, BALANCES, Call, Connection, Error, Listener, Stats, StopToken};
 use support::{listeners, visit, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -200,20 +200,9 @@ fn hoards_connections() {
     })
     .unwrap();
     println!("\nlistening on {address}");
-    let backed_off = || {
-        acceptors
-            .stats()
-            .iter()
-            .map(|count| count.backoffs)
-            .sum::<usize>()
-    };
-    let accepted = || {
-        acceptors
-            .stats()
-            .iter()
-            .map(|count| count.accepted)
-            .sum::<usize>()
-    };
+    let sum = |of: fn(&Stats) -> usize| acceptors.stats().iter().map(of).sum::<usize>();
+    let backed_off = || sum(|stats| stats.backoffs);
+    let accepted = || sum(|stats| stats.accepted);
     // EMFILE is the only reason to back off here. An acceptor that waits in `accept` already holds
     // a number, so not all need report it, and each may yet take one connection.
     wait_until("no descriptor is left", || {

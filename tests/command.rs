@@ -146,61 +146,64 @@ fn demo_on_a_full_disk_fails() {
     );
 }
 
+/// Arguments that are wrong, and what the message says.
+const WRONG: &[(&[&str], &str)] = &[
+    (
+        &["serve", "--acceptors", "0"],
+        "--acceptors needs a whole number from 1 to 1024",
+    ),
+    (
+        &["serve", "--acceptors"],
+        "--acceptors needs a whole number from 1 to 1024 after it",
+    ),
+    (&["serve", "--acceptors=x"], "not \"x\""),
+    (&["serve", "--backlog", "-1"], "--backlog needs"),
+    (
+        &["serve", "--addr", "3000"],
+        "--addr needs an address such as",
+    ),
+    (
+        &["serve", "--addr", "::1:3000"],
+        "--addr needs an address such as",
+    ),
+    (
+        &["serve", "--addr", "127.0.0.1:99999"],
+        "--addr needs an address such as",
+    ),
+    (&["serve", "--colour"], "unexpected argument \"--colour\""),
+    (&["serve", "twice"], "unexpected argument \"twice\""),
+    (
+        &["serve", "--quiet", "--quiet"],
+        "unexpected argument \"--quiet\": it was given before",
+    ),
+    (&["connect", "--connections", "-5"], "--connections needs"),
+    (&["connect", "--hold", "long"], "--hold needs"),
+    (
+        &["connect", "--hold=1", "--hold=2"],
+        "unexpected argument \"--hold=2\": it was given before",
+    ),
+    (
+        &["demo", "--backlog", "1"],
+        "unexpected argument \"--backlog\"",
+    ),
+    (&["explain", "--claim", "none"], "--claim needs the name"),
+    (
+        &["serve", "--acceptors=2", "--acceptors", "3"],
+        "unexpected argument \"--acceptors\": it was given before",
+    ),
+    (
+        &["--acceptors", "2", "serve"],
+        "unexpected argument \"serve\": a command stands before its options",
+    ),
+    (&["dance"], "there is no command \"dance\""),
+    (&["dance"], "(see: reuseport --help)"),
+    (&["serve", "--dance"], "(see: reuseport serve --help)"),
+    (&["--dance"], "unexpected argument \"--dance\""),
+];
+
 #[test]
 fn wrong_usage_is_one_line_that_names_the_argument() {
-    for (args, named) in [
-        (
-            &["serve", "--acceptors", "0"][..],
-            "--acceptors needs a whole number from 1 to 1024",
-        ),
-        (
-            &["serve", "--acceptors"],
-            "--acceptors needs a whole number from 1 to 1024 after it",
-        ),
-        (&["serve", "--acceptors=x"], "not \"x\""),
-        (&["serve", "--backlog", "-1"], "--backlog needs"),
-        (
-            &["serve", "--addr", "3000"],
-            "--addr needs an address such as",
-        ),
-        (
-            &["serve", "--addr", "::1:3000"],
-            "--addr needs an address such as",
-        ),
-        (
-            &["serve", "--addr", "127.0.0.1:99999"],
-            "--addr needs an address such as",
-        ),
-        (&["serve", "--colour"], "unexpected argument \"--colour\""),
-        (&["serve", "twice"], "unexpected argument \"twice\""),
-        (
-            &["serve", "--quiet", "--quiet"],
-            "unexpected argument \"--quiet\": it was given before",
-        ),
-        (&["connect", "--connections", "-5"], "--connections needs"),
-        (&["connect", "--hold", "long"], "--hold needs"),
-        (
-            &["connect", "--hold=1", "--hold=2"],
-            "unexpected argument \"--hold=2\": it was given before",
-        ),
-        (
-            &["demo", "--backlog", "1"],
-            "unexpected argument \"--backlog\"",
-        ),
-        (&["explain", "--claim", "none"], "--claim needs the name"),
-        (
-            &["serve", "--acceptors=2", "--acceptors", "3"],
-            "unexpected argument \"--acceptors\": it was given before",
-        ),
-        (
-            &["--acceptors", "2", "serve"],
-            "unexpected argument \"serve\": a command stands before its options",
-        ),
-        (&["dance"], "there is no command \"dance\""),
-        (&["dance"], "(see: reuseport --help)"),
-        (&["serve", "--dance"], "(see: reuseport serve --help)"),
-        (&["--dance"], "unexpected argument \"--dance\""),
-    ] {
+    for (args, named) in WRONG {
         let (code, out, err) = run(args);
         assert_eq!(
             (code, out.as_str(), err.lines().count()),
@@ -330,11 +333,13 @@ fn serve_on_each_form_of_address_is_reached() {
 }
 
 #[test]
-fn connect_counts_failures_by_their_error() {
+fn connect_to_a_closed_port_counts_refusals_and_hints() {
     // Held, or the kernel may choose it for one of the clients, which then connects to itself.
     let (port, _held) = support::reserve();
     let unused = format!("127.0.0.1:{port}");
+
     let (code, out, err) = run(&["connect", "--addr", &unused, "--connections", "4"]);
+
     assert_eq!(code, 1);
     assert!(out.contains("4 failed: connect: ECONNREFUSED: "), "{out}");
     // No percentiles of nothing; and what to do.
@@ -345,10 +350,13 @@ fn connect_counts_failures_by_their_error() {
         err,
         format!("reuseport: 4 of 4 connections failed; {hint}\n")
     );
+}
 
-    // Accepted by the kernel, never by the program: no answer.
+#[test]
+fn connect_that_is_never_accepted_counts_missing_answers() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
+
     let (code, out, _) = run(&[
         "connect",
         "--addr",
@@ -356,20 +364,25 @@ fn connect_counts_failures_by_their_error() {
         "--connections=2",
         "--timeout=50",
     ]);
+
     assert_eq!(code, 1);
     assert!(
         out.contains("2 failed: recv: no answer within 50ms"),
         "{out}"
     );
     drop(silent);
+}
 
-    // Reset in the queue: connected, and yet not served.
+#[test]
+fn connect_that_is_reset_in_the_queue_counts_resets() {
     let closing = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = closing.local_addr().unwrap().to_string();
     let mut connect = reuseport(&["connect", "--addr", &address, "--connections", "3"]);
     let connect = start(connect.args(["--concurrency", "3", "--hold", "1"]));
     wait_until("they wait in the queue", || waiting(&address) == 3);
+
     drop(closing);
+
     let done = connect.into_output();
     assert_eq!(done.status.code(), Some(1));
     assert!(
@@ -399,22 +412,20 @@ fn waiting(address: &str) -> usize {
     })
 }
 
+/// The resident memory of a process, in kB.
+fn resident(pid: i32) -> usize {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 #[test]
 fn serve_after_100_000_connections_has_not_grown() {
     let server = ServeProcess::start(&["--quiet"]);
     let address = server.address.to_string();
-    let resident = || {
-        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .unwrap();
-        line.trim()
-            .trim_end_matches(" kB")
-            .parse::<usize>()
-            .unwrap()
-    };
-
     let open = descriptors(server.pid());
     let connect = |n: &str| {
         let given = [
@@ -431,9 +442,9 @@ fn serve_after_100_000_connections_has_not_grown() {
     };
 
     connect("10000");
-    let early = resident();
+    let early = resident(server.pid());
     connect("90000");
-    let late = resident();
+    let late = resident(server.pid());
     assert!(late <= early + 256, "{early} kB grew to {late} kB");
     wait_until("the last connections are closed", || {
         descriptors(server.pid()) == open

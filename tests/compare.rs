@@ -284,43 +284,46 @@ fn picture_that_cannot_be_written_is_named() {
     );
 }
 
+/// Arguments that are wrong, and what the message says.
+const WRONG: &[(&[&str], &str)] = &[
+    (
+        &["--rounds", "0"],
+        "--rounds needs a whole number from 1 to 1000",
+    ),
+    (
+        &["--seconds", "0"],
+        "--seconds needs a number from 0.01 to 3600",
+    ),
+    (&["--seconds", "NaN"], "not \"NaN\""),
+    (&["--think", "-1"], "--think needs a number from 0 to 60000"),
+    (
+        &["--acceptors", "129"],
+        "--acceptors needs a whole number from 1 to 128",
+    ),
+    (&["--clients=many"], "--clients needs a whole number"),
+    (&["--slow", "5"], "--slow needs PERCENT:MILLISECONDS"),
+    (&["--compute", "5:x"], "--compute needs PERCENT:MILLIONS"),
+    (&["--slow", "101:5"], "--slow needs PERCENT:MILLISECONDS"),
+    (
+        &["--silent", "-1"],
+        "--silent needs a whole number from 0 to",
+    ),
+    (
+        &["--udp", "--silent", "1"],
+        "unexpected argument \"--silent\": a datagram has no connection",
+    ),
+    (&["--svg"], "--svg needs a file after it"),
+    (
+        &["--serve-as", "fast"],
+        "--serve-as needs the name of a way",
+    ),
+    (&["--addr", "[::1]:0"], "unexpected argument \"--addr\""),
+];
+
 #[test]
 fn wrong_usage_is_one_line_that_names_the_argument() {
-    for (args, named) in [
-        (
-            &["--rounds", "0"][..],
-            "--rounds needs a whole number from 1 to 1000",
-        ),
-        (
-            &["--seconds", "0"],
-            "--seconds needs a number from 0.01 to 3600",
-        ),
-        (&["--seconds", "NaN"], "not \"NaN\""),
-        (&["--think", "-1"], "--think needs a number from 0 to 60000"),
-        (
-            &["--acceptors", "129"],
-            "--acceptors needs a whole number from 1 to 128",
-        ),
-        (&["--clients=many"], "--clients needs a whole number"),
-        (&["--slow", "5"], "--slow needs PERCENT:MILLISECONDS"),
-        (&["--compute", "5:x"], "--compute needs PERCENT:MILLIONS"),
-        (&["--slow", "101:5"], "--slow needs PERCENT:MILLISECONDS"),
-        (
-            &["--silent", "-1"],
-            "--silent needs a whole number from 0 to",
-        ),
-        (
-            &["--udp", "--silent", "1"],
-            "unexpected argument \"--silent\": a datagram has no connection",
-        ),
-        (&["--svg"], "--svg needs a file after it"),
-        (
-            &["--serve-as", "fast"],
-            "--serve-as needs the name of a way",
-        ),
-        (&["--addr", "[::1]:0"], "unexpected argument \"--addr\""),
-    ] {
-        let (code, out, err) = run(&[&["compare"], args].concat());
+    for (args, named) in WRONG {
+        let (code, out, err) = run(&[&["compare"][..], args].concat());
         assert_eq!(
             (code, out.as_str(), err.lines().count()),
             (2, "", 1),

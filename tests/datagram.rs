@@ -228,10 +228,18 @@ mod linux {
 
         client.set_nonblocking(true).unwrap();
         assert!(client.recv_from(&mut answer).is_err(), "nothing else comes");
+    }
 
-        // It waits for one, and not for a second.
+    #[test]
+    fn batch_with_one_queued_does_not_wait_for_a_second() {
+        let (server, client) = two();
+        let mut buffer = [0; 8 * 10];
+        let mut batch = Batch::<8>::new(&mut buffer);
+        let address = server.local_addr().unwrap();
         client.send_to(b"alone", address).unwrap();
+
         assert_eq!(batch.receive(&server), Ok(1));
+
         assert_eq!(batch.datagrams(&server).count(), 1);
     }
 

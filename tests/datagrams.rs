@@ -123,7 +123,11 @@ fn flows_spread_evenly_by_chi_square() {
         let chi_square: f64 = squares.sum();
         assert!(chi_square < limit, "{members}: {chi_square}, {counts:?}");
     }
-    // Twenty more datagrams of each of 2000 flows come to the member that had the first.
+}
+
+/// Twenty more datagrams of each of 2000 flows come to the member that had the first.
+#[test]
+fn flow_stays_with_the_member_of_its_first_datagram() {
     let group = Group::bind_udp(ANY_PORT, 7).unwrap();
     for begin in (0..2000_u32).step_by(50) {
         let numbers = begin..begin + 50;

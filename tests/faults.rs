@@ -309,6 +309,44 @@ fn empty_call(call: Call) -> bool {
     result != -1
 }
 
+/// How many such calls a thread makes before its first line: the standard library or C's may ask
+/// for its CPUs.
+fn earlier_calls(call: Call) -> usize {
+    if call != Call::SchedGetAffinity {
+        return 0;
+    }
+    let empty = || {
+        let mut numbers = 1..=FIFTIETH;
+        numbers.find(|_| !empty_call(call)).expect("one has failed")
+    };
+    FIFTIETH - thread::scope(|scope| scope.spawn(empty).join()).unwrap()
+}
+
+/// Plays a step in whose midst a call fails, and sees that no descriptor is left.
+fn play(name: &str, step: fn(&Fault), fault: &Fault) {
+    let Fault {
+        call,
+        errno,
+        nth,
+        outcome,
+        ..
+    } = *fault;
+    println!(
+        "\n{name}: the {nth}. {} fails with {errno}: {outcome:?}",
+        call.name()
+    );
+    let before = descriptors("self");
+
+    let played = thread::scope(|scope| scope.spawn(|| step(fault)).join());
+
+    played.expect("the step");
+    if call != Call::Close {
+        wait_until("its descriptors are closed", || {
+            descriptors("self") == before
+        });
+    }
+}
+
 /// Plays all rows of one call, with one error.
 #[test]
 #[ignore = "a role that another test plays in a process of its own"]
@@ -321,33 +359,19 @@ fn has_a_call_fail() {
     };
     let (call, _, errnos) = CALLS[given("CALL")];
     let errno = errnos[given("ERRNO")];
-    let mut injected = 0;
     if let Some(step) = repeated(call) {
         println!("\n{} fails with {errno}", call.name());
         return step(Error::new(call, errno));
     }
-    let mut earlier = 0;
-    if call == Call::SchedGetAffinity {
-        // The standard library or C's may ask for it when a thread begins; see how often.
-        let empty = || {
-            (1..=FIFTIETH)
-                .find(|_| !empty_call(call))
-                .expect("one has failed")
-        };
-        earlier = FIFTIETH - thread::scope(|scope| scope.spawn(empty).join()).unwrap();
-        injected += 1;
-    }
+
+    let earlier = earlier_calls(call);
+    let mut injected = usize::from(call == Call::SchedGetAffinity);
     for (name, step, calls) in ROWS {
         let ours = calls.iter().filter(|row| row.0 == call);
         let outcomes = ours.flat_map(|row| row.1.iter());
         let each = outcomes.flat_map(|(outcome, times)| std::iter::repeat_n(*outcome, *times));
         let cases = (1..).zip(each);
         for (nth, outcome) in cases.filter(|case| case.1 != Outcome::NotTried) {
-            println!(
-                "\n{name}: the {nth}. {} fails with {errno}: {outcome:?}",
-                call.name()
-            );
-            let before = descriptors("self");
             let fault = Fault {
                 call,
                 errno,
@@ -355,13 +379,7 @@ fn has_a_call_fail() {
                 outcome,
                 earlier,
             };
-            let played = thread::scope(|scope| scope.spawn(|| step(&fault)).join());
-            played.expect("the step");
-            if call != Call::Close {
-                wait_until("its descriptors are closed", || {
-                    descriptors("self") == before
-                });
-            }
+            play(name, *step, &fault);
             injected += 1;
         }
     }

@@ -128,8 +128,13 @@ fn safe_program_is_as_small_as_stated() {
         code(&safe),
         code(&bare)
     );
+}
 
-    // It imports what the C program imports, and three more.
+#[test]
+fn safe_program_imports_what_the_c_program_does_and_three_more() {
+    let Some(linker) = linker() else { return };
+    let safe = build(&linker, "minimal", &[]).join("reuseport");
+    let c = c_program(&linker, "minimal-imports");
     let imports = |program: &Path| -> BTreeSet<String> {
         let all = ask(&["nm", "-D", "--undefined-only"], program);
         let names = all
@@ -145,6 +150,7 @@ fn safe_program_is_as_small_as_stated() {
         "{allowed:?}"
     );
     allowed.extend(["accept4", "__errno_location", "write"].map(String::from));
+
     let more: Vec<_> = imports(&safe).difference(&allowed).cloned().collect();
     assert!(more.is_empty(), "{more:?}");
 }
@@ -303,6 +309,62 @@ fn name(call: &str) -> &str {
     call.split('(').next().unwrap()
 }
 
+/// The names of the main thread's calls until it waits.
+fn names_until_it_waits(calls: &[String]) -> Vec<&str> {
+    let names: Vec<_> = calls.iter().map(|call| name(call)).collect();
+    let waits = names.iter().position(|name| *name == "futex");
+    names[..waits.expect("it waits")].into()
+}
+
+/// What Rust calls where an acceptor of the C program makes `call`: two deviations, and a backlog.
+fn as_rust_calls_it(call: &str) -> String {
+    match name(call) {
+        "socket" => call.replace("SOCK_STREAM", "SOCK_STREAM|SOCK_CLOEXEC"),
+        "listen" => call.replace(", 1)", ", 2147483647)"),
+        "accept" => call
+            .replace("accept", "accept4")
+            .replace(')', ", SOCK_CLOEXEC)"),
+        _ => call.to_owned(),
+    }
+}
+
+/// A call without the numbers of descriptors and acceptors, which are others in another run.
+fn without_numbers(call: &str) -> String {
+    let call = ["acceptor 0", "acceptor 1", "acceptor 2"]
+        .iter()
+        .fold(call.to_owned(), |call, line| {
+            call.replace(line, "acceptor N")
+        });
+    let (name, arguments) = call.split_once('(').unwrap();
+    format!("{name}({}", arguments.trim_start_matches(char::is_numeric))
+}
+
+/// The calls of an acceptor of the C program, in which printf makes calls of its own.
+fn of_c(calls: &[String]) -> Vec<String> {
+    const KEPT: [&str; 7] = [
+        "socket",
+        "setsockopt",
+        "bind",
+        "listen",
+        "accept",
+        "write",
+        "close",
+    ];
+    let kept = calls.iter().filter(|call| KEPT.contains(&name(call)));
+    kept.map(|call| as_rust_calls_it(call)).collect()
+}
+
+/// The calls of an acceptor of ours, behind what the C library does to begin a thread.
+fn of_ours(calls: &[String]) -> Vec<String> {
+    const LIBRARY: [&str; 3] = ["rseq", "set_robust_list", "rt_sigprocmask"];
+    let ours = calls
+        .iter()
+        .skip_while(|call| LIBRARY.contains(&name(call)));
+    // Of a call at whose beginning the thread is killed strace may not even learn the name.
+    let finished = ours.filter(|call| !call.contains("<unfinished ...>"));
+    finished.cloned().collect()
+}
+
 #[test]
 fn program_makes_the_c_programs_calls_and_no_other() {
     let Some(linker) = linker() else { return };
@@ -315,73 +377,19 @@ fn program_makes_the_c_programs_calls_and_no_other() {
     let ours = trace(&built.join("reuseport"), &directory.join("ours"));
     assert_eq!((c.len(), ours.len()), (4, 4), "{c:#?} {ours:#?}");
 
-    // The main thread: the same calls, of which the C library makes all, until it waits.
-    let names = |calls: &[String]| -> Vec<String> {
-        let names: Vec<_> = calls.iter().map(|c| name(c).into()).collect();
-        let waits = names.iter().position(|name| name == "futex");
-        names[..waits.expect("it waits")].into()
-    };
-    assert_eq!(names(&ours[0]), names(&c[0]));
-
-    // The acceptors, behind what the C library does to begin a thread. In the C program its printf
-    // makes calls of its own.
-    let kept = [
-        "socket",
-        "setsockopt",
-        "bind",
-        "listen",
-        "accept",
-        "write",
-        "close",
-    ];
-    let deviations = [
-        (
-            "SOCK_STREAM, IPPROTO_IP",
-            "SOCK_STREAM|SOCK_CLOEXEC, IPPROTO_IP",
-        ),
-        ("SOCK_STREAM, 0", "SOCK_STREAM|SOCK_CLOEXEC, 0"),
-        (", 1)", ", 2147483647)"), // the backlog
-    ];
-    let library =
-        |call: &&String| ["rseq", "set_robust_list", "rt_sigprocmask"].contains(&name(call));
+    // Of the main thread's calls the C library makes all.
+    assert_eq!(names_until_it_waits(&ours[0]), names_until_it_waits(&c[0]));
     for (theirs, ours) in c[1..].iter().zip(&ours[1..]) {
-        let expected = theirs.iter().filter(|call| kept.contains(&name(call)));
-        let expected: Vec<_> = expected
-            .map(|call| match name(call) {
-                "socket" | "listen" => deviations
-                    .iter()
-                    .fold(call.clone(), |call, (from, to)| call.replace(from, to)),
-                "accept" => call
-                    .replace("accept", "accept4")
-                    .replace(')', ", SOCK_CLOEXEC)"),
-                _ => call.clone(),
-            })
-            .collect();
-        // Of a call at whose beginning the thread is killed strace may not even learn the name.
-        let finished = |call: &&String| !call.contains("<unfinished ...>");
-        let ours = ours.iter().skip_while(library).filter(finished);
-        let ours: Vec<_> = ours.collect();
-        // Descriptors and acceptors have other numbers in another run.
-        let plain = |call: &String| {
-            let call = ["acceptor 0", "acceptor 1", "acceptor 2"]
-                .iter()
-                .fold(call.clone(), |call, line| call.replace(line, "acceptor N"));
-            let (name, arguments) = call.split_once('(').unwrap();
-            format!("{name}({}", arguments.trim_start_matches(char::is_numeric))
+        let (theirs, ours) = (of_c(theirs), of_ours(ours));
+        let once = |calls: &[String]| -> Vec<_> {
+            let calls = calls.iter().map(|call| without_numbers(call));
+            calls.take(7).collect()
         };
-        let once = |calls: Vec<String>| calls.into_iter().take(7).collect::<Vec<_>>();
-        let expected = once(expected.iter().map(plain).collect());
-        assert_eq!(
-            once(ours.iter().map(|call| plain(call)).collect()),
-            expected
-        );
+        assert_eq!(once(&ours), once(&theirs));
         // From then on three calls a connection, and no other.
         for (at, call) in ours[4..].iter().enumerate() {
-            assert_eq!(
-                name(call),
-                ["accept4", "write", "close"][at % 3],
-                "{ours:#?}"
-            );
+            let expected = ["accept4", "write", "close"][at % 3];
+            assert_eq!(name(call), expected, "{ours:#?}");
         }
     }
 }

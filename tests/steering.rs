@@ -50,19 +50,18 @@ fn interpret_datagram(program: &[Instruction], bytes: &[u8], cpu: u32, random: u
     }
 }
 
+/// What a program returns for any of 100 random numbers.
+fn found(program: &[Instruction]) -> BTreeSet<u32> {
+    let returned = (0..100).map(|random| interpret(program, 0, random).unwrap());
+    returned.collect()
+}
+
 #[test]
-fn the_programs_return_what_they_say() {
+fn programs_random_and_all_but_return_each_of_their_members() {
     for members in 1..20_u32 {
-        let program = steering::random(members);
-        let found: BTreeSet<_> = (0..100)
-            .map(|r| interpret(&program, 0, r).unwrap())
-            .collect();
-        assert_eq!(found, (0..members).collect());
+        assert_eq!(found(&steering::random(members)), (0..members).collect());
         for index in 0..members {
-            let program = steering::all_but(members, index);
-            let found: BTreeSet<_> = (0..100)
-                .map(|r| interpret(&program, 0, r).unwrap())
-                .collect();
+            let found = found(&steering::all_but(members, index));
             let mut others: BTreeSet<_> = (0..members).collect();
             if members > 1 {
                 others.remove(&index);
@@ -70,8 +69,13 @@ fn the_programs_return_what_they_say() {
             }
         }
     }
+}
+
+#[test]
+fn program_by_cpu_returns_the_index_of_the_cpu_or_none() {
     let mut space = [Instruction::default(); 64];
     let rows = [(2, 0), (3, 1), (7, 5), (4000, 2)];
+
     let program = steering::by_cpu(&rows, &mut space).unwrap();
     for (cpu, index) in rows {
         assert_eq!(interpret(program, cpu, 9), Some(index));
@@ -83,6 +87,12 @@ fn the_programs_return_what_they_say() {
             "not the hash"
         );
     }
+}
+
+#[test]
+fn program_by_payload_byte_returns_the_index_of_the_byte_or_none() {
+    let mut space = [Instruction::default(); 64];
+
     let program = steering::by_payload_byte(2, &[(7, 0), (0, 3), (255, 1)], &mut space).unwrap();
     for (bytes, index) in [
         (&[9, 9, 7][..], 0),
@@ -98,22 +108,22 @@ fn the_programs_return_what_they_say() {
             "{bytes:?}"
         );
     }
+}
+
+#[test]
+fn programs_of_some_members_return_each_of_them() {
+    let mut space = [Instruction::default(); 64];
+
     let program = steering::any_of_by_flow(&[5, 1, 9], &mut space).unwrap();
     for flow in 0..100 {
         let index = [5, 1, 9][flow as usize % 3];
         assert_eq!(interpret(program, 0, flow), Some(index));
     }
-    let program = steering::any_in_range(7, 3);
-    let found: BTreeSet<_> = (0..100)
-        .map(|r| interpret(&program, 0, r).unwrap())
-        .collect();
-    assert_eq!(found, BTreeSet::from([7, 8, 9]));
+    let in_range = found(&steering::any_in_range(7, 3));
+    assert_eq!(in_range, BTreeSet::from([7, 8, 9]));
     let indexes = [5, 1, 9];
-    let program = steering::any_of(&indexes, &mut space).unwrap();
-    let found: BTreeSet<_> = (0..100)
-        .map(|r| interpret(program, 0, r).unwrap())
-        .collect();
-    assert_eq!(found, BTreeSet::from(indexes));
+    let any = found(steering::any_of(&indexes, &mut space).unwrap());
+    assert_eq!(any, BTreeSet::from(indexes));
 }
 
 #[test]
