@@ -97,19 +97,29 @@ claims! {
     same_four_tuple_same_listener
     a_specific_address_beats_the_wildcard
     ipv4_wildcard_beats_dual_stack
+    a_bound_device_is_another_group
+    a_cookie_chooses_at_the_ack
     every_socket_needs_the_option
+    with_reuseaddr_listen_refuses
     a_second_program_joins_in_silence
     another_user_is_refused
+    fchown_changes_who_may_join
+    a_namespace_has_ports_of_its_own
     leftovers_want_the_same_option
+    leftovers_without_options_refuse_all
+    an_outgoing_connection_takes_its_port
     the_claim_keeps_others_out
     port_0_never_collides
     close_resets_the_queue
+    a_duplicate_keeps_the_member
+    connect_to_nothing_ends_a_listener
     the_last_moves_into_the_hole
     adding_loses_no_handshake
     shutdown_wakes_accept
     close_leaves_accept_asleep
     the_program_returns_an_index
     a_failing_load_is_index_0
+    a_fast_open_syn_has_a_payload
     an_index_out_of_range_is_the_hash
     incoming_cpu_is_obeyed
     steering_needs_no_privilege
@@ -119,7 +129,9 @@ claims! {
     hand_off_serves_what_waits
     the_first_registered_epoll_wakes
     a_backlog_of_n_queues_one_more
+    somaxconn_cuts_the_backlog
     overflow_costs_a_second
+    a_full_queue_drops_the_ack_too
     dropped_syns_come_every_second
     a_reset_client_is_still_accepted
     without_descriptors_it_stays_queued

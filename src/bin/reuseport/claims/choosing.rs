@@ -1,11 +1,13 @@
 //! Which listener gets the SYN.
 
+use core::ffi::c_int;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process;
 
-use reuseport::{Listener, steering};
+use reuseport::{Call, Error, Listener, steering, sys};
 
-use super::tools::{any_port, client_from, drain, group, who};
+use super::tools::{any_port, begin, client_from, drain, group, instruction, member, room};
+use super::tools::{set, until, who};
 use super::{Snag, Tried, seen};
 
 /// Each connection comes from an address of its own: ports come back too soon, and the same
@@ -90,4 +92,62 @@ pub(super) fn ipv4_wildcard_beats_dual_stack(counter: bool) -> Tried {
         IpAddr::from(Ipv6Addr::UNSPECIFIED),
     );
     split(wildcard(v6)?, if counter { v6 } else { v4 })
+}
+
+/// Both orders are measured: the group that is opened last gets all.
+pub(super) fn a_bound_device_is_another_group(counter: bool) -> Tried {
+    let name = if counter { [0; 4] } else { *b"lo\0\0" }; // no name is no device
+    let to_lo = |fd: c_int| set(&fd, sys::SOL_SOCKET, libc::SO_BINDTODEVICE, name);
+    let bound = Listener::options().nonblocking(true).before_bind(&to_lo);
+    let free = Listener::options().nonblocking(true);
+    let mut got = Vec::new();
+    for (first, last) in [(free, bound), (bound, free)] {
+        let first = first.bind(any_port()).map_err(no_device)?;
+        let address = first.local_addr()?;
+        let last = last.bind(address).map_err(no_device)?;
+        got.push(who(&[first, last], address, 60)?[1]);
+    }
+    let what = format!(
+        "of 60 the last one got {}, bound to lo, and {}, beside one that is",
+        got[0], got[1]
+    );
+    seen(got == [60; 2], what)
+}
+
+/// Not every user may bind to a device before Linux 5.7.
+fn no_device(error: Error) -> Snag {
+    match error.call() {
+        Call::SetSockOpt => Snag::NotHere(format!("SO_BINDTODEVICE: {error}")),
+        _ => error.into(),
+    }
+}
+
+/// The program chooses the first member for a SYN and the second for every other segment. A
+/// handshake that the kernel remembers finds the first without it. `TCP_DEFER_ACCEPT` leaves the
+/// first client's handshake unfinished; with a backlog of 1 the kernel then sends cookies.
+pub(super) fn a_cookie_chooses_at_the_ack(counter: bool) -> Tried {
+    let defer = |fd: c_int| set(&fd, sys::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 30);
+    let options = Listener::options().nonblocking(true).before_bind(&defer);
+    let first = options
+        .backlog(if counter { 64 } else { 1 })
+        .bind(any_port())?;
+    let address = first.local_addr()?;
+    let second = member(address)?;
+    // BPF_LD | BPF_B | BPF_ABS at SKF_NET_OFF: the flags, behind an IPv4 header without options.
+    let flags = instruction(0x30, 0xFFF0_0000 + 20 + 13);
+    let mut is_syn = instruction(0x15, 0x02); // BPF_JMP | BPF_JEQ | BPF_K
+    is_syn.if_false = 1;
+    let program = [flags, is_syn, instruction(0x06, 0), instruction(0x06, 1)];
+    first.attach_program(&program)?;
+    let count = if counter { room(&first, 4)? - 1 } else { 4 };
+    let clients: Vec<_> = (0..count)
+        .map(|_| begin(address))
+        .collect::<Result<_, _>>()?;
+    let connected = |client: &Listener| super::queue::is_connected(client);
+    until("the clients are connected", || {
+        clients.iter().all(connected)
+    })?;
+    let elsewhere = core::iter::from_fn(|| second.accept().ok()).count();
+    let what = format!("of {count} clients whose SYN the first got, {elsewhere} are the second's");
+    seen(elsewhere > 0, what)
 }

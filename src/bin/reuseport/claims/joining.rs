@@ -1,14 +1,14 @@
 //! Who may join, and when.
 
 use core::ffi::c_int;
-use core::net::SocketAddr;
+use core::net::{Ipv4Addr, SocketAddr};
 use std::env;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 
-use reuseport::{Listener, sys};
+use reuseport::{Call, Error, Listener, Options, sys};
 
 use super::tools::{BOUND, NOBODY, REFUSED, act_as, any_port, aside, bind, check, client, fates};
 use super::tools::{group, listen, member, open, set, told, who};
@@ -113,21 +113,67 @@ pub(super) fn another_user_is_refused(counter: bool) -> Tried {
     })
 }
 
-pub(super) fn leftovers_want_the_same_option(counter: bool) -> Tried {
-    let options = Listener::options();
-    let server = options.reuse_address(counter).bind(any_port())?;
+/// The port is opened by this program's user; the newcomer is another.
+pub(super) fn fchown_changes_who_may_join(counter: bool) -> Tried {
+    let first = member(any_port())?;
+    let address = first.local_addr()?;
+    if !counter {
+        let group = libc::gid_t::MAX; // stays as it is
+        // SAFETY: takes integers; the descriptor is the listener's.
+        check(unsafe { libc::fchown(first.as_raw_fd(), NOBODY, group) })?;
+    }
+    aside(move || {
+        act_as(NOBODY)?;
+        let joined = member(address).map(drop);
+        let what = format!("user {NOBODY} joins: {}", told(&joined));
+        seen(joined.is_ok(), what)
+    })
+}
+
+pub(super) fn with_reuseaddr_listen_refuses(counter: bool) -> Tried {
+    let open = |address: SocketAddr| {
+        let socket: Listener = open(sys::SOCK_STREAM, address.ip())?;
+        set(
+            &socket,
+            sys::SOL_SOCKET,
+            sys::SO_REUSEADDR,
+            i32::from(!counter),
+        )?;
+        bind(&socket, address).map(|()| socket)
+    };
+    let first = open(any_port())?;
+    let (second, bound) = match open(first.local_addr()?) {
+        Ok(second) => (Some(second), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    listen(&first, 64)?;
+    let listens = second.map(|second| listen(&second, 64));
+    let what = format!("bind: {}; listen: {listens:?}", told(&bound));
+    let refused = Error::new(Call::Listen, libc::EADDRINUSE);
+    seen(listens == Some(Err(refused)), what)
+}
+
+/// Leaves a connection of a server with these options in `TIME_WAIT`, and returns the address.
+fn leftover(options: &Options) -> Result<SocketAddr, Snag> {
+    let server = options.bind(any_port())?;
     let address = server.local_addr()?;
     let mut client = TcpStream::connect(address)?;
     drop(server.accept()?);
     client.read_exact(&mut [0]).unwrap_or_default(); // until the server's end, which came first
     drop((client, server));
-    let alone = options.reuse_port(false);
-    if alone.bind(address).is_ok() {
+    if Listener::options().reuse_port(false).bind(address).is_ok() {
         return Err(Snag::NotHere(
             "no room for TIME_WAIT (net.ipv4.tcp_max_tw_buckets)".into(),
         ));
     }
-    let other = alone.reuse_address(true).bind(address).map(drop);
+    Ok(address)
+}
+
+pub(super) fn leftovers_want_the_same_option(counter: bool) -> Tried {
+    let options = Listener::options();
+    let address = leftover(&options.reuse_address(counter))?;
+    let other = options.reuse_port(false).reuse_address(true);
+    let other = other.bind(address).map(drop);
     let same = options.bind(address).map(drop);
     let what = format!(
         "SO_REUSEADDR: {}; SO_REUSEPORT: {}",
@@ -135,6 +181,29 @@ pub(super) fn leftovers_want_the_same_option(counter: bool) -> Tried {
         told(&same)
     );
     seen(other == Err(REFUSED) && same.is_ok(), what)
+}
+
+pub(super) fn leftovers_without_options_refuse_all(counter: bool) -> Tried {
+    let both = Listener::options().reuse_address(true);
+    let address = leftover(&Listener::options().reuse_port(counter))?;
+    let bound = both.bind(address).map(drop);
+    let what = format!("bind with both options: {}", told(&bound));
+    seen(bound == Err(REFUSED), what)
+}
+
+/// The client has neither option.
+pub(super) fn an_outgoing_connection_takes_its_port(counter: bool) -> Tried {
+    let server = Listener::bind(any_port())?;
+    let client = TcpStream::connect(server.local_addr()?)?;
+    let address = client.local_addr()?;
+    if counter {
+        set(&client, sys::SOL_SOCKET, libc::SO_LINGER, [1, 0])?; // closes by a reset
+        drop(client);
+    }
+    let both = Listener::options().reuse_address(true);
+    let bound = both.bind(address).map(drop);
+    let what = format!("bind with both options: {}", told(&bound));
+    seen(bound == Err(REFUSED), what)
 }
 
 pub(super) fn the_claim_keeps_others_out(counter: bool) -> Tried {
@@ -157,6 +226,24 @@ pub(super) fn the_claim_keeps_others_out(counter: bool) -> Tried {
         early == Err(REFUSED) && counts.iter().all(|count| *count > 0),
         what,
     )
+}
+
+/// Neither socket has an option. The second is opened in a network namespace of its thread's own.
+pub(super) fn a_namespace_has_ports_of_its_own(counter: bool) -> Tried {
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let first = Listener::options().reuse_port(false).bind(any)?;
+    let address = first.local_addr()?;
+    aside(move || {
+        if !counter {
+            // SAFETY: takes an integer.
+            let apart = check(unsafe { libc::unshare(libc::CLONE_NEWNET) });
+            let refused = |error| format!("it takes root to make a network namespace: {error}");
+            apart.map_err(|error| Snag::NotHere(refused(error)))?;
+        }
+        let second = Listener::options().reuse_port(false).bind(address);
+        let what = format!("a second bind of {address}: {}", told(&second));
+        seen(second.is_ok(), what)
+    })
 }
 
 /// 28 sockets take a port among 32. By chance no two have the same once in 10^8 runs.

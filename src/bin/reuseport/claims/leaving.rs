@@ -2,14 +2,14 @@
 
 use core::ffi::c_int;
 use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd};
 use std::sync::mpsc;
 use std::thread;
 
 use reuseport::{Call, Error, Listener, sys};
 
-use super::tools::{A_WHILE, BOUND, always, any_port, asleep, client, clients, fates, group};
-use super::tools::{member, queued, room, set, told, who};
+use super::tools::{A_WHILE, BOUND, always, any_port, asleep, check, client, clients, fates};
+use super::tools::{group, member, queued, room, set, told, who};
 use super::{Snag, Tried, seen};
 
 pub(super) fn close_resets_the_queue(counter: bool) -> Tried {
@@ -55,6 +55,36 @@ pub(super) fn the_last_moves_into_the_hole(counter: bool) -> Tried {
         counts[2] == 20,
         format!("index 1, 20 times, among the three left: {counts:?}"),
     )
+}
+
+/// The duplicate stands for one that a child process has inherited.
+pub(super) fn a_duplicate_keeps_the_member(counter: bool) -> Tried {
+    let (mut members, address) = group(2)?;
+    let first = members.remove(0);
+    let duplicate = Listener::from(first.as_fd().try_clone_to_owned()?);
+    if counter {
+        // SAFETY: the descriptor is the listener's.
+        unsafe { sys::shutdown(first.as_raw_fd(), sys::SHUT_RD) }?;
+    }
+    drop(first);
+    members.insert(0, duplicate);
+    let counts = who(&members, address, 60)?;
+    let what = format!("closed, with a duplicate left, it gets {} of 60", counts[0]);
+    seen(counts[0] > 0, what)
+}
+
+pub(super) fn connect_to_nothing_ends_a_listener(counter: bool) -> Tried {
+    let (members, address) = group(2)?;
+    let mut nothing = [0_u8; 16]; // sa_family is AF_UNSPEC, 0
+    if counter {
+        nothing[0] = 0xFF; // a family that no protocol has
+    }
+    let fd = members[0].as_raw_fd();
+    // SAFETY: `nothing` is readable for the 16 bytes of a `struct sockaddr`.
+    let result = check(unsafe { libc::connect(fd, nothing.as_ptr().cast(), 16) });
+    let counts = who(&members, address, 60)?;
+    let what = format!("connect: {}; it gets {} of 60", told(&result), counts[0]);
+    seen(result.is_ok() && counts[0] == 0, what)
 }
 
 /// With `TCP_DEFER_ACCEPT` a handshake is not over before the client has sent something.

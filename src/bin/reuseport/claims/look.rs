@@ -76,6 +76,11 @@ pub(super) fn look(need: Need) -> State {
             (Met, Sysctl::Unread(why)) => Doubtful(why),
             (state, _) => state,
         },
+        Need::Cookies => match sysctl("net.ipv4.tcp_syncookies") {
+            Sysctl::Is(value) if value != "0" => Met,
+            Sysctl::Unread(why) => Doubtful(why),
+            _ => Missing("the kernel sends no SYN cookies (net.ipv4.tcp_syncookies)".into()),
+        },
         Need::NoMigration => zero("net.ipv4.tcp_migrate_req", "what waits moves to a sibling"),
         Need::NoAutobindReuse => zero("net.ipv4.ip_autobind_reuse", "port 0 reuses ports"),
         Need::LinearSyns => match sysctl("net.ipv4.tcp_syn_linear_timeouts") {

@@ -132,20 +132,41 @@ claims! {
     linux choosing::ipv4_wildcard_beats_dual_stack [Ipv6]
         "0.0.0.0 takes all IPv4 connections from a [::] that takes both families."
         unless "both are [::]"
+    linux choosing::a_bound_device_is_another_group
+        "A socket bound to a device is in another group; on IPv4 the group opened last gets all."
+        unless "none is bound to a device"
+    linux choosing::a_cookie_chooses_at_the_ack [Steering, Queue, Cookies]
+        "With SYN cookies the kernel chooses again at the ACK: it has remembered no handshake."
+        unless [Requests] "there is room for the handshakes"
 }
 "Who may join" {
     every binding::every_socket_needs_the_option [NoTraffic]
         "One socket without the option, the first or the second: bind fails with EADDRINUSE."
         unless "both have set it"
+    linux joining::with_reuseaddr_listen_refuses [NoTraffic]
+        "With SO_REUSEADDR alone a second bind succeeds until one listens; then listen refuses."
+        unless "they have no option"
     linux joining::a_second_program_joins_in_silence [Threads, Program]
         "Another program of the same user joins and gets its share, and no error is reported."
         unless "the first has bound without the option"
     linux joining::another_user_is_refused [NoTraffic, Threads, OtherUser]
         "A socket that another user opens may not join: EADDRINUSE."
         unless "it is the same user"
+    linux joining::fchown_changes_who_may_join [NoTraffic, Threads, OtherUser]
+        "The user of a socket is its owner, and fchown changes it: then that user may join."
+        unless "fchown is not called"
+    linux joining::a_namespace_has_ports_of_its_own [NoTraffic, Threads]
+        "A port that is taken in one network namespace is free in another."
+        unless "it is the same namespace"
     linux joining::leftovers_want_the_same_option
         "Connections in TIME_WAIT, left by SO_REUSEPORT, refuse a bind with SO_REUSEADDR alone."
         unless "the server that left them had set both"
+    linux joining::leftovers_without_options_refuse_all
+        "Connections in TIME_WAIT of a server without an option refuse a bind with both."
+        unless "the server had SO_REUSEPORT"
+    linux joining::an_outgoing_connection_takes_its_port
+        "An outgoing connection refuses its local port to every bind, also with both options."
+        unless "it is closed"
     linux joining::the_claim_keeps_others_out
         "Bound and listening without the option, a socket refuses others until it is set."
         unless "it is set from the start"
@@ -158,6 +179,12 @@ claims! {
         "Closing a listener resets its queued connections, although another member listens; so \
          does shutting it down."
         unless "they were accepted before"
+    linux leaving::a_duplicate_keeps_the_member
+        "A closed listener of which a duplicate is left stays in the group, and gets its share."
+        unless "it is shut down"
+    linux leaving::connect_to_nothing_ends_a_listener
+        "connect with AF_UNSPEC succeeds on a listener, which then listens no more."
+        unless "the address family is unknown"
     linux leaving::the_last_moves_into_the_hole [Steering]
         "When a member closes, the last one takes over its index."
         unless "another member closes"
@@ -178,6 +205,9 @@ claims! {
     linux steering::a_failing_load_is_index_0 [Steering]
         "A program whose load fails ends with 0; the payload of a SYN is such a load."
         unless "it loads nothing"
+    linux steering::a_fast_open_syn_has_a_payload [Steering]
+        "A SYN of TCP Fast Open carries the client's first bytes, and a program sees them."
+        unless "the client connects first"
     linux steering::an_index_out_of_range_is_the_hash [Steering, Linux(5, 3)]
         "An index that no member has leaves the choice to the hash."
         unless "a member has it"
@@ -209,9 +239,15 @@ claims! {
     linux queue::a_backlog_of_n_queues_one_more
         "listen(fd, n) lets n + 1 connections wait; the next one gets no answer."
         unless [Queue] "listen is called again with a longer one"
+    linux queue::somaxconn_cuts_the_backlog [NoTraffic]
+        "A backlog above net.core.somaxconn is cut to that, and listen succeeds."
+        unless "it is not above"
     linux queue::overflow_costs_a_second
         "A SYN for a full queue is dropped, though another is empty; it comes again in 1 s."
         unless [Queue] "there is room"
+    linux queue::a_full_queue_drops_the_ack_too [Requests]
+        "A full queue drops the handshake's ACK: the client is connected, the server has nothing."
+        unless "there is room"
     linux queue::dropped_syns_come_every_second [LinearSyns]
         "A SYN that is dropped again comes again after one more second, not two."
         unless "there is room by then"

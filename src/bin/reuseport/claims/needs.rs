@@ -36,6 +36,8 @@ pub(crate) enum Need {
     Queue,
     /// Handshakes that the kernel remembers: no SYN cookies (`net.ipv4.tcp_syncookies`).
     Requests,
+    /// SYN cookies where the kernel has no room for handshakes (`net.ipv4.tcp_syncookies`).
+    Cookies,
     /// A queue that stays with its listener (`net.ipv4.tcp_migrate_req`).
     NoMigration,
     /// A SYN that is sent again after 1 s each time (`net.ipv4.tcp_syn_linear_timeouts`).

@@ -1,16 +1,16 @@
 //! What waits to be accepted.
 
-use core::net::SocketAddr;
+use core::ffi::c_int;
 use core::time::Duration;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use reuseport::{Call, Error, Listener, sys};
 
-use super::tools::{BOUND, always, any_port, bind, check, client, clients, connect, group, listen};
-use super::tools::{member, open, queued, set, source, told, until, who};
+use super::tools::{BOUND, always, any_port, begin, check, client, clients, group, listen, member};
+use super::tools::{queued, set, told, until, who};
 use super::{Snag, Tried, seen};
 
 pub(super) fn listen_again_keeps_the_place(counter: bool) -> Tried {
@@ -46,15 +46,6 @@ pub(super) fn a_backlog_of_n_queues_one_more(counter: bool) -> Tried {
     let answer = if dropped { "is dropped" } else { "waits, too" };
     let what = format!("backlog {backlog}: {room} waiting; the next SYN {answer}");
     seen(dropped, what)
-}
-
-/// A client whose SYN is sent. It does not wait for an answer.
-fn begin(to: SocketAddr) -> Result<Listener, Error> {
-    let client: Listener = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, to.ip())?;
-    set(&client, sys::IPPROTO_TCP, libc::TCP_SYNCNT, 6)?; // whatever net.ipv4.tcp_syn_retries is
-    bind(&client, source())?;
-    _ = connect(&client, to); // EINPROGRESS
-    Ok(client)
 }
 
 /// Waits until the kernel has dropped a SYN for `listener`, or lets it wait as well as the others.
@@ -194,6 +185,10 @@ fn client_info(socket: &Listener) -> Result<Info, Snag> {
     })
 }
 
+pub(super) fn is_connected(socket: &Listener) -> bool {
+    client_info(socket).is_ok_and(|info| info.connected)
+}
+
 pub(super) fn a_reset_client_is_still_accepted(counter: bool) -> Tried {
     let listener = Listener::bind(any_port())?;
     let client = client(listener.local_addr()?)?;
@@ -275,4 +270,47 @@ pub(super) fn without_descriptors_accept_never_waits(counter: bool) -> Tried {
         accepted == Err(NONE_LEFT),
         format!("after {took:.1?}: {}", told(&accepted)),
     )
+}
+
+pub(super) fn somaxconn_cuts_the_backlog(counter: bool) -> Tried {
+    let longest = Listener::bind(any_port())?.queue()?.limit;
+    let backlog = if counter {
+        longest.try_into()?
+    } else {
+        c_int::MAX
+    };
+    let listener = member(any_port())?;
+    listen(&listener, backlog)?;
+    let limit = listener.queue()?.limit;
+    seen(
+        limit < u32::try_from(backlog)?,
+        format!("listen(fd, {backlog}) succeeds; the backlog is {limit}"),
+    )
+}
+
+/// `TCP_DEFER_ACCEPT` leaves a handshake unfinished until the client sends something. By then the
+/// queue is full, of a client that has sent at once.
+pub(super) fn a_full_queue_drops_the_ack_too(counter: bool) -> Tried {
+    let defer = |fd: c_int| set(&fd, sys::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 30);
+    let options = Listener::options().nonblocking(true).before_bind(&defer);
+    let listener = options.bind(any_port())?;
+    let (mut early, mut late) = (
+        client(listener.local_addr()?)?,
+        client(listener.local_addr()?)?,
+    );
+    early.write_all(b"x")?;
+    until("the first is queued", || {
+        listener.queue().is_ok_and(|queue| queue.len > 0)
+    })?;
+    if !counter {
+        listen(&listener, 0)?;
+    }
+    late.write_all(b"x")?;
+    let mut queue = listener.queue()?;
+    until("the ACK is dropped, or finishes the handshake", || {
+        queue = listener.queue().unwrap_or(queue);
+        queue.drops > 0 || queue.len == 2
+    })?;
+    let what = format!("2 clients are connected; the server has {}", queue.len);
+    seen(queue.len == 1, what)
 }

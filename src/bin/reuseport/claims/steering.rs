@@ -1,14 +1,17 @@
 //! Steering programs.
 
+use core::array;
 use core::time::Duration;
+use std::io::Write;
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use reuseport::steering::{self, Instruction};
 use reuseport::{Group, Listener, sys};
 
-use super::tools::{always, any_port, as_nobody, aside, bind, group, instruction, listen, member};
-use super::tools::{open, set, stay_on_this_cpu, told, who};
-use super::{Tried, seen};
+use super::tools::{always, any_port, as_nobody, aside, bind, connect, drain, group, instruction};
+use super::tools::{listen, member, open, set, source, stay_on_this_cpu, told, who};
+use super::{Snag, Tried, seen};
 
 #[cfg(target_os = "android")] // whose libc lacks the name
 const SO_LOCK_FILTER: core::ffi::c_int = 44;
@@ -39,7 +42,7 @@ pub(super) fn the_program_returns_an_index(counter: bool) -> Tried {
 }
 
 /// Counts how many of 60 connections each of three members gets by this program.
-fn chosen_by(program: &[Instruction]) -> Result<Vec<usize>, super::Snag> {
+fn chosen_by(program: &[Instruction]) -> Result<Vec<usize>, Snag> {
     let (members, address) = group(3)?;
     members[0].attach_program(program)?;
     who(&members, address, 60)
@@ -52,6 +55,33 @@ pub(super) fn a_failing_load_is_index_0(counter: bool) -> Tried {
     seen(
         counts == [60, 0, 0],
         format!("load, then return 2: {counts:?}"),
+    )
+}
+
+/// The client sends its first byte in the SYN, whether or not the server takes it from there.
+pub(super) fn a_fast_open_syn_has_a_payload(counter: bool) -> Tried {
+    const TCP_FASTOPEN_NO_COOKIE: i32 = 34; // linux/tcp.h, since 4.15
+    let (members, address) = group(3)?;
+    // BPF_LD | BPF_B | BPF_ABS, BPF_RET | BPF_A: return the first byte.
+    members[0].attach_program(&[instruction(0x30, 0), instruction(0x16, 0)])?;
+    let mut counts = [0; 3];
+    for _ in 0..20 {
+        let mut client = open::<TcpStream>(sys::SOCK_STREAM, address.ip())?;
+        bind(&client, source())?;
+        if !counter {
+            for option in [libc::TCP_FASTOPEN_CONNECT, TCP_FASTOPEN_NO_COOKIE] {
+                let no_fast_open = |error| Snag::NotHere(format!("no TCP Fast Open: {error}"));
+                set(&client, sys::IPPROTO_TCP, option, 1).map_err(no_fast_open)?;
+            }
+        }
+        connect(&client, address)?;
+        client.write_all(&[2])?;
+        let came = drain(&members, 1)?;
+        counts = array::from_fn(|index| counts[index] + came[index]);
+    }
+    seen(
+        counts == [0, 0, 20],
+        format!("20 clients send a 2; the members got {counts:?}"),
     )
 }
 

@@ -102,6 +102,15 @@ pub(super) fn clients(n: usize, to: SocketAddr) -> Result<Vec<TcpStream>, Error>
     (0..n).map(|_| client(to)).collect()
 }
 
+/// A client whose SYN is sent. It does not wait for an answer.
+pub(super) fn begin(to: SocketAddr) -> Result<Listener, Error> {
+    let client: Listener = open(sys::SOCK_STREAM | sys::SOCK_NONBLOCK, to.ip())?;
+    set(&client, sys::IPPROTO_TCP, libc::TCP_SYNCNT, 6)?; // whatever net.ipv4.tcp_syn_retries is
+    bind(&client, source())?;
+    _ = connect(&client, to); // EINPROGRESS
+    Ok(client)
+}
+
 /// One more listener on `address`, as the C program makes it; it does not block.
 pub(super) fn member(address: impl Into<SocketAddr>) -> Result<Listener, Error> {
     Listener::options().nonblocking(true).bind(address)
