@@ -101,7 +101,7 @@
 //! 10. `os/`, what differs between kernels: `mod.rs` (the contract), `linux/`, `other.rs` (the same
 //!     functions for other kernels), `apple.rs`.
 //! 11. `interop.rs`: conversions to and from the standard library's types.
-//! 12. `guide/`: documentation only.
+//! 12. `guide/`: documentation only, with its pictures.
 //! 13. `bin/reuseport/`: the command `reuseport`.
 //!
 #![cfg_attr(

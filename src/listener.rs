@@ -48,7 +48,7 @@ impl Drop for Descriptor {
 /// A TCP socket that listens. Any number of them may listen on one port: see [`bind`](Self::bind).
 ///
 /// Dropping it closes it. `close(2)` resets every queued connection, and every handshake under way
-/// is lost; [`Server::retire`](crate::guide#5-when-one-leaves) avoids that.
+/// is lost; [`Server::retire`](crate::guide#5-leaving-a-group) avoids that.
 #[derive(Debug)]
 pub struct Listener(pub(crate) Descriptor);
 

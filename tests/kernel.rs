@@ -148,7 +148,7 @@ claims! {
 
 /// All of its pages.
 fn guide() -> String {
-    let pages = ["mod.rs", "beyond.rs", "pitfalls.rs"];
+    let pages = ["mod.rs", "traffic.rs", "beyond.rs", "pitfalls.rs"];
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/guide");
     let path = |page| folder.join(page);
     pages
@@ -255,7 +255,7 @@ fn explain_of_one_claim_reads_well() {
     let (_, out, _) = run(&["explain", "--claim=close-resets-the-queue"]);
 
     let lines: Vec<_> = out.lines().collect();
-    assert_eq!(lines[0], "When one leaves");
+    assert_eq!(lines[0], "Leaving a group");
     assert!(
         lines[3].starts_with("    Closing a listener resets"),
         "{out}"

@@ -1,6 +1,6 @@
-//! Chapters 10 and 11 of [the guide](super): other kernels, and several machines.
+//! Chapters 10 to 12 of [the guide](super): other kernels, eBPF, and several machines.
 //!
-//! These two rest on documents and sources, not on tests.
+//! They rest on documents and sources, not on tests.
 //!
 //! # 10. Other kernels
 //!
@@ -10,7 +10,7 @@
 //! | kernel | several listeners on one port |
 //! |---|---|
 //! | Linux 3.9, Android | balances, as described here |
-//! | FreeBSD 12 | balances with `SO_REUSEPORT_LB`, up to 256 members; joins at `bind` |
+//! | FreeBSD 12 | balances with `SO_REUSEPORT_LB`, up to 256 members |
 //! | FreeBSD, plain `SO_REUSEPORT` | allows the bind; one socket gets all connections |
 //! | `DragonFly` 3.6 | balances with `SO_REUSEPORT`; a closing listener's queue goes to another |
 //! | Solaris 11.4 | balances, unless `SO_REUSEADDR` is set as well |
@@ -24,7 +24,52 @@
 //! for such kernels, and `Group::bind` refuses more than one member, unless they share one
 //! listener.
 //!
-//! # 11. One machine and beyond
+//! # 11. eBPF
+//!
+//! The kernel runs three kinds of program where it looks for a socket:
+//!
+//! ```text
+//!    SYN
+//!     |
+//!     v
+//!    sk_lookup                       may name any socket, whatever its address and port
+//!     |
+//!     v
+//!    exact address, then wildcard    finds a group
+//!     |
+//!     v
+//!    a program of the group          classic BPF returns an index,
+//!     |                              eBPF may name a socket of a map
+//!     v
+//!    member
+//! ```
+//!
+//! | program | since Linux | privilege | what it adds |
+//! |---|---|---|---|
+//! | classic BPF, `SO_ATTACH_REUSEPORT_CBPF` | 4.5 UDP, 4.6 TCP | none | an index |
+//! | eBPF, `SO_ATTACH_REUSEPORT_EBPF` | 4.5 UDP, 4.6 TCP | `bpf(2)` | maps: an index that changes |
+//! | `BPF_PROG_TYPE_SK_REUSEPORT` | 4.19 | `CAP_BPF` | a socket out of a sockarray |
+//! | the same, `SELECT_OR_MIGRATE` | 5.14 | `CAP_BPF` | a new member for what would be reset |
+//! | `BPF_PROG_TYPE_SK_LOOKUP` | 5.9 | `CAP_BPF`, `CAP_NET_ADMIN` | one socket for many addresses |
+//!
+//! (Sources: socket(7), bpf-helpers(7), capabilities(7); commits 2dbb9b9e6df6 and d5e4ddaeb6ab;
+//! Documentation/bpf/prog\_sk\_lookup.rst. Before Linux 5.8, `CAP_SYS_ADMIN` takes the place of
+//! `CAP_BPF`.)
+//!
+//! A **sockarray** (`BPF_MAP_TYPE_REUSEPORT_SOCKARRAY`) holds sockets by a key that the program
+//! chooses. So a departure shifts no index, and the sockets may belong to several processes. A
+//! program of the type `SELECT_OR_MIGRATE` is also asked when a listener closes, for each
+//! connection in its queue and each handshake: it can give them to another member.
+//!
+//! **sk\_lookup** belongs to a network namespace, and runs before the kernel looks for a listener.
+//! It can give a range of ports or addresses to one socket. If that socket is a member of a group,
+//! the kernel then chooses within the group, unless the program forbids it.
+//!
+//! This crate uses classic BPF alone, which every user may attach. The price is that an index is
+//! all a program can return: so the process has to know the kernel's order, and to follow it. With
+//! the privileges, udpgrm and Envoy's QUIC listeners show what eBPF makes of it.
+//!
+//! # 12. One machine and beyond
 //!
 //! A group spreads connections among threads. Routers and balancers spread them among machines,
 //! often by a hash too. Each tier has its own way to lose connections.
@@ -43,7 +88,9 @@
 //!
 //! **Balancers with a table.** IPVS and Katran remember which machine has a connection. Weight 0
 //! ends new connections and leaves established ones where they are: see `ipvsadm(8)`, and Katran's
-//! USAGE.md (unless `LRU_BYPASS` is set). Katran also hashes consistently, so that one balancer can
+//! USAGE.md (unless `LRU_BYPASS` is set). A *persistent* service of IPVS goes on sending the new
+//! connections of known clients there, unless `net.ipv4.vs.expire_quiescent_template` is set
+//! (ipvs-sysctl.rst). Katran also hashes consistently, so that one balancer can
 //! take over from another. A group behind either is taken out of service from the outside:
 //!
 //! ```text

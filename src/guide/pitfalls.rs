@@ -106,7 +106,7 @@
 //! ```
 //!
 //! **A handler that waits for its client** keeps the other clients of its member waiting, if there
-//! is no spare thread. With spare threads a silent client keeps a thread, so it wants a time limit.
+//! is no spare thread. With spare threads a silent client keeps a thread, so set a time limit.
 //!
 #![cfg_attr(all(feature = "std", linux_kernel), doc = "```")]
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
@@ -141,7 +141,8 @@
 //! ```
 //!
 //! **Privileges dropped before the last member is open.** That member belongs to another user, and
-//! is refused. Open all members first. (The example needs root, so it is only compiled.)
+//! is refused. Open all members first, or give those that are open to the new user with
+//! `fchown(2)`. (The example needs root, so it is only compiled.)
 //!
 #![cfg_attr(all(feature = "std", linux_kernel), doc = "```no_run")]
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]

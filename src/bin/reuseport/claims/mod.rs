@@ -139,7 +139,7 @@ claims! {
         "With SYN cookies the kernel chooses again at the ACK: it has remembered no handshake."
         unless [Requests] "there is room for the handshakes"
 }
-"Who may join" {
+"Joining a group" {
     every binding::every_socket_needs_the_option [NoTraffic]
         "One socket without the option, the first or the second: bind fails with EADDRINUSE."
         unless "both have set it"
@@ -174,7 +174,7 @@ claims! {
         "For TCP, port 0 is never a port that is in use, although all sockets have the option."
         unless "they are UDP sockets"
 }
-"When one leaves" {
+"Leaving a group" {
     linux leaving::close_resets_the_queue [NoMigration]
         "Closing a listener resets its queued connections, although another member listens; so \
          does shutting it down."
