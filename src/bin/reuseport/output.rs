@@ -2,23 +2,36 @@
 
 use core::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::fd::AsRawFd;
 use std::process;
 
 use reuseport::{AcceptQueue, Call, GroupError, ReceiveBuffer, Stats};
 
-/// Prints to stdout. Where its reader is gone (`serve | head -3`), the command ends quietly.
+/// Prints to stdout. Where its reader is gone (`serve | head -3`), the command ends quietly. Where
+/// it is a terminal that is gone, nothing is printed, and SIGHUP ends the command.
 pub(crate) fn print(text: &str) {
     let mut stdout = io::stdout().lock();
-    if let Err(error) = stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        if error.kind() != ErrorKind::BrokenPipe {
+    let printed = stdout.write_all(text.as_bytes());
+    let Err(error) = printed.and_then(|()| stdout.flush()) else {
+        return;
+    };
+    match (error.kind(), error.raw_os_error()) {
+        (ErrorKind::BrokenPipe, _) => process::exit(0),
+        (_, Some(libc::EIO)) if is_device(&stdout) => {}
+        _ => {
             report(&format!("stdout: {error}"));
             process::exit(1);
         }
-        process::exit(0);
     }
+}
+
+/// Whether it is a character device: what is left of a terminal that was closed.
+fn is_device(file: &impl AsRawFd) -> bool {
+    // SAFETY: made of integers, for which zeros are a value.
+    let mut stat: libc::stat = unsafe { core::mem::zeroed() };
+    // SAFETY: `stat` is writable; the kernel checks the descriptor.
+    unsafe { libc::fstat(file.as_raw_fd(), &raw mut stat) };
+    stat.st_mode & libc::S_IFMT == libc::S_IFCHR
 }
 
 /// Prints a line to stderr. If that fails, there is no place left to report it.

@@ -2,21 +2,14 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
-#[cfg(target_os = "linux")]
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
-use std::{env, process};
-#[cfg(linux_kernel)]
-use std::{path::Path, process::Command};
-
-#[cfg(linux_kernel)]
-use reuseport::{GroupError, HandOverError};
+use std::process;
 
 use reuseport::{Group, GroupOptions, Protocol, Serve, Server, Steering};
 
 use crate::Failure;
 use crate::args::Args;
 use crate::output::{Queued, explain, print, report, report_lines, tally};
+use crate::restart::{HandedOver, Program, notify, refuse};
 use crate::signals::{Caught, Signals};
 use crate::slow::Slow;
 
@@ -45,14 +38,25 @@ Usage: reuseport serve [OPTIONS]
   --echo             send each datagram back
   --batch            receive and send many datagrams by one system call
 
-Under systemd it tells when it is ready. Where a socket unit passes listeners, it serves those, and
---addr is not looked at; to restart it there, stop and start it: systemd holds them meanwhile.
-
-SIGHUP hands the port over to a fresh start of the same program file; the new pid is on stderr. (No
-datagram socket is handed over, and no listener of systemd's.)
-SIGUSR1 prints what each acceptor did, and its queue, on stderr. SIGINT (Ctrl-C) and SIGTERM end
-it: every connection made by then is served, and a tally comes on stderr. A second one ends it at
+SIGINT (Ctrl-C) and SIGTERM end it, and so does SIGHUP where a terminal controls it: established
+connections are served first, and a table comes on stderr. A second SIGINT or SIGTERM ends it at
 once.
+SIGUSR1 prints what each acceptor has done, and its queue, on stderr.
+SIGUSR2 hands the port over to a new process, and so does SIGHUP where no terminal controls it. That
+is the file at the path by which this process was called, so that a link may be moved to the next
+release before; the new pid is on stderr. Datagram sockets and systemd's listeners are not handed
+over.
+
+Under a supervisor:
+
+  systemd            Type=notify, NotifyAccess=all, ExecReload=/bin/kill -USR2 $MAINPID
+  a socket unit      serves the listeners that it passes, and ignores --addr; restart the
+                     service, and systemd holds them meanwhile
+  one that follows a pid (runit, s6, supervisord, docker --init)
+                     takes a hand-over for the end: run two copies with --join, and restart one
+                     after the other
+  a container without an init
+                     PID 1 does not hand over, for all other processes end with it
 ";
 
 /// What was asked for, whatever the protocol.
@@ -130,11 +134,9 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let made_to_order =
         wanted.join || wanted.shared || wanted.steering.is_some() || backlog.is_some();
 
-    // Taken at the start: the file may have been replaced since, by what is to come next.
-    #[cfg(linux_kernel)]
-    let program = env::current_exe().map_err(|error| Failure::Failed(error.to_string()))?;
+    let program = Program::of_this_process();
     // Before the first thread, which inherits it.
-    let signals = Signals::hold();
+    let signals = Signals::of_a_server();
     let group = match inherited()? {
         Some(group) if group.is_inherited() && made_to_order => {
             let line = "the listeners are inherited: --join, --shared, --steer and --backlog are \
@@ -150,58 +152,9 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let grace = wanted.grace;
     let server = group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))?;
     work(&server, "acceptor", &signals, grace, |server| {
-        #[cfg(linux_kernel)]
-        return hand_over(server, &program, grace, &signals);
-        #[cfg(not(linux_kernel))]
-        {
-            report("this kernel cannot hand a port over");
-            _ = server;
-            HandedOver::No
-        }
+        program.hand_over(server, grace, &signals)
     });
     Ok(())
-}
-
-/// What has become of a request to hand over.
-#[derive(PartialEq, Eq)]
-#[cfg_attr(not(linux_kernel), allow(dead_code))] // there it is always `No`
-enum HandedOver {
-    Yes,
-    No,
-    /// The old process is still leaving: try again.
-    NotYet,
-}
-
-#[cfg(linux_kernel)]
-fn hand_over(server: &Server, program: &Path, grace: Duration, signals: &Signals) -> HandedOver {
-    let hand_over = match server.hand_over(new_process(program), START_TIMEOUT) {
-        Ok(hand_over) => hand_over,
-        Err(HandOverError::Group(GroupError::PredecessorLeaving)) => return HandedOver::NotYet,
-        Err(error) => {
-            report(&format!("not handed over: {error}"));
-            return HandedOver::No;
-        }
-    };
-    notify(&format!("MAINPID={}", hand_over.pid()));
-    match hand_over.leave(grace) {
-        Ok(child) => {
-            report(&format!("handed over to pid {}", child.id()));
-            if let Ok(pid) = child.id().try_into() {
-                // They were meant for the process that serves.
-                for signal in signals.take_pending() {
-                    // SAFETY: takes two integers; the child has not been waited for.
-                    unsafe { libc::kill(pid, signal) };
-                }
-            }
-            signals.let_the_next_end_it();
-            HandedOver::Yes
-        }
-        Err(error) => {
-            notify(&format!("MAINPID={}", process::id()));
-            report(&format!("not handed over: {error}"));
-            HandedOver::No
-        }
-    }
 }
 
 fn run_udp(mut args: Args) -> Result<(), Failure> {
@@ -214,7 +167,7 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
     let wanted = Wanted::parse(&mut args)?;
     args.finish()?;
     let options = wanted.options(options);
-    let signals = Signals::hold();
+    let signals = Signals::of_a_server();
     if inherited()?.is_some() {
         let line = "listeners are inherited, and they are no datagram sockets".to_owned();
         return Err(Failure::Usage(line));
@@ -229,8 +182,7 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
         }
     })?;
     work(&server, "receiver", &signals, grace, |_| {
-        report("datagram sockets are not handed over");
-        HandedOver::No
+        refuse("datagram sockets cannot be handed over")
     });
     Ok(())
 }
@@ -283,20 +235,6 @@ fn work<P: Serve>(
 /// How often a request to hand over is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How long a new process may take to start.
-#[cfg(linux_kernel)]
-const START_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// This program again, as it was called.
-#[cfg(linux_kernel)]
-fn new_process(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    command
-        .args(env::args_os().skip(1))
-        .stdin(process::Stdio::null());
-    command
-}
-
 /// The group that systemd or a predecessor has passed.
 fn inherited() -> Result<Option<Group>, Failure> {
     let mut groups = Group::from_env()?;
@@ -306,20 +244,6 @@ fn inherited() -> Result<Option<Group>, Failure> {
             "listeners for more than one address were passed".to_owned(),
         )),
     }
-}
-
-/// Tells systemd, where it listens for it: `sd_notify(3)`.
-fn notify(state: &str) {
-    let Ok(path) = env::var("NOTIFY_SOCKET") else {
-        return;
-    };
-    let to = match path.strip_prefix('@') {
-        #[cfg(target_os = "linux")]
-        Some(name) => UnixAddr::from_abstract_name(name),
-        _ => UnixAddr::from_pathname(path),
-    };
-    // It fails if the service manager does not listen.
-    _ = to.and_then(|to| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &to));
 }
 
 /// Binds a group to the first of `addresses` that lets it.

@@ -3,6 +3,7 @@
 use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 use core::time::Duration;
+use std::fs::File;
 use std::thread::sleep;
 use std::time::Instant;
 
@@ -11,41 +12,60 @@ use std::time::Instant;
 pub(crate) enum Caught {
     /// SIGUSR1.
     Report,
-    /// SIGHUP.
+    /// SIGUSR2; SIGHUP where no terminal controls the process.
     HandOver,
-    /// SIGINT, SIGTERM.
+    /// SIGINT, SIGTERM; SIGHUP of the controlling terminal.
     End,
 }
 
-const HELD: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGHUP];
+/// Blocked from now on, in this thread and all that it starts.
+pub(crate) struct Signals {
+    blocked: libc::sigset_t,
+    /// Whether SIGHUP means that the terminal is gone.
+    hangup_ends: bool,
+}
 
-/// Held back from now on, in this thread and all that it starts.
-pub(crate) struct Signals(libc::sigset_t);
+/// Those that end a command.
+const ENDING: [i32; 2] = [libc::SIGINT, libc::SIGTERM];
+
+/// Those that a server knows.
+const OF_A_SERVER: [i32; 5] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGHUP,
+];
 
 impl Signals {
-    pub(crate) fn hold() -> Signals {
-        let mut set = MaybeUninit::uninit();
-        // SAFETY: `set` is writable; sigemptyset initialises it.
-        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        // SAFETY: initialised by the line above.
-        let mut set = unsafe { set.assume_init() };
-        for signal in HELD {
-            // SAFETY: `set` is an initialised set, `signal` a valid number.
-            unsafe { libc::sigaddset(&raw mut set, signal) };
-        }
-        // SAFETY: `set` is an initialised set; null asks for no copy of the old one.
-        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, null_mut()) };
-        Signals(set)
+    /// Blocks the signals of a server. A SIGHUP that is ignored, as `nohup` has it, stays ignored.
+    pub(crate) fn of_a_server() -> Signals {
+        let mut signals = OF_A_SERVER.to_vec();
+        signals.retain(|signal| *signal != libc::SIGHUP || !is_ignored(*signal));
+        Signals::block(&signals)
     }
 
-    /// Waits for one of them, at most for `timeout`. After one that says to end, the next does so
-    /// at once.
+    fn block(signals: &[i32]) -> Signals {
+        let blocked = set(signals);
+        // SAFETY: the set is initialised; null asks for no copy of the old one.
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, null_mut()) };
+        // It is asked for now: when the terminal is closed, no terminal controls the process.
+        let hangup_ends = File::open("/dev/tty").is_ok();
+        Signals {
+            blocked,
+            hangup_ends,
+        }
+    }
+
+    /// Waits for one of them, at most for `timeout`. After one that says to end, SIGINT and SIGTERM
+    /// do so at once.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> Option<Caught> {
         match self.take(timeout)? {
             libc::SIGUSR1 => Some(Caught::Report),
-            libc::SIGHUP => Some(Caught::HandOver),
+            libc::SIGUSR2 => Some(Caught::HandOver),
+            libc::SIGHUP if !self.hangup_ends => Some(Caught::HandOver),
             _ => {
-                self.let_the_next_end_it();
+                let_the_next_end_it();
                 Some(Caught::End)
             }
         }
@@ -54,39 +74,28 @@ impl Signals {
     /// Takes one of them, and waits for it at most for `timeout`.
     fn take(&self, timeout: Option<Duration>) -> Option<i32> {
         let Some(timeout) = timeout else {
-            let mut signal = 0;
-            // SAFETY: the set is initialised, `signal` writable.
-            unsafe { libc::sigwait(&raw const self.0, &raw mut signal) };
-            return Some(signal);
+            return Some(self.next());
         };
         let begun = Instant::now();
         loop {
-            let mut pending = self.0;
+            let mut pending = self.blocked;
             // SAFETY: `pending` is writable; sigpending initialises it.
             unsafe { libc::sigpending(&raw mut pending) };
-            let is_pending = |signal: &i32| {
-                // SAFETY: `pending` is an initialised set.
-                unsafe { libc::sigismember(&raw const pending, *signal) == 1 }
-            };
-            if HELD.iter().any(is_pending) {
+            let is_pending = |signal: &i32| has(&pending, *signal) && has(&self.blocked, *signal);
+            if OF_A_SERVER.iter().any(is_pending) {
                 // One is pending, so this does not wait.
-                return self.take(None);
+                return Some(self.next());
             }
             let left = timeout.checked_sub(begun.elapsed())?;
             sleep(left.min(Duration::from_millis(1)));
         }
     }
 
-    /// The next SIGINT or SIGTERM has its usual deadly effect. The others, which ask for what is no
-    /// more, go on being held back.
-    pub(crate) fn let_the_next_end_it(&self) {
-        let mut ending = self.0;
-        for signal in [libc::SIGUSR1, libc::SIGHUP] {
-            // SAFETY: `ending` is an initialised set, `signal` a valid number.
-            unsafe { libc::sigdelset(&raw mut ending, signal) };
-        }
-        // SAFETY: as in `hold`.
-        unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const ending, null_mut()) };
+    fn next(&self) -> i32 {
+        let mut signal = 0;
+        // SAFETY: the set is initialised, `signal` writable.
+        unsafe { libc::sigwait(&raw const self.blocked, &raw mut signal) };
+        signal
     }
 
     /// Takes those that have come meanwhile.
@@ -94,4 +103,38 @@ impl Signals {
     pub(crate) fn take_pending(&self) -> Vec<i32> {
         core::iter::from_fn(|| self.take(Some(Duration::ZERO))).collect()
     }
+}
+
+/// The next SIGINT or SIGTERM has its usual deadly effect. The other signals, which ask for what is
+/// no more, stay blocked.
+pub(crate) fn let_the_next_end_it() {
+    let ending = set(&ENDING);
+    // SAFETY: the set is initialised; null asks for no copy of the old one.
+    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const ending, null_mut()) };
+}
+
+fn set(signals: &[i32]) -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: `set` is writable; sigemptyset initialises it.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: initialised by the line above.
+    let mut set = unsafe { set.assume_init() };
+    for signal in signals {
+        // SAFETY: `set` is an initialised set, `signal` a valid number.
+        unsafe { libc::sigaddset(&raw mut set, *signal) };
+    }
+    set
+}
+
+fn has(set: &libc::sigset_t, signal: i32) -> bool {
+    // SAFETY: `set` is an initialised set.
+    unsafe { libc::sigismember(set, signal) == 1 }
+}
+
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: made of integers, pointers and optional functions, for which zeros are a value.
+    let mut now: libc::sigaction = unsafe { core::mem::zeroed() };
+    // SAFETY: a null action changes nothing; `now` is writable.
+    unsafe { libc::sigaction(signal, core::ptr::null(), &raw mut now) };
+    now.sa_sigaction == libc::SIG_IGN
 }
