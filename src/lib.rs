@@ -85,17 +85,17 @@
 //!
 //! **Stop here and you have the C program.** Each folder below builds on those above it:
 //!
-//! 6. `socket/`, one socket: `options.rs`, `udp.rs`, `datagram.rs`, `destination.rs` (where a
-//!    datagram was sent to), `queue.rs` (what is queued), `connection.rs` (time limits), `bpf.rs`
-//!    (steering programs), `protocol.rs` (what a group needs from TCP and from UDP).
+//! 6. `socket/`, one socket: `options.rs`, `udp.rs`, `datagram.rs`, `queue.rs` (what is queued),
+//!    `connection.rs` (time limits), `bpf.rs` (steering programs), `protocol.rs` (what a group
+//!    needs from TCP and from UDP).
 //! 7. `group/`, several sockets on one port: `mod.rs` ([`Group`]), `options.rs`, `config.rs` (how a
 //!    member is made), `steering.rs` (from a policy to a program), `old_process.rs` (the process
 //!    that hands it over), `error.rs`.
-//! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `start.rs`, `member.rs`, `pool.rs`,
-//!    `worker.rs` (threads and lists), `handoff.rs` and `mark.rs` (a blocked thread gives its
-//!    listener to another), `tcp.rs`, `udp.rs`, `polling.rs` (how workers wait), `drain.rs` (how
-//!    members leave), `steering.rs` (which members get new connections), `new_process.rs` (members
-//!    for a new process).
+//! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `start.rs`, `add.rs`, `member.rs` and
+//!    `list.rs` (the members), `pool.rs` and `worker.rs` (threads), `handoff.rs` and `mark.rs` (a
+//!    blocked thread gives its listener to another), `tcp.rs`, `udp.rs`, `polling.rs` (how workers
+//!    wait), `drain.rs` (how members leave), `steering.rs` (which members get new connections),
+//!    `new_process.rs` (members for a new process), `totals.rs` ([`Totals`]).
 //! 9. `restart/`, a new process takes over: `hand_over.rs` (the old process), `listen_fds.rs` (the
 //!    new process, and systemd).
 //! 10. `os/`, what differs between kernels: `mod.rs` (the contract), `linux/`, `other.rs` (the same
@@ -165,12 +165,11 @@ pub use os::Batch;
 pub use restart::{HandOver, HandOverError};
 #[cfg(feature = "std")]
 pub use server::{
-    MemberState, MemberStats, OtherListeners, Serve, Server, SpareThreads, SpawnError,
+    MemberState, MemberStats, OtherListeners, Serve, Server, SpareThreads, SpawnError, Totals,
 };
 #[cfg(linux_kernel)]
 pub use socket::bpf as steering;
 pub use socket::datagram::Datagram;
-pub use socket::destination::Destination;
 pub use socket::options::Options;
 #[cfg(feature = "std")]
 pub use socket::protocol::Protocol;

@@ -3,8 +3,6 @@
 //! all of it.
 #![cfg(all(feature = "std", target_os = "linux"))]
 
-#[path = "costs/destination.rs"]
-mod destination;
 #[path = "costs/hand_off.rs"]
 mod hand_off;
 mod support;
@@ -491,13 +489,8 @@ fn memory(table: &mut Table) {
     }
 }
 
-/// How long it takes to make groups and to drop them, and to send a datagram back.
+/// How long it takes to make groups and to drop them.
 fn time(table: &mut Table) {
-    let [own, wildcard] = destination::received_and_sent_back();
-    table.row(
-        "to send a datagram back, on an address of its own and on the wildcard",
-        format!("{own:.2?} and {wildcard:.2?}"),
-    );
     let most = descriptors();
     for ip in [
         IpAddr::from(Ipv4Addr::LOCALHOST),

@@ -454,8 +454,8 @@ fn retire_while_a_handler_is_blocked_loses_nothing_and_says_that_it_runs() {
     waiting.into_iter().for_each(|client| _ = answer(client));
     gate.open();
     answer(blocked);
-    wait_until("it has ended", || !server.stats()[0].running);
-    assert_eq!(server.stats()[0].accepted, 22);
+    wait_until("it has ended", || !support::runs(&server, 0));
+    assert_eq!(server.totals().accepted, 22);
 }
 
 #[test]

@@ -46,10 +46,16 @@ impl<P: Protocol> GroupConfig<P> {
         os::STEERS && !options.join && !options.shared && !self.inherited
     }
 
-    /// Opens one more member.
+    /// Opens the member that gets this index. The first one claims the port anew, for the members
+    /// before it are gone.
     pub(crate) fn open(&self, member: usize) -> Result<P::Socket, GroupError> {
         let options = self.options.socket_options();
-        P::open(&options, BindMode::Join, self.address).map_err(|error| {
+        let mode = match member {
+            0 if self.options.shared => BindMode::Single,
+            0 if !self.options.join => BindMode::Exclusive,
+            _ => BindMode::Join,
+        };
+        P::open(&options, mode, self.address).map_err(|error| {
             let actual = effective_user();
             // A port below 1024 is refused before the user is looked at.
             let refused = matches!(error.errno(), libc::EADDRINUSE | libc::EACCES);

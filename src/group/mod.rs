@@ -156,12 +156,9 @@ impl<P: Protocol> Group<P> {
     fn from_sockets(sockets: Vec<P::Socket>) -> Result<Group<P>, GroupError> {
         let group = Group::new(sockets, GroupOptions::default())?;
         for (member, socket) in group.sockets.iter().enumerate() {
-            let address = group.config.address;
-            if local_addr::<P>(socket, member)? != address {
+            if local_addr::<P>(socket, member)? != group.config.address {
                 return Err(GroupError::AddressMismatch { member });
             }
-            let adopted = P::adopt(socket, address);
-            adopted.map_err(|error| GroupError::call(error, address, member))?;
         }
         Ok(group)
     }

@@ -11,7 +11,6 @@
 //!   with no other program.
 //! - `handshakes`: the connections that are not finished; `listeners`: all members of a group.
 //! - `allowed_cpus`, `start_on_cpu`, `move_to_cpu`, `name_thread`: threads.
-//! - `packet_info`: how the kernel reports where a datagram was sent to.
 //! - `Placeholder`: what takes the place of a UDP socket's descriptor.
 
 #[cfg(not(accept4))]
@@ -20,7 +19,6 @@ pub(crate) mod apple;
 mod linux;
 #[cfg(not(linux_kernel))]
 mod other;
-pub(crate) mod packet_info;
 
 #[cfg(linux_kernel)]
 pub use linux::*;
@@ -28,13 +26,15 @@ pub use linux::*;
 pub(crate) use other::*;
 
 #[cfg(feature = "std")]
-pub(crate) use inode::inode;
+pub(crate) use descriptor::{inode, option};
 
 #[cfg(feature = "std")]
-mod inode {
+mod descriptor {
     use core::ffi::c_int;
 
+    use crate::address::socklen;
     use crate::error::{Call, Error, check};
+    use crate::sys;
 
     /// Returns the inode number of a descriptor: `fstat(2)`.
     pub(crate) fn inode(fd: c_int) -> Result<u64, Error> {
@@ -44,5 +44,14 @@ mod inode {
         check(Call::Fstat, unsafe { libc::fstat(fd, &raw mut stat) })?;
         #[allow(clippy::useless_conversion)] // the field has 32 bits on some systems
         Ok(stat.st_ino.into())
+    }
+
+    /// Returns an integer option of a socket.
+    pub(crate) fn option(fd: c_int, name: c_int) -> Result<c_int, Error> {
+        let (mut value, mut len) = (0, socklen::<c_int>());
+        let at = (&raw mut value).cast();
+        // SAFETY: `value` is writable for the four bytes that `len` states.
+        unsafe { sys::getsockopt(fd, sys::SOL_SOCKET, name, at, &raw mut len) }?;
+        Ok(value)
     }
 }

@@ -213,11 +213,14 @@ impl HandOver<'_> {
     /// Serves on the members that were meant for the new process, and ends the old ones.
     fn go_on(&mut self, control: &mut Control<Tcp>, deadline: Instant) {
         let server = self.server;
-        server.employ_without_worker(control, &self.new, MemberState::Serving);
+        server.serve_without_worker(control, &self.new, MemberState::Serving);
         _ = server.steer(control);
         let old: Vec<_> = server.members_of(&self.old);
         let old: Vec<_> = old.iter().map(|member| member.id).collect();
         _ = server.finish_removal(control, &old, deadline);
+        // Their threads are free now.
+        server.employ_orphans(control);
+        _ = server.steer_if_stale(control);
         control.handing_over = false;
         self.end_child();
         self.old.clear();
@@ -235,8 +238,11 @@ impl Drop for HandOver<'_> {
         let deadline = deadline_after(control.config.options.grace);
         server.set_state(&self.serving, MemberState::Serving);
         // What may have come to the new members is served before they leave.
-        server.employ_without_worker(&control, &self.new, MemberState::Draining);
+        server.serve_without_worker(&control, &self.new, MemberState::Draining);
         _ = server.steer(&control);
+        while !server.employ_orphans(&control) && Instant::now() < deadline {
+            std::thread::sleep(POLL_INTERVAL);
+        }
         _ = server.finish_removal(&control, &self.new, deadline);
         // One without a worker stays in the list otherwise.
         _ = server.leave(&control, &self.new, MemberState::Serving, true);

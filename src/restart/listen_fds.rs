@@ -1,18 +1,17 @@
 //! Listeners that another process has opened, passed as `sd_listen_fds(3)` describes: by systemd,
 //! or by an old process that this one replaces.
 
-use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::os::fd::{FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::{env, process, string::String, vec::Vec};
 
-use crate::address::{SockAddr, socklen};
+use crate::address::SockAddr;
 use crate::error::{Call, Error, check};
 use crate::group::{Group, GroupError, OldProcess};
 use crate::listener::{Descriptor, Listener};
 use crate::os;
-use crate::sys::{self, SOCK_STREAM, SOL_SOCKET};
+use crate::sys::{self, SOCK_STREAM};
 
 /// The first descriptor that is passed: systemd's `SD_LISTEN_FDS_START`.
 pub(super) const LISTEN_FDS_START: RawFd = 3;
@@ -109,7 +108,7 @@ fn old_process_socket() -> Option<RawFd> {
 /// Checks that `fd` is a TCP socket that listens.
 fn check_listener(fd: RawFd) -> Result<(), Error> {
     let listens =
-        option(fd, libc::SO_TYPE)? == SOCK_STREAM && option(fd, libc::SO_ACCEPTCONN)? == 1;
+        os::option(fd, libc::SO_TYPE)? == SOCK_STREAM && os::option(fd, libc::SO_ACCEPTCONN)? == 1;
     if listens && is_internet(fd) {
         return Ok(());
     }
@@ -123,14 +122,6 @@ fn is_internet(fd: RawFd) -> bool {
     // SAFETY: both point into `address`, which has room for the length it states.
     let named = unsafe { sys::getsockname(fd, at, len) };
     named.is_ok() && address.get().is_some()
-}
-
-fn option(fd: RawFd, name: c_int) -> Result<c_int, Error> {
-    let (mut value, mut len) = (0, socklen::<c_int>());
-    let at = (&raw mut value).cast();
-    // SAFETY: `value` is writable for the four bytes that `len` states.
-    unsafe { sys::getsockopt(fd, SOL_SOCKET, name, at, &raw mut len) }?;
-    Ok(value)
 }
 
 /// Keeps `fd`, if it is open, from programs that this one starts.

@@ -86,9 +86,11 @@ impl<P: Serve> Server<P> {
         let deadline = deadline_after(control.config.options.grace);
         self.turn_away(&control, &ids, false)?;
         self.finish_removal(&control, &ids, deadline)?;
-        let mut stats = self.stats();
-        stats.retain(|stats| ids.contains(&stats.id));
-        Ok(stats)
+        let mut state = self.pool.lock();
+        Ok(ids
+            .iter()
+            .filter_map(|id| state.tell(|stats| stats.id == *id))
+            .collect())
     }
 
     /// The numbers, each once; at least one other member has to serve.
@@ -158,8 +160,7 @@ impl<P: Serve> Server<P> {
         }
         // Also for handlers of members that have left before.
         let deadline = deadline.max(deadline_after(MIN_JOIN_TIMEOUT));
-        self.pool
-            .wait_until(Some(deadline), |state| state.threads == 0);
+        self.pool.wait_until(deadline, |state| state.threads == 0);
         self.pool.join_all(deadline);
     }
 
@@ -261,18 +262,21 @@ impl<P: Serve> Server<P> {
         reset: bool,
     ) -> Result<(), GroupError> {
         for member in self.members_of(ids) {
-            if self.index_of(member.id).is_none() {
+            if self.pool.lock().index_of(member.id).is_none() {
                 // It has left the group before, and is closed now.
                 _ = P::leave_group(&member);
             }
         }
         let mut result = Ok(());
-        let count = self.pool.lock().members.len();
-        for index in (0..count).rev() {
-            let member = Arc::clone(&self.pool.lock().members[index].member);
-            if !ids.contains(&member.id) {
-                continue;
-            }
+        let mut remaining = ids.to_vec();
+        let last = |ids: &[usize]| {
+            let state = self.pool.lock();
+            let mut members = state.members.iter().enumerate().rev();
+            let last = members.find(|(_, entry)| ids.contains(&entry.id()));
+            last.map(|(index, entry)| (index, Arc::clone(&entry.member)))
+        };
+        while let Some((index, member)) = last(&remaining) {
+            remaining.retain(|id| *id != member.id);
             let queued = match P::queued(&member) {
                 Ok(queued) => queued,
                 Err(_) if reset => 0,
@@ -288,9 +292,13 @@ impl<P: Serve> Server<P> {
                 });
                 continue;
             }
-            self.steer_to_unmoved(control, index, state);
+            self.steer_to_unmoved(control, member.id, state);
             // A worker that ends finds the member where it is.
             let mut list = self.pool.lock();
+            list.note_failed();
+            let Some(index) = list.index_of(member.id) else {
+                continue;
+            };
             match P::leave_group(&member) {
                 Ok(()) => {
                     member.counters.reset.fetch_add(queued as usize, Relaxed);
@@ -302,16 +310,11 @@ impl<P: Serve> Server<P> {
         result
     }
 
-    fn index_of(&self, id: usize) -> Option<usize> {
-        let state = self.pool.lock();
-        state.members.iter().position(|entry| entry.id() == id)
-    }
-
     /// Waits for the workers of members that have left, until `deadline`, and a short time in any
     /// case.
     pub(crate) fn wait_for_workers(&self, ids: &[usize], deadline: Instant) {
         let deadline = deadline.max(deadline_after(MIN_JOIN_TIMEOUT));
-        self.pool.wait_until(Some(deadline), |state| {
+        self.pool.wait_until(deadline, |state| {
             !state.departed.iter().any(|entry| ids.contains(&entry.id()))
         });
     }

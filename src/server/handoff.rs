@@ -21,9 +21,10 @@ use std::thread::{self, Builder, JoinHandle};
 use std::vec::Vec;
 
 use super::Serve;
+use super::list::PoolState;
 use super::mark::is_handling;
 use super::member::{Entry, Member, MemberState};
-use super::pool::{Pool, PoolState};
+use super::pool::Pool;
 use super::worker::{Order, Worker};
 use crate::error::{Call, Error};
 

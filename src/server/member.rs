@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::vec::Vec;
 
 use super::Serve;
-use super::worker::Worker;
+use super::worker::{Order, Worker};
 use crate::acceptors::{Counters, Stats, StopToken};
 use crate::group::Slot;
 use crate::os;
@@ -87,7 +87,8 @@ pub enum OtherListeners {
     Unknown,
     /// All listeners on the address are members of this server.
     None,
-    /// Another process has joined the group.
+    /// Another process has joined the group; or members have failed at the same moment, so that the
+    /// kernel's order of the others is not known.
     Some,
 }
 
@@ -105,6 +106,10 @@ pub(crate) struct Entry<P: Serve> {
     pub(crate) burst: usize,
     /// Its holders are blocked, and no spare worker can be had.
     pub(crate) starved: bool,
+    /// No thread could be had for it: the next worker that is free takes it.
+    pub(crate) orphan: bool,
+    /// What was done for it was returned to the caller.
+    pub(crate) told: bool,
 }
 
 impl<P: Serve> Entry<P> {
@@ -117,6 +122,8 @@ impl<P: Serve> Entry<P> {
             ordered: 0,
             burst: 1,
             starved: false,
+            orphan: false,
+            told: false,
         }
     }
 
@@ -134,6 +141,13 @@ impl<P: Serve> Entry<P> {
         member.counters.stats(member.id, self.is_running())
     }
 
+    /// Gives it its worker; returns the order for that one.
+    pub(crate) fn employ(&mut self, worker: &Arc<Worker<P>>) -> Order<P> {
+        self.orphan = false;
+        self.holders.push(Arc::clone(worker));
+        Order::Serve(Arc::clone(&self.member))
+    }
+
     /// Notes that the number of holders has changed.
     pub(crate) fn update_surplus(&self) {
         let surplus = self.holders.len() > 1;
@@ -147,7 +161,7 @@ impl<P: Serve> Entry<P> {
         if self.state != MemberState::HandedOver {
             (slot.id, slot.cpu_index) = (self.member.id, self.member.cpu_index);
         }
-        slot.eligible = self.state == state;
+        slot.eligible = self.state == state && !self.orphan;
         slot
     }
 }

@@ -1,8 +1,10 @@
 //! [`Server`]: a group at work.
 
+mod add;
 mod drain;
 mod error;
 mod handoff;
+mod list;
 mod mark;
 pub(crate) mod member;
 #[cfg(linux_kernel)]
@@ -12,11 +14,13 @@ mod pool;
 mod start;
 mod steering;
 mod tcp;
+mod totals;
 mod udp;
 pub(crate) mod worker;
 
+use core::fmt;
 use core::net::SocketAddr;
-use core::{fmt, mem};
+use core::time::Duration;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -27,7 +31,7 @@ pub use error::SpawnError;
 use member::{Entry, Member};
 pub use member::{MemberState, MemberStats, OtherListeners};
 use pool::Pool;
-use worker::{Waiting, Worker};
+pub use totals::Totals;
 
 use crate::acceptors::Stats;
 use crate::error::Error;
@@ -72,6 +76,11 @@ pub trait Serve: Protocol {
     /// until `deadline`.
     #[doc(hidden)]
     fn drain(server: &Server<Self>, members: &[Arc<Member<Self>>], deadline: Instant);
+
+    /// Whether the member's socket has left the kernel's group without
+    /// [`leave_group`](Self::leave_group), as far as the kernel tells.
+    #[doc(hidden)]
+    fn has_left(member: &Member<Self>) -> bool;
 
     /// Takes the member's socket out of the kernel's group, and wakes its workers. It may be called
     /// again.
@@ -141,10 +150,64 @@ impl<P: Serve> Server<P> {
         members.collect()
     }
 
-    /// Returns what was done for every member so far, also for those that have left, in the order
-    /// of their numbers.
+    /// Returns what was done so far for each member that is there, in the order of their numbers.
+    ///
+    /// A member that has left is there until its handlers have returned, and until a call has
+    /// returned its row: [`retire`](Self::retire), or [`wait_failed`](Self::wait_failed) for one
+    /// that an error has ended. Of such rows the last 1024 are kept.
     pub fn stats(&self) -> Vec<Stats> {
         self.pool.lock().stats()
+    }
+
+    /// Returns the sums for all members that there were: they never fall when members leave.
+    ///
+    /// # Examples
+    /// ```
+    /// # use reuseport::{Group, Server};
+    /// /// Counters for a metrics exporter, and figures of the members that are there.
+    /// fn metrics(server: &Server) -> String {
+    ///     let totals = server.totals();
+    ///     let mut text = format!("accepted_total {}\n", totals.accepted);
+    ///     text += &format!("members_failed_total {}\n", totals.failed);
+    ///     for member in server.members() {
+    ///         let (id, queued) = (member.stats.id, member.queue.map_or(0, |queue| queue.len));
+    ///         text += &format!("queued{{member=\"{id}\"}} {queued}\n");
+    ///     }
+    ///     text
+    /// }
+    /// # let server = Group::bind(([127, 0, 0, 1], 0), 2)?.spawn(|_, _| {})?;
+    /// # assert!(metrics(&server).starts_with("accepted_total 0\nmembers_failed_total 0\nqueued"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn totals(&self) -> Totals {
+        self.pool.lock().totals()
+    }
+
+    /// Waits until an error ends a member that was not [retired](Self::retire), and returns what
+    /// was done for it, with the [error](Stats::error): each such member once. Returns `None` after
+    /// `timeout`, and once the server has stopped.
+    ///
+    /// Such a member has left the group, and its connections were reset. [`add`](Self::add)
+    /// replaces it, also if it was the last.
+    ///
+    /// # Examples
+    /// ```
+    /// # use reuseport::Group;
+    /// # use std::time::Duration;
+    /// # let server = Group::bind(([127, 0, 0, 1], 0), 2)?.spawn(|_, _| {})?;
+    /// # server.stop(Duration::ZERO);
+    /// // On a thread of its own:
+    /// while let Some(failed) = server.wait_failed(Duration::MAX) {
+    ///     eprintln!("member {}: {:?}; replaced: {:?}", failed.id, failed.error, server.add());
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn wait_failed(&self, timeout: Duration) -> Option<Stats> {
+        let failed = self.pool.wait_for(deadline_after(timeout), |state| {
+            let failed = state.tell(|stats| stats.error.is_some());
+            failed.map(Some).or(state.closing.then_some(None))
+        });
+        failed.flatten()
     }
 
     /// Returns how many threads there are beside one for each member, and the most that there were:
@@ -158,75 +221,13 @@ impl<P: Serve> Server<P> {
         }
     }
 
-    /// Adds a member with its worker, and returns its number: one that no other member had.
-    ///
-    /// Connections do not move: each stays with the member that the kernel chose for it.
-    ///
-    /// # Errors
-    /// The group is then as it was.
-    /// - [`GroupError::Call`]: a system call failed; `pthread_create` with `EAGAIN` if no thread
-    ///   can be had.
-    /// - [`GroupError::UserMismatch`]: the process has dropped its privileges since.
-    /// - [`GroupError::Inherited`]: other processes hold the sockets too.
-    /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
-    pub fn add(&self) -> Result<usize, GroupError> {
-        let mut control = self.change()?;
-        let (index, cpu_index, first) = {
-            let state = self.pool.lock();
-            let index = state.members.len();
-            let taken = |cpu: &usize| state.members.iter().any(|e| e.member.cpu_index == *cpu);
-            let cpu_index = (0..=index).find(|cpu| !taken(cpu)).unwrap_or_default();
-            let first = state.members.first().map(|entry| Arc::clone(&entry.member));
-            (index, cpu_index, first)
-        };
-        let config = &control.config;
-        let call = |error| GroupError::call(error, self.address, index);
-        let sibling = first.as_ref().map(|first| &first.source);
-        let source = P::new_source(config, sibling).map_err(call)?;
-        let only = match first.filter(|_| config.options.shared) {
-            Some(first) => Some(config.share(&first.socket, index)?),
-            None => None,
-        };
-        let id = self.unused_id(&control);
-        let worker = self.spare_or_new_worker(config, id, cpu_index);
-        let worker = Waiting::new(worker.map_err(call)?);
-        let socket = only.map_or_else(|| config.open(index), Ok)?;
-        control.next_id = id + 1;
-        let member = Member::new(id, cpu_index, socket, source);
-        self.pool.employ(member, &worker.employ());
-        if let Err(error) = self.steer(&control) {
-            self.undo_add(&control, id);
-            return Err(error);
-        }
-        Ok(id)
-    }
-
-    /// Returns the next number that no member has had, and that no member shares its last byte
-    /// with: [`Steering::Byte`](crate::Steering::Byte) goes by that. With 256 members or more it
-    /// cannot be had.
-    pub(super) fn unused_id(&self, control: &Control<P>) -> usize {
-        let state = self.pool.lock();
-        let collides = |id: &usize| state.members.iter().any(|e| e.id() % 256 == id % 256);
-        let mut ids = control.next_id..control.next_id + 256;
-        ids.find(|id| !collides(id)).unwrap_or(control.next_id)
-    }
-
-    fn spare_or_new_worker(
-        &self,
-        config: &GroupConfig<P>,
-        id: usize,
-        cpu_index: usize,
-    ) -> Result<Arc<Worker<P>>, Error> {
-        let spare = self.pool.lock().spares.pop();
-        let new = || self.pool.start_worker(id, config.pinned_cpu(cpu_index)?);
-        spare.map_or_else(new, Ok)
-    }
-
-    /// Waits until every worker has ended by itself: it never returns unless their sockets fail.
+    /// Waits until every member has failed: see [`wait_failed`](Self::wait_failed).
     pub fn join(self) -> Vec<Stats> {
-        let idle = |entry: &Entry<P>| !entry.is_running();
         self.pool
-            .wait_until(None, |state| state.members.iter().all(idle));
+            .wait_until(deadline_after(Duration::MAX), |state| {
+                let mut all = state.members.iter().chain(&state.departed);
+                !all.any(Entry::is_running)
+            });
         self.pool.detach_ended();
         self.stats()
     }
@@ -254,30 +255,16 @@ impl<P: Serve> Server<P> {
             return Err(GroupError::PredecessorLeaving);
         }
         control.old_process = None;
-        self.reap_failed(&control);
+        self.pool.detach_ended();
+        self.employ_orphans(&control);
+        // If this fails, so does the change that follows.
+        _ = self.steer_if_stale(&control);
         Ok(control)
     }
 
     pub(crate) fn control(&self) -> MutexGuard<'_, Control<P>> {
         // No change leaves it half made when it panics: it runs no code of the user.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the members out of the list whose sockets have failed, in the order in which they did:
-    /// the kernel has taken them out of the group so.
-    fn reap_failed(&self, control: &Control<P>) {
-        self.pool.detach_ended();
-        let mut state = self.pool.lock();
-        let failed = mem::take(&mut state.failed);
-        for id in &failed {
-            let at = state.members.iter().position(|entry| entry.id() == *id);
-            at.into_iter().for_each(|at| state.depart(at));
-        }
-        drop(state);
-        if !failed.is_empty() {
-            // If this fails, so does the change that follows.
-            _ = self.steer(control);
-        }
     }
 }
 

@@ -4,7 +4,6 @@
 use std::vec::Vec;
 
 use super::member::{Entry, Member, MemberState};
-use super::worker::Order;
 use super::{Control, Serve, Server};
 use crate::group::GroupError;
 
@@ -15,7 +14,7 @@ impl<P: Serve> Server<P> {
         control: &mut Control<P>,
         cpu_index: usize,
     ) -> Result<usize, GroupError> {
-        let index = self.pool.lock().members.len();
+        let (index, departures) = self.pool.lock().next_index();
         let call = |error| GroupError::call(error, self.address, index);
         let first = self.members_of(&self.numbers()).into_iter().next();
         let sibling = first.as_ref().map(|first| &first.source);
@@ -25,30 +24,24 @@ impl<P: Serve> Server<P> {
         control.next_id = id + 1;
         let member = Member::new(id, cpu_index, socket, source);
         let entry = Entry::new(member, MemberState::HandedOver);
-        self.pool.lock().members.push(entry);
+        self.pool.lock().enter(entry, departures);
         Ok(id)
     }
 
-    /// Gives each of these members a worker. One for which no thread can be had gets no new
-    /// connections.
-    pub(crate) fn employ_without_worker(
+    /// Has this process serve these members.
+    pub(crate) fn serve_without_worker(
         &self,
         control: &Control<P>,
         ids: &[usize],
         state: MemberState,
     ) {
         self.set_state(ids, state);
-        for member in self.members_of(ids) {
-            let worker = self.spare_or_new_worker(&control.config, member.id, member.cpu_index);
-            let Ok(worker) = worker else {
-                self.set_state(&[member.id], MemberState::Draining);
-                continue;
-            };
-            if let Some(entry) = self.pool.lock().entry(member.id) {
-                entry.holders.push(std::sync::Arc::clone(&worker));
+        for id in ids {
+            if let Some(entry) = self.pool.lock().entry(*id) {
+                entry.orphan = true;
             }
-            worker.give(Order::Serve(member));
         }
+        self.employ_orphans(control);
     }
 
     /// Closes this process's descriptors of these members, which live on in another process.

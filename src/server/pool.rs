@@ -6,15 +6,15 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
 use std::boxed::Box;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 use std::vec::Vec;
 
 use super::Serve;
+use super::list::PoolState;
 use super::mark::Sleep;
-use super::member::{Entry, Member, MemberState, OtherListeners};
+use super::member::{Member, MemberState};
 use super::worker::{Order, Outcome, Work, Worker};
-use crate::acceptors::Stats;
 
 /// How long a spare worker waits for a member before its thread ends.
 const IDLE_LIMIT: Duration = Duration::from_secs(5);
@@ -34,33 +34,6 @@ pub(crate) struct Pool<P: Serve> {
     changed: Condvar,
 }
 
-/// The lists. Nothing that waits is done while this is locked, and no code of the user runs.
-pub(crate) struct PoolState<P: Serve> {
-    /// The members in the kernel's order. When one leaves, the last takes its index, as in the
-    /// kernel's array. A member is here as long as its socket is in the kernel's group.
-    pub(crate) members: Vec<Entry<P>>,
-    /// Members whose socket has left the kernel's group, and whose handlers still run.
-    pub(crate) departed: Vec<Entry<P>>,
-    /// What was done for members that are gone.
-    pub(crate) gone: Vec<Stats>,
-    /// The numbers of members whose socket has failed, in the order in which they failed.
-    pub(crate) failed: Vec<usize>,
-    /// Workers without a member.
-    pub(crate) spares: Vec<Arc<Worker<P>>>,
-    /// All threads, but for the monitor.
-    pub(crate) threads: usize,
-    pub(crate) most_spares: usize,
-    pub(super) handles: Vec<JoinHandle<()>>,
-    /// The monitor's thread, if there is one.
-    pub(crate) monitor: Option<Thread>,
-    /// A member waits for a spare worker.
-    pub(crate) starving: bool,
-    /// Whether sockets of other processes were in the group when it was last looked at.
-    pub(crate) other_listeners: OtherListeners,
-    /// The server is stopping: workers end instead of becoming spares.
-    pub(crate) closing: bool,
-}
-
 impl<P: Serve> Pool<P> {
     pub(crate) fn new(
         work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
@@ -74,20 +47,7 @@ impl<P: Serve> Pool<P> {
             spare_limit,
             shared,
             sleep: Sleep::new(),
-            state: Mutex::new(PoolState {
-                members: Vec::new(),
-                departed: Vec::new(),
-                gone: Vec::new(),
-                failed: Vec::new(),
-                spares: Vec::new(),
-                threads: 0,
-                most_spares: 0,
-                handles: Vec::new(),
-                monitor: None,
-                starving: false,
-                other_listeners: OtherListeners::Unknown,
-                closing: false,
-            }),
+            state: Mutex::new(PoolState::new()),
             changed: Condvar::new(),
         })
     }
@@ -100,24 +60,31 @@ impl<P: Serve> Pool<P> {
     /// Waits until `done` says so of the lists, at most until `deadline`; returns whether it did.
     pub(crate) fn wait_until(
         &self,
-        deadline: Option<Instant>,
+        deadline: Instant,
         done: impl Fn(&PoolState<P>) -> bool,
     ) -> bool {
+        self.wait_for(deadline, |state| done(state).then_some(()))
+            .is_some()
+    }
+
+    /// Waits until `look` finds something in the lists, at most until `deadline`.
+    pub(crate) fn wait_for<T>(
+        &self,
+        deadline: Instant,
+        mut look: impl FnMut(&mut PoolState<P>) -> Option<T>,
+    ) -> Option<T> {
         let mut state = self.lock();
-        while !done(&state) {
-            let Some(deadline) = deadline else {
-                let waited = self.changed.wait(state);
-                state = waited.unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
+        loop {
             let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(found) = look(&mut state) {
+                return Some(found);
+            }
             if left.is_zero() {
-                return false;
+                return None;
             }
             let waited = self.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        true
     }
 
     /// Lets the threads go that have ended. Their thread-local destructors may still run, which are
@@ -159,6 +126,7 @@ impl<P: Serve> Pool<P> {
         state.closing = true;
         let (spares, monitor) = (mem::take(&mut state.spares), state.monitor.take());
         drop(state);
+        self.changed.notify_all();
         for spare in spares {
             spare.give(Order::End);
         }
@@ -237,11 +205,8 @@ impl<P: Serve> Pool<P> {
             }
             entry.update_surplus();
         }
-        let failed = member.counters.error().is_some() && !state.failed.contains(&member.id);
-        if failed && state.members.iter().any(|entry| entry.id() == member.id) {
-            // The kernel lets the failed members go in this order.
-            _ = P::leave_group(member);
-            state.failed.push(member.id);
+        if member.counters.error().is_some() {
+            state.fail(member);
         }
         state.forget_finished();
         drop(state);
@@ -251,6 +216,9 @@ impl<P: Serve> Pool<P> {
     /// Returns what a worker without a member is to do; `None`: its thread ends.
     pub(super) fn next_order(&self, worker: &Arc<Worker<P>>) -> Option<Order<P>> {
         let mut state = self.lock();
+        if let Some(orphan) = state.members.iter_mut().find(|entry| entry.orphan) {
+            return Some(orphan.employ(worker));
+        }
         // Threads are at most as many as members and spares.
         if state.closing || state.threads > state.members.len() + self.spare_limit {
             return None;
@@ -276,43 +244,5 @@ impl<P: Serve> Pool<P> {
                 worker.wait_for_order(Duration::MAX)
             }
         })
-    }
-}
-
-impl<P: Serve> PoolState<P> {
-    /// The entry of a member, whether its socket is in the kernel's group or not.
-    pub(crate) fn entry(&mut self, id: usize) -> Option<&mut Entry<P>> {
-        let mut all = self.members.iter_mut().chain(&mut self.departed);
-        all.find(|entry| entry.id() == id)
-    }
-
-    /// Takes the member at `index` out of the list: its socket has left the kernel's group, and the
-    /// last one has moved to its index.
-    pub(crate) fn depart(&mut self, index: usize) {
-        let mut entry = self.members.swap_remove(index);
-        entry.state = MemberState::Closed;
-        self.departed.push(entry);
-        self.forget_finished();
-    }
-
-    /// Keeps no more than the statistics of members that are gone.
-    fn forget_finished(&mut self) {
-        let departed = mem::take(&mut self.departed).into_iter();
-        let (running, finished): (Vec<_>, Vec<_>) = departed.partition(Entry::is_running);
-        self.departed = running;
-        self.gone.extend(finished.iter().map(Entry::stats));
-    }
-
-    /// What was done for each member, also for those that are gone, in the order of their numbers.
-    pub(crate) fn stats(&self) -> Vec<Stats> {
-        let here = self.members.iter().chain(&self.departed).map(Entry::stats);
-        let mut stats: Vec<_> = self.gone.iter().copied().chain(here).collect();
-        stats.sort_by_key(|stats| stats.id);
-        stats
-    }
-
-    /// The threads beside one for each member.
-    pub(crate) fn spares(&self) -> usize {
-        self.threads.saturating_sub(self.members.len())
     }
 }

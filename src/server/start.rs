@@ -30,8 +30,9 @@ impl<P: Serve> Group<P> {
             Ok(prepared) => prepared,
             Err(error) => {
                 pool.close();
-                pool.wait_until(None, |state| state.threads == 0);
-                pool.join_all(deadline_after(Duration::MAX));
+                let deadline = deadline_after(Duration::MAX);
+                pool.wait_until(deadline, |state| state.threads == 0);
+                pool.join_all(deadline);
                 return Err(SpawnError::new(error, self));
             }
         };
@@ -46,7 +47,7 @@ impl<P: Serve> Group<P> {
         control.config.options.nonblocking = polls(&control.config);
         let address = control.config.address;
         for (id, ((worker, source), socket)) in ready.into_iter().zip(self.sockets).enumerate() {
-            pool.employ(Member::new(id, id, socket, source), &worker);
+            pool.employ(Member::new(id, id, socket, source), &worker, 0);
         }
         if let Some(old_process) = &mut control.old_process {
             old_process.notify();
@@ -138,11 +139,16 @@ impl<P: Serve> Pool<P> {
         }
     }
 
-    /// Enters a member at the end of the list, and gives it to a worker.
-    pub(super) fn employ(&self, member: Arc<Member<P>>, worker: &Arc<Worker<P>>) {
-        let mut entry = Entry::new(Arc::clone(&member), MemberState::Serving);
-        entry.holders.push(Arc::clone(worker));
-        self.lock().members.push(entry);
-        worker.give(Order::Serve(member));
+    /// [Enters](super::list::PoolState::enter) a member in the list, and gives it to a worker.
+    pub(super) fn employ(
+        &self,
+        member: Arc<Member<P>>,
+        worker: &Arc<Worker<P>>,
+        departures: usize,
+    ) {
+        let mut entry = Entry::new(member, MemberState::Serving);
+        let order = entry.employ(worker);
+        self.lock().enter(entry, departures);
+        worker.give(order);
     }
 }

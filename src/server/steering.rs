@@ -56,49 +56,74 @@ impl<P: Serve> Server<P> {
         if !control.config.can_steer() {
             return Ok(());
         }
-        let others = self.look_for_others();
-        let slots = self.slots(state);
-        let member = |entry: &Entry<P>| Arc::clone(&entry.member);
-        let through = self.pool.lock().members.last().map(member);
-        if others == OtherListeners::Some {
-            // An index may be another process's: the hash is for all of them.
-            return through.map_or(Ok(()), |through| control.config.detach(&through.socket));
+        loop {
+            let others = self.look_for_others();
+            let mut list = self.pool.lock();
+            list.stale = false;
+            let slots = list.slots(state);
+            let through = list.members.last().map(|last| Arc::clone(&last.member));
+            drop(list);
+            let eligible = slots.iter().any(|slot| slot.eligible);
+            let steered = match through {
+                // An index may be another process's: the hash is for all of them.
+                Some(through) if others == OtherListeners::Some => {
+                    control.config.detach(&through.socket)
+                }
+                Some(through) if eligible => control.config.steer(&through.socket, &slots),
+                _ => Ok(()),
+            };
+            let mut list = self.pool.lock();
+            list.note_failed();
+            if !list.stale {
+                return steered;
+            }
         }
-        let Some(through) = through.filter(|_| slots.iter().any(|slot| slot.eligible)) else {
-            return Ok(());
-        };
-        control.config.steer(&through.socket, &slots)
+    }
+
+    /// Steers as before, if a member has failed since.
+    pub(crate) fn steer_if_stale(&self, control: &Control<P>) -> Result<(), GroupError> {
+        let mut list = self.pool.lock();
+        list.note_failed();
+        let stale = list.stale;
+        drop(list);
+        if stale { self.steer(control) } else { Ok(()) }
     }
 
     /// Compares the kernel's list of the group with this server's.
     pub(crate) fn look_for_others(&self) -> OtherListeners {
         let inode = |entry: &Entry<P>| entry.member.inode;
-        let mut ours: Vec<u32> = self.pool.lock().members.iter().map(inode).collect();
+        let mut list = self.pool.lock();
+        list.note_failed();
+        let mut ours: Vec<u32> = list.members.iter().map(inode).collect();
+        drop(list);
         ours.sort_unstable();
         let first = ours.first().filter(|_| !P::HAS_PAYLOAD);
-        let others = match first.map(|first| os::listeners(self.address, *first)) {
+        let mut others = match first.map(|first| os::listeners(self.address, *first)) {
             Some(Ok(listed)) if listed.iter().all(|one| ours.binary_search(one).is_ok()) => {
                 OtherListeners::None
             }
             Some(Ok(_)) => OtherListeners::Some,
             Some(Err(_)) | None => OtherListeners::Unknown,
         };
-        self.pool.lock().other_listeners = others;
+        let mut list = self.pool.lock();
+        if list.scrambled {
+            others = OtherListeners::Some;
+        }
+        list.other_listeners = others;
         others
     }
 
-    /// The members in index order, as a steering program has to know them.
-    pub(crate) fn slots(&self, state: MemberState) -> Vec<Slot> {
+    /// Steers to the members whose index does not change when this one leaves and the last one
+    /// takes its place. It is not needed where all others get what is new: then the hash, which an
+    /// index without a member falls back to, is as good.
+    pub(super) fn steer_to_unmoved(&self, control: &Control<P>, id: usize, state: MemberState) {
         let list = self.pool.lock();
-        let entries = list.members.iter().enumerate();
-        entries.map(|(at, entry)| entry.slot(at, state)).collect()
-    }
-
-    /// Steers to the members whose index does not change when the one at `index` leaves and the
-    /// last one takes its place. It is not needed where all others get what is new: then the hash,
-    /// which an index without a member falls back to, is as good.
-    pub(super) fn steer_to_unmoved(&self, control: &Control<P>, index: usize, state: MemberState) {
-        let mut slots = self.slots(state);
+        let through = list.members.last().map(|last| Arc::clone(&last.member));
+        let (Some(index), Some(through)) = (list.index_of(id), through) else {
+            return;
+        };
+        let mut slots = list.slots(state);
+        drop(list);
         let is_other = |(at, slot): (usize, &Slot)| at == index || slot.eligible;
         let joined = self.other_listeners() == OtherListeners::Some;
         if joined || !control.config.can_steer() || slots.iter().enumerate().all(is_other) {
@@ -108,7 +133,6 @@ impl<P: Serve> Server<P> {
         if last != index && slots.iter().filter(|slot| slot.eligible).count() > 1 {
             slots[last].eligible = false;
         }
-        let through = Arc::clone(&self.pool.lock().members[last].member);
         if slots.iter().any(|slot| slot.eligible) {
             // If this fails, the program before it is nearly as good.
             _ = control.config.steer(&through.socket, &slots);
@@ -118,7 +142,7 @@ impl<P: Serve> Server<P> {
     /// Steers to the members that there are, also when more are opened after this.
     #[cfg(linux_kernel)]
     pub(crate) fn steer_before_new(&self, control: &Control<P>) -> Result<(), GroupError> {
-        let mut slots = self.slots(MemberState::Serving);
+        let mut slots = self.pool.lock().slots(MemberState::Serving);
         let mut new = Slot::new(slots.len());
         new.eligible = false;
         slots.push(new);

@@ -260,6 +260,10 @@ impl Serve for Tcp {
         }
     }
 
+    fn has_left(member: &Member<Tcp>) -> bool {
+        os::option(member.raw(), libc::SO_ACCEPTCONN) == Ok(0)
+    }
+
     fn leave_group(member: &Member<Tcp>) -> Result<(), Error> {
         if let Some(pipe) = &member.source.pipe {
             pipe.wake();

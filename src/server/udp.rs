@@ -27,7 +27,6 @@ use crate::error::Error;
 use crate::group::{Group, GroupConfig, GroupError};
 use crate::socket::bpf::DROP_ALL;
 use crate::socket::datagram::Datagram;
-use crate::socket::destination::Destination;
 use crate::socket::protocol::Udp;
 use crate::socket::udp::UdpSocket;
 use crate::{os, sys};
@@ -132,7 +131,7 @@ impl Member<Udp> {
                     return stopped;
                 }
             }
-            let (len, truncated, destination) = match socket.receive(&mut buffer, &mut peer) {
+            let (len, truncated) = match socket.receive(&mut buffer, &mut peer) {
                 Ok(received) => received,
                 Err(error) => match self.counters.handle_error(self.id, error, &self.stop) {
                     Ok(()) => continue,
@@ -146,12 +145,11 @@ impl Member<Udp> {
                 len,
                 truncated,
                 peer: &peer,
-                destination,
                 reply: &mut reply,
             };
             self.counters.run(|| handler(datagram, &self.stop));
             let reply = reply.and_then(|len| buffer.get(..len));
-            if reply.is_some_and(|bytes| send(socket, bytes, &peer, destination).is_err()) {
+            if reply.is_some_and(|bytes| send(socket, bytes, &peer).is_err()) {
                 self.counters.count_transient_error();
             }
         }
@@ -289,6 +287,11 @@ impl Serve for Udp {
         }
     }
 
+    /// The kernel does not tell: a UDP socket that was shut down stays in its group.
+    fn has_left(_: &Member<Udp>) -> bool {
+        false
+    }
+
     fn leave_group(member: &Member<Udp>) -> Result<(), Error> {
         member.wake();
         if member.source.pipe.is_some() {
@@ -309,7 +312,7 @@ fn steer_without(
     let Some(connected) = members.first().filter(|_| control.config.can_steer()) else {
         return Ok(());
     };
-    let slots = server.slots(MemberState::Serving);
+    let slots = server.pool.lock().slots(MemberState::Serving);
     // A socket that has no group cannot have a program.
     let steered = control.config.steer(&connected.socket, &slots);
     if steered.map_err(|error| error.error().map(Error::errno)) != Err(Some(libc::EINVAL)) {
@@ -326,14 +329,9 @@ fn steer_without(
 }
 
 /// Sends a reply, in spite of signals.
-fn send(
-    socket: &UdpSocket,
-    bytes: &[u8],
-    to: &SockAddr,
-    from: Option<Destination>,
-) -> Result<(), Error> {
+fn send(socket: &UdpSocket, bytes: &[u8], to: &SockAddr) -> Result<(), Error> {
     loop {
-        match socket.send_from(bytes, to, from) {
+        match socket.send_to_addr(bytes, to) {
             Err(error) if error.errno() == libc::EINTR => {}
             result => return result,
         }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::process::{ChildStderr, Command, Output, Stdio};
 use std::time::Instant;
 
+use reuseport::{Serve, Server};
+
 use super::{LONG, Lines, Running, reuseport, start, text};
 
 /// A running `reuseport serve`. It dies with this value.
@@ -143,4 +145,12 @@ pub fn ten_hand_overs(
     if let (Some(before), Some(after)) = (before, sent_again()) {
         assert_eq!(after, before, "SYNs were sent again: {reports:?}");
     }
+}
+
+/// Whether a thread accepts or receives for this member, or one of its handlers runs.
+pub fn runs<P: Serve>(server: &Server<P>, id: usize) -> bool {
+    let stats = server.stats().into_iter();
+    stats
+        .filter(|stats| stats.id == id)
+        .any(|stats| stats.running)
 }

@@ -233,8 +233,8 @@ pub(crate) fn retires<const N: usize>(fault: &Fault, acceptors: [usize; N]) {
         assert_eq!(ids, acceptors);
         // The grace may be over before its thread is.
         wait_until("they have left", || {
-            let tally = server.stats();
-            acceptors.iter().all(|id| !tally[*id].running)
+            let runs = |id: &usize| support::runs(&server, *id);
+            !acceptors.iter().any(runs)
         });
     }
     if fault.outcome == Outcome::FailsDraining {
@@ -430,7 +430,7 @@ pub(crate) fn retires_receivers<const N: usize>(fault: &Fault, numbers: [usize; 
     let server = receivers(4, support::BOUND);
     let retired = fault.strike(|| server.retire_all(&numbers).map_err(cause));
     if retired.is_some() || fault.outcome == Outcome::FailsAfterLeaving {
-        assert!(numbers.iter().all(|id| !server.stats()[*id].running));
+        assert!(!numbers.iter().any(|id| support::runs(&server, *id)));
         server.add().unwrap();
         all_receive(&server, 5 - N);
     } else {
