@@ -10,6 +10,7 @@ mod demo;
 mod explain;
 mod histogram;
 mod output;
+mod replace;
 mod restart;
 mod serve;
 mod signals;

@@ -2,13 +2,15 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
-use std::process;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::{process, thread};
 
 use reuseport::{Group, GroupOptions, Protocol, Serve, Server, Steering};
 
 use crate::Failure;
 use crate::args::Args;
 use crate::output::{Queued, explain, print, report, report_lines, tally};
+use crate::replace::replace_failed;
 use crate::restart::{HandedOver, Program, notify, refuse};
 use crate::signals::{Caught, Signals};
 use crate::slow::Slow;
@@ -153,8 +155,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let server = group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))?;
     work(&server, "acceptor", &signals, grace, |server| {
         program.hand_over(server, grace, &signals)
-    });
-    Ok(())
+    })
 }
 
 fn run_udp(mut args: Args) -> Result<(), Failure> {
@@ -183,18 +184,18 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
     })?;
     work(&server, "receiver", &signals, grace, |_| {
         refuse("datagram sockets cannot be handed over")
-    });
-    Ok(())
+    })
 }
 
-/// Serves until a signal ends it, or `hand_over` has.
+/// Serves until a signal ends it, or `hand_over` has, or no member is left.
 fn work<P: Serve>(
     server: &Server<P>,
     who: &str,
     signals: &Signals,
     grace: Duration,
     hand_over: impl Fn(&Server<P>) -> HandedOver,
-) where
+) -> Result<(), Failure>
+where
     P::Queue: Queued,
 {
     notify("READY=1");
@@ -205,6 +206,27 @@ fn work<P: Serve>(
         if members == 1 { "" } else { "s" },
         process::id()
     ));
+    let lost = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| replace_failed(server, who, members, &lost));
+        serve(server, who, signals, grace, hand_over);
+    });
+    if lost.load(Relaxed) {
+        return Err(Failure::Failed(format!("no {who} is left")));
+    }
+    Ok(())
+}
+
+/// Serves until a signal ends it, or `hand_over` has; then stops the server.
+fn serve<P: Serve>(
+    server: &Server<P>,
+    who: &str,
+    signals: &Signals,
+    grace: Duration,
+    hand_over: impl Fn(&Server<P>) -> HandedOver,
+) where
+    P::Queue: Queued,
+{
     let mut wanted = false;
     loop {
         // A request to hand over is kept until the old process of this one has left.
