@@ -40,7 +40,7 @@ calls! {
     EpollCreate = "epoll_create1" EpollCtl = "epoll_ctl" EpollWait = "epoll_wait"
     SchedGetAffinity = "sched_getaffinity" SchedSetAffinity = "sched_setaffinity"
     PthreadCreate = "pthread_create" RecvMsg = "recvmsg" RecvMmsg = "recvmmsg" SendTo = "sendto"
-    SendMmsg = "sendmmsg" SendMsg = "sendmsg" Dup = "dup3"
+    SendMmsg = "sendmmsg" Dup = "dup3"
 }
 
 /// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.

@@ -5,7 +5,6 @@
 pub mod bpf;
 mod connection;
 pub(crate) mod datagram;
-pub(crate) mod destination;
 pub(crate) mod options;
 pub(crate) mod protocol;
 pub(crate) mod queue;

@@ -1,0 +1,260 @@
+//! Members that fail by themselves, and what is known of those that are gone: the list of a server
+//! is the kernel's, whatever happens to the listeners.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+#[path = "support/order.rs"]
+mod order;
+mod support;
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use order::{Copies, listed};
+use reuseport::{
+    Connection, Group, GroupError, GroupOptions, Listener, MemberState, OtherListeners, Server,
+    Steering,
+};
+use support::{BOUND, ServeProcess, finish, program, visit, wait_until};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+#[allow(clippy::needless_pass_by_value)] // as a handler
+fn say_the_number(member: usize, connection: Connection) {
+    _ = connection.send(member.to_string().as_bytes());
+}
+
+fn options() -> GroupOptions {
+    Group::options().spare_threads(0).grace(BOUND)
+}
+
+/// A server that says which member has accepted, and copies of its listeners.
+fn serve(members: usize) -> (Server, Copies) {
+    let copies = Copies::default();
+    let group = copies.taken_by(options()).bind(ANY_PORT, members).unwrap();
+    (group.spawn(say_the_number).unwrap(), copies)
+}
+
+/// As [`serve`]; but the first handlers, so many, do not end before the gate is dropped.
+fn serve_with_a_gate(members: usize, held: usize) -> (Server, Copies, Sender<()>) {
+    let copies = Copies::default();
+    let group = copies.taken_by(options()).bind(ANY_PORT, members).unwrap();
+    let (gate, key) = channel();
+    let (key, held) = (Mutex::new(key), AtomicUsize::new(held));
+    let server = group.spawn(move |member, connection| {
+        let goes_in = |held: usize| held.checked_sub(1);
+        if held.fetch_update(SeqCst, SeqCst, goes_in).is_ok() {
+            _ = key.lock().unwrap().recv();
+        }
+        say_the_number(member, connection);
+    });
+    (server.unwrap(), copies, gate)
+}
+
+fn answer(mut client: TcpStream) -> String {
+    let mut text = String::new();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    client.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[track_caller]
+fn the_list_is_the_kernels(server: &Server, copies: &Copies) {
+    let ours = listed(server);
+    assert_eq!(copies.order(server.local_addr(), ours.len()), ours);
+    // A program of the server's own again.
+    server.set_steering(Steering::Hash).unwrap();
+    assert_eq!(server.other_listeners(), OtherListeners::None);
+}
+
+#[test]
+fn member_that_fails_leaves_the_list_as_the_kernels() {
+    let (server, copies) = serve(5);
+
+    for (nth, left) in [(1, vec![0, 4, 2, 3]), (0, vec![3, 4, 2]), (2, vec![3, 4])] {
+        copies.shut_down(nth);
+        let failed = server.wait_failed(BOUND).unwrap();
+
+        assert_eq!(
+            (failed.id, failed.error.unwrap().errno()),
+            (nth, libc::EINVAL)
+        );
+        assert_eq!(listed(&server), left);
+        the_list_is_the_kernels(&server, &copies);
+    }
+    assert!(server.wait_failed(Duration::ZERO).is_none(), "each once");
+}
+
+#[test]
+fn member_that_fails_while_another_is_retired_leaves_the_list_as_the_kernels() {
+    let (server, copies, gate) = serve_with_a_gate(4, 1);
+    let address = server.local_addr();
+    copies.steer_to(1);
+    let clients = [(); 2].map(|()| TcpStream::connect(address).unwrap());
+    wait_until("one is held", || server.members()[1].stats.accepted == 1);
+
+    let retired = thread::scope(|scope| {
+        let retired = scope.spawn(|| server.retire(1));
+        wait_until("it drains", || {
+            server.members()[1].state == MemberState::Draining
+        });
+        copies.shut_down(0);
+        assert_eq!(server.wait_failed(BOUND).unwrap().id, 0);
+        drop(gate);
+        retired.join().unwrap()
+    });
+
+    assert_eq!(retired.unwrap().accepted, 2);
+    clients
+        .into_iter()
+        .for_each(|client| assert_eq!(answer(client), "1"));
+    assert_eq!(listed(&server), [3, 2]);
+    the_list_is_the_kernels(&server, &copies);
+}
+
+#[test]
+fn members_that_fail_at_the_same_moment_have_the_group_rely_on_no_index() {
+    let (server, copies, gate) = serve_with_a_gate(4, 2);
+    let clients = [0, 1].map(|index| {
+        copies.steer_to(index);
+        let client = TcpStream::connect(server.local_addr()).unwrap();
+        wait_until("it is held", || server.members()[index].stats.accepted == 1);
+        client
+    });
+    server.set_steering(Steering::Hash).unwrap();
+    // Their workers are in handlers, and learn of it later.
+    (0..2).for_each(|nth| copies.shut_down(nth));
+
+    let refused = server.set_steering(Steering::Random).unwrap_err();
+
+    assert_eq!(refused, GroupError::JoinedGroup);
+    assert_eq!(server.other_listeners(), OtherListeners::Some);
+    (0..50).for_each(|_| _ = visit(server.local_addr()));
+    drop(gate);
+    clients.into_iter().for_each(|client| _ = answer(client));
+    // With one member the order is known again.
+    copies.shut_down(2);
+    let mut failed = [(); 3].map(|()| server.wait_failed(BOUND).unwrap().id);
+    failed.sort_unstable();
+    assert_eq!(failed, [0, 1, 2]);
+    assert_eq!((server.add(), server.add()), (Ok(4), Ok(5)));
+    the_list_is_the_kernels(&server, &copies);
+}
+
+#[test]
+fn add_after_every_member_has_failed_claims_the_port_anew() {
+    let (server, copies) = serve(2);
+    (0..2).for_each(|nth| copies.shut_down(nth));
+    (0..2).for_each(|_| _ = server.wait_failed(BOUND).unwrap());
+    assert!(TcpStream::connect(server.local_addr()).is_err());
+
+    assert_eq!((server.add(), server.add()), (Ok(2), Ok(3)));
+
+    assert!(["2", "3"].contains(&visit(server.local_addr()).as_str()));
+    let refused = Group::bind(server.local_addr(), 1).unwrap_err();
+    assert_eq!(refused.error().unwrap().errno(), libc::EADDRINUSE);
+    the_list_is_the_kernels(&server, &copies);
+}
+
+#[test]
+fn add_after_every_member_has_failed_takes_the_port_of_no_other() {
+    let (server, copies) = serve(2);
+    (0..2).for_each(|nth| copies.shut_down(nth));
+    (0..2).for_each(|_| _ = server.wait_failed(BOUND).unwrap());
+    let other = Listener::bind(server.local_addr()).unwrap();
+
+    let refused = server.add().unwrap_err();
+
+    assert_eq!(refused.error().unwrap().errno(), libc::EADDRINUSE);
+    drop(other);
+}
+
+#[test]
+fn wait_failed_ends_with_the_server() {
+    let (server, _) = serve(2);
+
+    let failed = thread::scope(|scope| {
+        let failed = scope.spawn(|| server.wait_failed(Duration::MAX));
+        server.stop(BOUND);
+        failed.join().unwrap()
+    });
+
+    assert!(failed.is_none());
+}
+
+#[test]
+fn totals_count_members_that_are_gone_whose_rows_are_not_kept() {
+    let (server, copies) = serve(2);
+    for round in 0..20 {
+        (0..5).for_each(|_| _ = visit(server.local_addr()));
+        assert_eq!(server.add(), Ok(2 + round));
+        assert_eq!(server.retire(round).unwrap().id, round);
+    }
+    copies.shut_down(21);
+    assert_eq!(server.wait_failed(BOUND).unwrap().id, 21);
+
+    let (totals, rows) = (server.totals(), server.stats());
+
+    assert_eq!(
+        (totals.accepted, totals.members, totals.failed),
+        (100, 22, 1)
+    );
+    assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), [20]);
+    assert_eq!(server.stop(BOUND).len(), 1);
+    assert_eq!(server.totals(), totals);
+}
+
+/// Destroys all listeners on the port, as `ss` lets root do.
+fn destroy(address: SocketAddr, listeners: usize) -> bool {
+    let filter = format!("sport = :{}", address.port());
+    (0..listeners).all(|_| {
+        // It destroys one at a time.
+        finish(program("ss").args(["-K", "-ltH", &filter]))
+            .status
+            .success()
+    })
+}
+
+#[test]
+fn serve_whose_listeners_are_destroyed_replaces_them() {
+    if !support::tool("ss") {
+        return;
+    }
+    let mut server = ServeProcess::start(&["--quiet"]);
+
+    let destroyed = destroy(server.address, 3);
+
+    assert!(destroyed);
+    server.read_stderr_until("acceptor 5 takes the place");
+    support::wait_until_listening(server.address.port(), 3);
+    (0..50).for_each(|_| _ = visit(server.address));
+    server.signal(libc::SIGTERM);
+    let (code, _, said) = server.end();
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn serve_that_cannot_replace_its_last_listener_ends_with_an_error() {
+    if !support::tool("ss") {
+        return;
+    }
+    let server = ServeProcess::start(&["--quiet"]);
+    let none = libc::rlimit {
+        rlim_cur: 3,
+        rlim_max: 3,
+    };
+    let (pid, limit) = (server.pid(), (&raw const none).cast());
+    // SAFETY: the limit is readable; null asks for no copy of the old one.
+    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, limit, std::ptr::null_mut()) };
+    assert_eq!(set, 0);
+
+    destroy(server.address, 3);
+
+    let (code, _, said) = server.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.ends_with("reuseport: no acceptor is left\n"), "{said}");
+}

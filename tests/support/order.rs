@@ -1,0 +1,105 @@
+//! The kernel's list of a group's listeners, found out by clients; and listeners that fail.
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    missing_debug_implementations
+)]
+
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use reuseport::{GroupOptions, Server, sys};
+
+use super::support::visit;
+
+/// Copies of a group's listeners: by them they can be shut down behind its back.
+#[derive(Clone, Default)]
+pub struct Copies(Arc<Mutex<Vec<OwnedFd>>>);
+
+impl Copies {
+    /// Has a copy made of each listener that is opened.
+    pub fn taken_by(&self, options: GroupOptions) -> GroupOptions {
+        let copies = Arc::clone(&self.0);
+        options.before_bind(move |fd| {
+            // SAFETY: the listener that is being made is open.
+            let listener = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+            let copy = listener.try_clone_to_owned().unwrap();
+            copies.lock().unwrap().push(copy);
+            Ok(())
+        })
+    }
+
+    /// Shuts down the listener that was opened as this one, counted from 0.
+    pub fn shut_down(&self, nth: usize) {
+        shut_down(self.0.lock().unwrap()[nth].as_raw_fd());
+    }
+
+    /// Shuts down one of those that listen, and forgets those that do not.
+    pub fn shut_down_any(&self, chance: usize) {
+        let mut copies = self.0.lock().unwrap();
+        copies.retain(|copy| listens(copy.as_raw_fd()));
+        if !copies.is_empty() {
+            let at = chance % copies.len();
+            shut_down(copies.swap_remove(at).as_raw_fd());
+        }
+    }
+
+    /// Has every client of the group go to this index.
+    pub fn steer_to(&self, index: usize) {
+        let copies = self.0.lock().unwrap();
+        let listens = |copy: &&OwnedFd| listens(copy.as_raw_fd());
+        let through = copies.iter().rfind(listens).expect("one listens");
+        attach(through.as_raw_fd(), index);
+    }
+
+    /// The numbers of the members at the first `count` indexes of the kernel's list: a program has
+    /// the index chosen, and the member that answers says its number. It takes the place of the
+    /// group's own program.
+    pub fn order(&self, address: SocketAddr, count: usize) -> Vec<usize> {
+        let who = |index| {
+            self.steer_to(index);
+            visit(address).parse().expect("a number")
+        };
+        (0..count).map(who).collect()
+    }
+}
+
+fn shut_down(fd: RawFd) {
+    // SAFETY: the descriptor is a copy, which is open.
+    unsafe { sys::shutdown(fd, sys::SHUT_RD) }.unwrap();
+}
+
+fn listens(fd: RawFd) -> bool {
+    let (mut value, mut len) = (0, 4);
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_ACCEPTCONN);
+    // SAFETY: `value` is writable for its four bytes.
+    let asked = unsafe { sys::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
+    asked.unwrap();
+    value == 1
+}
+
+/// Attaches a program that returns this index.
+fn attach(fd: RawFd, index: usize) {
+    let mut program = libc::sock_filter {
+        code: 0x06, // BPF_RET | BPF_K
+        jt: 0,
+        jf: 0,
+        k: index.try_into().unwrap(),
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut program,
+    };
+    let (at, len) = ((&raw const program).cast(), size_of_val(&program));
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF);
+    // SAFETY: the option takes a `sock_fprog`, which is readable, and so is its one instruction.
+    unsafe { sys::setsockopt(fd, level, name, at, len.try_into().unwrap()) }.unwrap();
+}
+
+/// The members' numbers in the order of the server's own list.
+pub fn listed(server: &Server) -> Vec<usize> {
+    let members = server.members().into_iter();
+    members.map(|member| member.stats.id).collect()
+}
