@@ -1,4 +1,4 @@
-//! What the guide is made of: its words and its pictures. Read from the sources.
+//! The guide's pictures and length, and the README's first program. Read from the sources.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -155,4 +155,13 @@ fn the_guide_can_be_read_in_half_an_hour() {
 
     let words: usize = words.sum();
     assert!((3000..=6600).contains(&words), "{words}");
+}
+
+#[test]
+fn the_readmes_server_is_the_recipe() {
+    let recipe = read("tests/crates/recipes/src/bin/ctrl_c.rs");
+    let (_, program) = recipe.split_once("\n\n").unwrap();
+
+    assert!(program.contains("fn main()"));
+    assert!(read("README.md").contains(program));
 }

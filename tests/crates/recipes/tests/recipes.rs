@@ -4,7 +4,7 @@
 mod support;
 
 use std::fmt::Display;
-use std::io::{BufReader, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -94,6 +94,30 @@ fn handed() {
 #[test]
 fn mio() {
     serves_http("mio");
+}
+
+/// Ctrl-C is SIGINT.
+#[test]
+fn ctrl_c() {
+    const CLIENTS: usize = 30;
+    let mut server = Server::start("ctrl_c", MEMBERS);
+    for _ in 0..CLIENTS {
+        let mut greeting = String::new();
+        let mut client = TcpStream::connect(server.address).expect("a connection");
+        client.read_to_string(&mut greeting).expect("a greeting");
+        assert!(greeting.starts_with("acceptor "), "{greeting}");
+    }
+
+    server.signal(libc::SIGINT);
+
+    let mut accepted = 0;
+    for acceptor in 0..MEMBERS {
+        let line = line(&mut server.stdout);
+        let count = line.strip_prefix(&format!("acceptor {acceptor} accepted "));
+        accepted += count.expect(&line).parse::<usize>().expect("a number");
+    }
+    assert_eq!(accepted, CLIENTS);
+    assert!(server.child.wait().expect("its end").success());
 }
 
 #[test]
