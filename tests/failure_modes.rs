@@ -78,15 +78,11 @@ fn has_no_thread_left() {
     let usual = limit(libc::RLIMIT_NPROC, 1);
 
     let failure = group.spawn(greet).unwrap_err();
-
-    assert_eq!(failure.error, none);
-    assert_eq!(
-        (failure.group.sockets().len(), descriptors("self")),
-        (3, before)
-    );
-
+    assert_eq!(failure.error(), none);
+    let group = failure.into_group();
+    assert_eq!((group.sockets().len(), descriptors("self")), (3, before));
     limit(libc::RLIMIT_NPROC, usual);
-    let server = failure.group.spawn(greet).unwrap();
+    let server = group.spawn(greet).unwrap();
     whole(&server, 3);
 
     let before = descriptors("self");
@@ -524,7 +520,10 @@ fn listener_shut_down_from_outside_leaves_the_group() {
         assert_eq!(server.stats()[gone].accepted, 1);
 
         if retire {
-            assert_eq!(server.retire(gone).unwrap_err(), GroupError::NoSuchMember);
+            assert_eq!(
+                server.retire(gone).unwrap_err(),
+                GroupError::NoSuchMember { member: gone }
+            );
             let stays = server.members()[0].stats.id;
             assert!(!server.retire(stays).unwrap().running);
             whole(&server, 1);

@@ -558,12 +558,13 @@ fn has_no_thread_for_the_monitor() {
     let failure = failure.unwrap_err();
 
     let none = reuseport::Error::new(reuseport::Call::PthreadCreate, libc::EAGAIN);
-    assert_eq!(failure.error, none);
-    assert_eq!(failure.group.sockets().len(), 2);
+    assert_eq!(failure.error(), none);
+    let group = failure.into_group();
+    assert_eq!(group.sockets().len(), 2);
     wait_until("no thread is left", || threads() == before);
     // Without spare threads there is no monitor.
     let options = Group::options().spare_threads(0);
-    let server = spawn(failure.group.with_options(options), &gate);
+    let server = spawn(group.with_options(options), &gate);
     answer(ask(server.local_addr(), GO));
     drop(server);
     support::limit_softly(libc::RLIMIT_NPROC, usual).unwrap();

@@ -116,8 +116,14 @@ fn tries_to_hand_over() {
         let failed = server
             .hand_over(Command::new("/no/such/program"), BOUND)
             .unwrap_err();
-        assert!(matches!(failed, HandOverError::Spawn(_)), "{failed}");
-
+        assert!(
+            failed
+                .to_string()
+                .starts_with("starting /no/such/program: "),
+            "{failed}"
+        );
+        let failed = std::io::Error::from(failed);
+        assert_eq!(failed.raw_os_error(), Some(libc::ENOENT));
         let mut sleep = Command::new("sleep");
         sleep.arg("1000");
         let failed = server

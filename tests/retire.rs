@@ -117,19 +117,18 @@ fn close_without_a_drain_loses_connections() {
 #[test]
 fn retire_of_the_last_or_an_unknown_member_is_refused() {
     let server = serve(Ipv4Addr::LOCALHOST.into(), 2);
-
-    assert_eq!(server.retire(7).unwrap_err(), GroupError::NoSuchMember);
-    assert_eq!(
-        server.retire_all(&[]).unwrap_err(),
-        GroupError::NoSuchMember
-    );
+    let unknown = |member| GroupError::NoSuchMember { member };
+    assert_eq!(server.retire(7).unwrap_err(), unknown(7));
+    assert_eq!(unknown(7).to_string(), "the group has no member 7");
+    assert_eq!(server.retire_all(&[1, 9]).unwrap_err(), unknown(9));
+    assert_eq!(server.retire_all(&[]).unwrap_err(), GroupError::NoMembers);
     assert_eq!(
         server.retire_all(&[0, 1]).unwrap_err(),
         GroupError::LastMember
     );
 
     assert_eq!(server.retire(0).unwrap().id, 0);
-    assert_eq!(server.retire(0).unwrap_err(), GroupError::NoSuchMember);
+    assert_eq!(server.retire(0).unwrap_err(), unknown(0));
     assert_eq!(server.retire(1).unwrap_err(), GroupError::LastMember);
     assert_eq!(server.add().unwrap(), 2, "a number of its own");
 

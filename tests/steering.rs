@@ -308,7 +308,7 @@ fn steering_can_be_changed_and_takes_effect_at_once() {
 
     assert_eq!(
         group.set_steering(Steering::Except(3)).unwrap_err(),
-        GroupError::NoSuchMember
+        GroupError::NoSuchMember { member: 3 }
     );
 }
 

@@ -2,11 +2,15 @@
 
 use core::fmt;
 use core::net::SocketAddr;
+use std::io::{self, ErrorKind};
 
 use crate::error::Error;
 
 /// An error of making, changing or inheriting a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// `Debug` prints the same sentence as `Display`: it is what `main` prints of an error that it
+/// returns.
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupError {
     /// A system call failed, for the member with this index.
@@ -46,7 +50,10 @@ pub enum GroupError {
     /// Members that share one socket can be neither steered nor removed one by one.
     SharedSocket,
     /// No member has this number, or this index.
-    NoSuchMember,
+    NoSuchMember {
+        /// The number, or the index.
+        member: usize,
+    },
     /// The last serving member cannot be removed: [`Server::stop`](crate::Server::stop) does that.
     LastMember,
     /// A member could not be removed within the grace period: connections are still queued on it,
@@ -143,7 +150,9 @@ impl fmt::Display for GroupError {
             GroupError::SharedSocket => {
                 "members that share one socket can be neither steered nor removed one by one"
             }
-            GroupError::NoSuchMember => "the group has no such member",
+            GroupError::NoSuchMember { member } => {
+                return write!(f, "the group has no member {member}");
+            }
             GroupError::LastMember => "the last member cannot be removed",
             GroupError::StillQueued { id, queued } => {
                 return write!(
@@ -171,4 +180,33 @@ impl fmt::Display for GroupError {
     }
 }
 
+impl fmt::Debug for GroupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl core::error::Error for GroupError {}
+
+/// Keeps the errno of a failed call, and its kind; the call and the address are lost. An error
+/// without an errno keeps its sentence.
+impl From<GroupError> for io::Error {
+    fn from(error: GroupError) -> io::Error {
+        if let Some(error) = error.error() {
+            return error.into();
+        }
+        let kind = match error {
+            GroupError::NotBalanced
+            | GroupError::JoinedGroup
+            | GroupError::SharedSocket
+            | GroupError::Inherited
+            | GroupError::Unsupported(_) => ErrorKind::Unsupported,
+            GroupError::NoSuchMember { .. } => ErrorKind::NotFound,
+            GroupError::StillQueued { .. } => ErrorKind::TimedOut,
+            GroupError::PredecessorLeaving | GroupError::HandingOver => ErrorKind::ResourceBusy,
+            GroupError::HandedOver | GroupError::Stopped => ErrorKind::BrokenPipe,
+            _ => ErrorKind::InvalidInput,
+        };
+        io::Error::new(kind, error)
+    }
+}

@@ -61,7 +61,7 @@ impl Steering {
     pub(crate) fn check(self, members: usize) -> Result<(), GroupError> {
         match self {
             Steering::Except(index) if index >= members || members < 2 => {
-                Err(GroupError::NoSuchMember)
+                Err(GroupError::NoSuchMember { member: index })
             }
             _ => Ok(()),
         }

@@ -87,7 +87,7 @@ impl Server {
         let count = hand_over.old.len();
         self.open_new_members(&mut control, count, &mut hand_over.new)?;
         drop(control);
-        let (near, far) = UnixStream::pair().map_err(HandOverError::Spawn)?;
+        let (near, far) = UnixStream::pair().map_err(prepare(Call::SocketPair))?;
         let members = self.members_of(&hand_over.new);
         let listeners = members.iter().map(|member| member.raw());
         hand_over.child = Some(spawn(command, listeners.collect(), &far)?);
@@ -293,7 +293,18 @@ fn spawn(
     // SAFETY: between fork and exec it makes system calls only; it allocates nothing and takes no
     // lock.
     unsafe { command.pre_exec(arrange) };
-    command.spawn().map_err(HandOverError::Spawn)
+    command.spawn().map_err(|error| HandOverError::Spawn {
+        program: command.get_program().into(),
+        error,
+    })
+}
+
+/// The error of a call that prepares the socket between the two.
+fn prepare(call: Call) -> impl Fn(io::Error) -> HandOverError {
+    move |error| {
+        let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+        HandOverError::Prepare(Error::new(call, errno))
+    }
 }
 
 /// Duplicates a descriptor to a number from `from` on.
@@ -314,7 +325,7 @@ fn wait_until_ready(mut socket: &UnixStream, timeout: Duration) -> Result<(), Ha
         let left = left.max(Duration::from_millis(1));
         socket
             .set_read_timeout(Some(left))
-            .map_err(HandOverError::Spawn)?;
+            .map_err(prepare(Call::SetSockOpt))?;
         match socket.read(&mut [0]) {
             Ok(0) => return Err(HandOverError::ChildExited),
             Ok(_) => return Ok(()),

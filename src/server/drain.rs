@@ -68,7 +68,10 @@ impl<P: Serve> Server<P> {
     /// Elsewhere than on Linux and Android, handshakes under way are lost.
     pub fn retire(&self, acceptor: usize) -> Result<Stats, GroupError> {
         let stats = self.retire_all(&[acceptor])?;
-        stats.into_iter().next().ok_or(GroupError::NoSuchMember)
+        stats
+            .into_iter()
+            .next()
+            .ok_or(GroupError::NoSuchMember { member: acceptor })
     }
 
     /// Removes several members at once, as [`retire`](Self::retire).
@@ -100,8 +103,11 @@ impl<P: Serve> Server<P> {
         ids.dedup();
         let state = self.pool.lock();
         let is_member = |id: &usize| state.members.iter().any(|entry| entry.id() == *id);
-        if ids.is_empty() || !ids.iter().all(is_member) {
-            return Err(GroupError::NoSuchMember);
+        if ids.is_empty() {
+            return Err(GroupError::NoMembers);
+        }
+        if let Some(member) = ids.iter().copied().find(|id| !is_member(id)) {
+            return Err(GroupError::NoSuchMember { member });
         }
         let mut serving = state
             .members

@@ -10,18 +10,25 @@ use crate::group::Group;
 use crate::socket::protocol::Tcp;
 
 /// A group whose workers could not be started, with the group as it was.
-#[derive(Debug)]
 pub struct SpawnError<P: Serve = Tcp> {
-    /// The failed system call.
-    pub error: Error,
-    /// The group.
-    pub group: Box<Group<P>>,
+    error: Error,
+    group: Box<Group<P>>,
 }
 
 impl<P: Serve> SpawnError<P> {
     pub(super) fn new(error: Error, group: Group<P>) -> SpawnError<P> {
         let group = Box::new(group);
         SpawnError { error, group }
+    }
+
+    /// Returns the failed system call.
+    pub fn error(&self) -> Error {
+        self.error
+    }
+
+    /// Returns the group, to try again or to give to another runtime.
+    pub fn into_group(self) -> Group<P> {
+        *self.group
     }
 }
 
@@ -31,8 +38,15 @@ impl<P: Serve> fmt::Display for SpawnError<P> {
     }
 }
 
+impl<P: Serve> fmt::Debug for SpawnError<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl<P: Serve> core::error::Error for SpawnError<P> {}
 
+/// Keeps the errno and its kind.
 impl<P: Serve> From<SpawnError<P>> for io::Error {
     fn from(failure: SpawnError<P>) -> io::Error {
         failure.error.into()

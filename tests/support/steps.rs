@@ -196,8 +196,9 @@ pub(crate) fn spawns(fault: &Fault, options: GroupOptions) {
     let mut back = None;
     _ = fault.strike(|| {
         group.spawn(answer).map(drop).map_err(|failure| {
-            back = Some(failure.group);
-            failure.error
+            let error = failure.error();
+            back = Some(failure.into_group());
+            error
         })
     });
     whole(&back.expect("the group").spawn(answer).unwrap(), 3);
@@ -410,8 +411,9 @@ pub(crate) fn spawns_receivers(fault: &Fault) {
     let mut back = None;
     _ = fault.strike(|| {
         group.spawn(send_back).map(drop).map_err(|failure| {
-            back = Some(failure.group);
-            failure.error
+            let error = failure.error();
+            back = Some(failure.into_group());
+            error
         })
     });
     let group = back.expect("the group");

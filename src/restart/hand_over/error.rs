@@ -1,7 +1,8 @@
 //! [`HandOverError`]: no new process has taken over.
 
 use core::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
 
 use crate::error::Error;
 use crate::group::GroupError;
@@ -9,17 +10,23 @@ use crate::group::GroupError;
 /// An error of [`Server::hand_over`](crate::Server::hand_over) and
 /// [`HandOver::leave`](crate::HandOver::leave).
 ///
+/// `Debug` prints the same sentence as `Display`.
+///
 /// # Platforms
 /// Linux and Android alone.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum HandOverError {
     /// The group could not be prepared.
     Group(GroupError),
-    /// A descriptor could not be prepared for the new process.
+    /// A descriptor could not be prepared for the new process, or not be read.
     Prepare(Error),
-    /// The new process could not be started, or not be waited for.
-    Spawn(io::Error),
+    /// The new process could not be started.
+    Spawn {
+        /// The program, as the command names it.
+        program: PathBuf,
+        /// Why it could not be started.
+        error: io::Error,
+    },
     /// The new process has ended, or given its group up.
     ChildExited,
     /// The new process was not ready in time, and was killed.
@@ -37,11 +44,32 @@ impl fmt::Display for HandOverError {
         match self {
             HandOverError::Group(error) => write!(f, "{error}"),
             HandOverError::Prepare(error) => write!(f, "passing a descriptor on: {error}"),
-            HandOverError::Spawn(error) => write!(f, "starting the new process: {error}"),
+            HandOverError::Spawn { program, error } => {
+                write!(f, "starting {}: {error}", program.display())
+            }
             HandOverError::ChildExited => f.write_str("the new process has ended"),
             HandOverError::TimedOut => f.write_str("the new process was not ready in time"),
         }
     }
 }
 
+impl fmt::Debug for HandOverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl core::error::Error for HandOverError {}
+
+/// Keeps the errno of a failed call, and its kind. An error without an errno keeps its sentence.
+impl From<HandOverError> for io::Error {
+    fn from(error: HandOverError) -> io::Error {
+        match error {
+            HandOverError::Group(error) => error.into(),
+            HandOverError::Prepare(error) => error.into(),
+            HandOverError::Spawn { error, .. } => error,
+            HandOverError::ChildExited => io::Error::new(ErrorKind::BrokenPipe, error),
+            HandOverError::TimedOut => io::Error::new(ErrorKind::TimedOut, error),
+        }
+    }
+}
