@@ -12,6 +12,7 @@ use crate::sys;
 
 /// Running acceptor threads, named `acceptor-0` and so on. Dropping them stops them.
 #[derive(Debug)]
+#[must_use = "dropping acceptors stops them"]
 pub struct Acceptors(Vec<Acceptor>);
 
 impl Acceptors {

@@ -16,7 +16,7 @@ use libc::__error as errno_location;
 
 macro_rules! calls {
     ($($call:ident = $name:literal)*) => {
-        /// The system calls of this crate, by their C names.
+        /// The system calls of this crate, by their C names; `before_bind` is the user's hook.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         #[allow(missing_docs)] // each is named for its call
@@ -40,22 +40,28 @@ calls! {
     EpollCreate = "epoll_create1" EpollCtl = "epoll_ctl" EpollWait = "epoll_wait"
     SchedGetAffinity = "sched_getaffinity" SchedSetAffinity = "sched_setaffinity"
     PthreadCreate = "pthread_create" RecvMsg = "recvmsg" RecvMmsg = "recvmmsg" SendTo = "sendto"
-    SendMmsg = "sendmmsg" Dup = "dup3"
+    SendMmsg = "sendmmsg" Dup = "dup3" GetPeerName = "getpeername" BeforeBind = "before_bind"
 }
 
 /// A failed call: its name and its errno, in eight bytes. `Result<(), Error>` is eight bytes too.
 ///
 /// It prints as `bind: EADDRINUSE: Address already in use (os error 98)`, `{:#}` without the call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Error {
     call: Call,
+    option: [u8; 3],
     errno: c_int,
 }
 
 impl Error {
     /// Makes the error of `call` with the number `errno`.
     pub const fn new(call: Call, errno: c_int) -> Error {
-        Error { call, errno }
+        let option = [0; 3];
+        Error {
+            call,
+            option,
+            errno,
+        }
     }
 
     /// Makes the error of `call` from the present `errno(3)`: to be called right after `call`.
@@ -65,6 +71,14 @@ impl Error {
         let errno = unsafe { errno_location() };
         // SAFETY: that address is aligned and readable for as long as the thread lives.
         Error::new(call, unsafe { *errno })
+    }
+
+    /// Adds the option of `setsockopt` or `getsockopt`: the low bits, for which there is room.
+    #[inline(always)]
+    pub(crate) const fn of_option(mut self, level: c_int, name: c_int) -> Error {
+        let ([level, ..], [low, high, ..]) = (level.to_le_bytes(), name.to_le_bytes());
+        self.option = [level, low, high];
+        self
     }
 
     /// Returns the call that failed.
@@ -137,7 +151,7 @@ impl fmt::Display for Error {
         if !f.alternate() {
             write!(f, "{}: ", self.call.name())?;
         }
-        if let Some(symbol) = self.symbol() {
+        for symbol in [self.option(), self.symbol()].iter().flatten() {
             write!(f, "{symbol}: ")?;
         }
         let mut text = [0_u8; 128];

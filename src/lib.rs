@@ -6,7 +6,9 @@
 //!
 //! # What to type
 //!
-//! A TCP server with three sockets on one port. The handler runs on the thread that accepted:
+//! A TCP server with three sockets on one port. The handler runs on the thread that accepted. It
+//! reads the request first: closing a [`Connection`] with bytes unread resets it, and the client
+//! may lose the answer.
 //!
 #![cfg_attr(feature = "std", doc = "```")]
 #![cfg_attr(not(feature = "std"), doc = "```ignore")]
@@ -16,16 +18,18 @@
 //! let group = Group::bind(([127, 0, 0, 1], 0), 3)?; // port 0: any free port
 //! let address = group.local_addr();
 //! let server = group.spawn(|acceptor, connection| {
+//!     let _request = connection.recv(&mut [0; 1024]);
 //!     _ = connection.send(format!("acceptor {acceptor}\n").as_bytes());
 //! })?;
-//! # use std::io::Read;
-//! # let mut greeting = String::new();
-//! # std::net::TcpStream::connect(address)?.read_to_string(&mut greeting)?;
-//! # assert!(greeting.starts_with("acceptor "));
+//! # use std::io::{Read, Write};
+//! # let (mut client, mut answer) = (std::net::TcpStream::connect(address)?, String::new());
+//! # client.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+//! # client.read_to_string(&mut answer)?;
+//! # assert!(answer.starts_with("acceptor "));
 //!
 //! let stats = server.stop(Duration::from_secs(1)); // serves what is queued, then closes
 //! assert_eq!(stats.len(), 3);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # Ok::<(), std::io::Error>(())
 //! ```
 //!
 //! A UDP server that sends each datagram back:
@@ -85,11 +89,11 @@
 //!
 //! **Stop here and you have the C program.** Each folder below builds on those above it:
 //!
-//! 6. `socket/`, one socket: `options.rs`, `udp.rs`, `datagram.rs`, `queue.rs` (what is queued),
-//!    `connection.rs` (time limits), `bpf.rs` (steering programs), `protocol.rs` (what a group
-//!    needs from TCP and from UDP).
-//! 7. `group/`, several sockets on one port: `mod.rs` ([`Group`]), `options.rs`, `config.rs` (how a
-//!    member is made), `steering.rs` (from a policy to a program), `old_process.rs` (the process
+//! 6. `socket/`, one socket: `options.rs`, `names.rs` (of options), `udp.rs`, `datagram.rs`,
+//!    `queue.rs` (what is queued), `connection.rs` (addresses, options), `bpf.rs` (steering
+//!    programs), `protocol.rs` (what a group needs from TCP and from UDP).
+//! 7. `group/`, several sockets on one port: `mod.rs` ([`Group`]), `options.rs`,
+//!    `socket_options.rs`, `config.rs` (how a member is made), `steering.rs` (from a policy to a program), `old_process.rs` (the process
 //!    that hands it over), `error.rs`.
 //! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `start.rs`, `add.rs`, `member.rs` and
 //!    `list.rs` (the members), `pool.rs` and `worker.rs` (threads), `handoff.rs` and `mark.rs` (a
@@ -188,3 +192,13 @@ pub const BALANCES: bool = cfg!(balances);
 #[cfg(all(doctest, feature = "std", linux_kernel))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// A server that is not kept stops at once: the compiler warns.
+///
+/// ```compile_fail
+/// #![deny(unused_must_use)]
+/// let group = reuseport::Group::bind(([127, 0, 0, 1], 0), 1).unwrap();
+/// group.spawn(|_, _| {}).unwrap();
+/// ```
+#[cfg(all(doctest, feature = "std"))]
+struct MustUse;

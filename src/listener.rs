@@ -99,28 +99,9 @@ impl Listener {
         Ok(Connection(unsafe { Descriptor::own(client) }))
     }
 
-    /// Accepts as [`accept`](Self::accept), and returns the peer's address too, also after a reset.
-    pub fn accept_from(&self) -> Result<(Connection, SocketAddr), Error> {
-        let mut peer = SockAddr::empty();
-        let (address, length) = (peer.as_mut_ptr(), peer.len_mut_ptr());
-        // SAFETY: both point into `peer`, whose buffer has the length it states.
-        let client = unsafe { sys::accept(self.raw(), address, length, SOCK_CLOEXEC) }?;
-        // SAFETY: the kernel has just opened it for us alone.
-        let client = Connection(unsafe { Descriptor::own(client) });
-        let unknown = Error::new(Call::Accept, libc::EAFNOSUPPORT);
-        Ok((client, peer.get().ok_or(unknown)?))
-    }
-
     /// Returns the bound address, also what port 0 became. It fails as [`sys::getsockname`].
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
         self.0.local_addr()
-    }
-
-    /// Sets whether [`accept`](Self::accept) fails with `EAGAIN` if the queue is empty: default
-    /// off. Connections do not inherit it.
-    pub fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
-        // SAFETY: the descriptor is ours.
-        unsafe { sys::fionbio(self.raw(), on.into()) }
     }
 
     pub(crate) const fn raw(&self) -> c_int {
@@ -129,11 +110,16 @@ impl Listener {
 }
 
 /// An accepted TCP connection. Dropping it closes it: the client then reads the end of the stream.
+///
+/// **Read the request first.** Closing with bytes unread resets the connection, and the client may
+/// lose the answer (tcp(7)). So read what the client sends, to its end, before the drop; or call
+/// [`shutdown`](Self::shutdown) with [`sys::SHUT_WR`], and read until [`recv`](Self::recv) is 0.
 #[derive(Debug)]
 pub struct Connection(pub(crate) Descriptor);
 
 impl Connection {
-    /// Sends as many of `bytes` as the kernel takes, and returns how many: `send(2)`.
+    /// Sends as many of `bytes` as the kernel takes, and returns how many: `send(2)`. A drop with
+    /// bytes of the client unread may lose them: see [`Connection`].
     /// # Errors
     /// `EPIPE` or `ECONNRESET` if the peer has closed, without `SIGPIPE`; `EAGAIN` at a time limit.
     pub fn send(&self, bytes: &[u8]) -> Result<usize, Error> {

@@ -6,6 +6,7 @@ mod support;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use core::time::Duration;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket as StdUdpSocket};
+use std::os::fd::BorrowedFd;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
@@ -70,7 +71,7 @@ fn group_of_udp_sockets_is_exclusive_unless_joined() {
     );
 
     drop((group, joined));
-    Group::bind_udp(address, 2).unwrap();
+    drop(Group::bind_udp(address, 2).unwrap());
 }
 
 #[test]
@@ -78,15 +79,15 @@ fn bind_that_fails_for_one_member_leaves_none() {
     let opened = Arc::new(AtomicUsize::new(0));
     let third_fails = {
         let opened = Arc::clone(&opened);
-        move |_| match opened.fetch_add(1, SeqCst) {
-            2 => Err(Error::new(Call::SetSockOpt, libc::EPERM)),
+        move |_: BorrowedFd| match opened.fetch_add(1, SeqCst) {
+            2 => Err(std::io::Error::from_raw_os_error(libc::EPERM)),
             _ => Ok(()),
         }
     };
 
     let free = Group::bind_udp(ANY_PORT, 1).unwrap().local_addr();
     let failed = Group::udp_options().before_bind(third_fails).bind(free, 5);
-    let error = Error::new(Call::SetSockOpt, libc::EPERM);
+    let error = Error::new(Call::BeforeBind, libc::EPERM);
     let wanted = GroupError::Call {
         error,
         address: free,
@@ -94,8 +95,7 @@ fn bind_that_fails_for_one_member_leaves_none() {
     };
 
     assert_eq!(failed.unwrap_err(), wanted);
-    Group::bind_udp(free, 1).unwrap();
-
+    drop(Group::bind_udp(free, 1).unwrap());
     assert_eq!(Group::bind_udp(free, 0).unwrap_err(), GroupError::NoMembers);
 }
 
@@ -529,7 +529,7 @@ fn group_that_stops_handles_what_is_queued_and_frees_its_port() {
         for client in &clients {
             assert_eq!(client.recv(&mut [0; 9]).unwrap(), 5);
         }
-        Group::bind_udp(address, 1).unwrap();
+        drop(Group::bind_udp(address, 1).unwrap());
     }
 }
 

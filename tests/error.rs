@@ -2,7 +2,14 @@
 
 use core::mem::size_of;
 
-use reuseport::{AcceptAction, Call, Error};
+#[cfg(feature = "std")]
+use std::io;
+
+#[cfg(feature = "std")]
+use reuseport::Group;
+use reuseport::{AcceptAction, Call, Error, Listener};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 #[test]
 fn error_is_eight_bytes_and_so_is_its_result() {
@@ -50,6 +57,41 @@ fn io_error_keeps_the_number() {
     let error = std::io::Error::from(Error::new(Call::Bind, libc::EADDRINUSE));
     assert_eq!(error.raw_os_error(), Some(libc::EADDRINUSE));
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+}
+
+#[test]
+fn an_option_that_fails_is_named_within_eight_bytes() {
+    let refused = Listener::options().only_v6(true).bind(ANY_PORT);
+
+    let refused = refused.unwrap_err();
+
+    assert_eq!(refused.option(), Some("IPV6_V6ONLY"));
+    assert_eq!(Error::new(Call::SetSockOpt, refused.errno()).option(), None);
+    assert!(format!("{refused:#}").starts_with("IPV6_V6ONLY: ENOPROTOOPT: "));
+}
+
+#[test]
+fn errors_are_debugged_as_they_are_displayed() {
+    let error = Error::new(Call::Bind, libc::EADDRINUSE);
+
+    assert_eq!(format!("{error:?}"), error.to_string());
+}
+
+#[test]
+#[cfg(feature = "std")]
+fn group_errors_in_io_error_keep_kind_and_errno_or_their_sentence() {
+    let group = Group::bind(ANY_PORT, 1).unwrap();
+    let taken = Group::bind(group.local_addr(), 1).unwrap_err();
+    let none = Group::bind(ANY_PORT, 0).unwrap_err();
+    let sentence = none.to_string();
+    assert_eq!(format!("{taken:?}"), taken.to_string());
+
+    let (taken, none) = (io::Error::from(taken), io::Error::from(none));
+
+    assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+    assert_eq!(taken.raw_os_error(), Some(libc::EADDRINUSE));
+    assert_eq!(none.kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(none.to_string(), sentence);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod support;
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Barrier, RwLock};
 use std::thread;
@@ -40,7 +41,7 @@ fn port_0_is_resolved_once_and_a_second_group_is_refused() {
     );
 
     drop(group);
-    Group::bind(address, 3).unwrap();
+    drop(Group::bind(address, 3).unwrap());
 }
 
 /// Runs `act` in a thread to which the kernel denies what Linux before 5.3 did not know.
@@ -101,7 +102,7 @@ fn kernel_without_detach_still_binds_groups() {
         let counts = server.stats();
         assert!(members == 1 || counts.iter().all(|count| count.accepted > 0));
         let datagrams = || Group::bind_udp(ANY_PORT, members);
-        where_no_program_is_detached(datagrams).unwrap();
+        drop(where_no_program_is_detached(datagrams).unwrap());
     }
 }
 
@@ -169,7 +170,7 @@ fn group_beside_a_live_server_over_time_wait_is_refused() {
     drop(live);
 
     let _v6_alone = Listener::options().only_v6(true).bind(both).unwrap();
-    Group::bind(address, 3).expect("the other family alone does not meet it");
+    drop(Group::bind(address, 3).expect("the other family alone does not meet it"));
 }
 
 #[test]
@@ -202,7 +203,7 @@ fn exclusive_port_can_be_joined_on_purpose() {
     assert!(in_use(&Group::bind(address, 2).unwrap_err()));
 
     let joined = Group::options().join(true).bind(address, 2);
-    joined.expect("the members have the option, and the kernel asks nobody");
+    drop(joined.expect("the members have the option, and the kernel asks nobody"));
     Listener::bind(address).expect("nor the C program");
 }
 
@@ -265,8 +266,8 @@ fn group_whose_third_member_fails_leaves_nothing() {
 
     let calls = AtomicUsize::new(0);
     let address = Group::bind(ANY_PORT, 1).unwrap().local_addr();
-    let fails_at_the_third = move |_| match calls.fetch_add(1, SeqCst) {
-        2 => Err(Error::new(Call::SetSockOpt, libc::EPERM)),
+    let fails_at_the_third = move |_: BorrowedFd| match calls.fetch_add(1, SeqCst) {
+        2 => Err(std::io::Error::from_raw_os_error(libc::EPERM)),
         _ => Ok(()),
     };
 
@@ -274,8 +275,7 @@ fn group_whose_third_member_fails_leaves_nothing() {
         .before_bind(fails_at_the_third)
         .bind(address, 5)
         .unwrap_err();
-
-    let error = Error::new(Call::SetSockOpt, libc::EPERM);
+    let error = Error::new(Call::BeforeBind, libc::EPERM);
     assert_eq!(
         refused,
         GroupError::Call {

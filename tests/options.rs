@@ -4,11 +4,12 @@
 mod support;
 
 use core::ffi::c_int;
+use core::time::Duration;
 use std::fs;
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 
-use reuseport::{Call, Error, Listener, sys};
+use reuseport::{Call, Error, Group, Listener, sys};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -49,6 +50,8 @@ fn each_option_reaches_the_kernel() {
         .bind(ANY_PORT)
         .unwrap_err();
     assert_eq!(wrong_family.call(), Call::SetSockOpt);
+    let named = "setsockopt: IPV6_V6ONLY: ENOPROTOOPT: ";
+    assert!(wrong_family.to_string().starts_with(named));
 
     let idle = Listener::options()
         .nonblocking(true)
@@ -155,4 +158,59 @@ fn default_options_make_the_calls_of_bind() {
 
     assert_eq!(names, ["socket", "setsockopt", "bind", "listen", "close"]);
     assert_eq!(one, calls[second..second + 5]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn options_of_a_group_reach_each_member_also_one_added_later() {
+    let options = Group::options().receive_buffer(20_000).send_buffer(30_000);
+    let options = options.defer_accept(Duration::from_millis(1500));
+    let options = options.bind_to_device("lo").before_bind(|fd| {
+        // SAFETY: takes integers; the descriptor is open.
+        let set = unsafe { sys::fionbio(fd.as_raw_fd(), 1) };
+        Ok(set?)
+    });
+
+    let mut group = options.bind(ANY_PORT, 1).unwrap();
+    group.add().unwrap();
+
+    for member in group.sockets() {
+        // Linux doubles both: socket(7).
+        assert_eq!(get(member, sys::SOL_SOCKET, libc::SO_RCVBUF), 40_000);
+        assert_eq!(get(member, sys::SOL_SOCKET, libc::SO_SNDBUF), 60_000);
+        // The kernel counts in retransmissions of the SYN-ACK: 1 s, and 2 s after that.
+        let defer = get(member, sys::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT);
+        assert_eq!(defer, 3);
+        assert_eq!(member.accept().unwrap_err().errno(), libc::EAGAIN);
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn mark_is_set_with_the_privilege_and_named_without() {
+    let listener = Listener::options().mark(0x8000_0001).bind(ANY_PORT);
+
+    match listener {
+        Ok(listener) => {
+            let mark = get(&listener, sys::SOL_SOCKET, libc::SO_MARK);
+            assert_eq!(mark.to_ne_bytes(), 0x8000_0001_u32.to_ne_bytes());
+        }
+        Err(error) => {
+            assert_eq!(error.option(), Some("SO_MARK"));
+            assert_eq!(error.errno(), libc::EPERM);
+        }
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn name_of_a_device_that_is_not_there_is_refused() {
+    // The kernel would take the second for no device at all, and cut the third.
+    for name in ["no-such-device", "", "lo\0xxxxxxxxxxxxxxxx"] {
+        let refused = Listener::options().bind_to_device(name).bind(ANY_PORT);
+
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.option(), Some("SO_BINDTODEVICE"), "{name}");
+        assert_eq!(refused.errno(), libc::ENODEV, "{name}");
+    }
 }

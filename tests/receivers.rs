@@ -110,7 +110,7 @@ fn receiver_shut_down_from_outside_gets_nothing_more() {
         let opened = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&opened);
         let options = options().batch(batch).before_bind(move |fd| {
-            seen.lock().unwrap().push(fd);
+            seen.lock().unwrap().push(fd.as_raw_fd());
             Ok(())
         });
 
@@ -407,7 +407,7 @@ fn sockets_taken_out_and_put_back_are_steered_as_before() {
     Group::from_udp_sockets(apart.into()).unwrap_err();
     // A port that TCP has is free for UDP.
     let tcp = Listener::bind(ANY_PORT).unwrap();
-    Group::bind_udp(tcp.local_addr().unwrap(), 2).unwrap();
+    drop(Group::bind_udp(tcp.local_addr().unwrap(), 2).unwrap());
 }
 
 #[test]

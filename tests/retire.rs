@@ -141,7 +141,7 @@ fn retire_of_the_last_or_an_unknown_member_is_refused() {
     assert_eq!(shared.retire(0).unwrap_err(), GroupError::SharedSocket);
 
     drop(server);
-    Group::bind(address, 1).expect("nothing is left behind");
+    drop(Group::bind(address, 1).expect("nothing is left behind"));
 }
 
 #[test]

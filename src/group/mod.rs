@@ -4,6 +4,7 @@ mod config;
 mod error;
 mod old_process;
 mod options;
+mod socket_options;
 mod steering;
 
 use core::net::SocketAddr;
@@ -41,6 +42,7 @@ use crate::socket::udp::UdpSocket;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
+#[must_use = "dropping a group closes its sockets"]
 pub struct Group<P: Protocol = Tcp> {
     pub(crate) sockets: Vec<P::Socket>,
     pub(crate) config: GroupConfig<P>,
@@ -175,7 +177,6 @@ impl<P: Protocol> Group<P> {
 
     /// Sets the options of a group that was inherited or made of sockets. They apply to its workers
     /// and to members that are added later. The steering program in the kernel is not changed.
-    #[must_use]
     pub fn with_options(mut self, options: GroupOptions<P>) -> Group<P> {
         let shared = self.config.options.shared;
         self.config.options = options.shared(shared);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Group, GroupError, Steering};
 use crate::error::Error;
 use crate::os;
-use crate::socket::options::{DebugOpaque, Options};
+use crate::socket::options::{DebugOpaque, Options, Settings};
 use crate::socket::protocol::{BindMode, Protocol, Tcp, Udp};
 
 /// Options of a [`Group`], and of the [`Server`](crate::Server) that it becomes.
@@ -22,18 +22,17 @@ pub struct GroupOptions<P = Tcp> {
     pub(crate) steering: Steering,
     pub(crate) pin: bool,
     pub(crate) spare_threads: usize,
-    /// The workers poll, so the sockets of further members must not block.
-    pub(crate) nonblocking: bool,
-    backlog: Option<c_int>,
-    only_v6: Option<bool>,
-    before_bind: Option<DebugOpaque<Arc<Hook>>>,
+    /// The options of each member's socket.
+    pub(super) socket: Settings,
+    protocol: PhantomData<P>,
+    pub(super) device: Option<Arc<str>>,
+    pub(super) before_bind: Option<DebugOpaque<Arc<Hook>>>,
     pub(crate) grace: Duration,
     pub(crate) batch: bool,
     pub(crate) max_datagram_size: usize,
-    protocol: PhantomData<P>,
 }
 
-type Hook = dyn Fn(c_int) -> Result<(), Error> + Send + Sync;
+pub(super) type Hook = dyn Fn(c_int) -> Result<(), Error> + Send + Sync;
 
 /// The payload of a datagram is shorter than this: its length has 16 bits and counts the header
 /// too.
@@ -47,14 +46,13 @@ impl<P> Default for GroupOptions<P> {
             steering: Steering::Hash,
             pin: false,
             spare_threads: 512,
-            nonblocking: false,
-            backlog: None,
-            only_v6: None,
+            socket: Options::<P>::new().settings,
+            protocol: PhantomData,
+            device: None,
             before_bind: None,
             grace: Duration::from_secs(1),
             batch: false,
             max_datagram_size: MAX_DATAGRAM,
-            protocol: PhantomData,
         }
     }
 }
@@ -73,12 +71,6 @@ impl GroupOptions {
     /// the handler of its member has returned.
     pub fn spare_threads(mut self, threads: usize) -> GroupOptions {
         self.spare_threads = threads;
-        self
-    }
-
-    /// Sets the backlog of each member, as [`Options::backlog`].
-    pub fn backlog(mut self, connections: c_int) -> GroupOptions {
-        self.backlog = Some(connections);
         self
     }
 }
@@ -141,22 +133,6 @@ impl<P: Protocol> GroupOptions<P> {
         self
     }
 
-    /// Sets `IPV6_V6ONLY` on each member, as [`Options::only_v6`].
-    pub fn only_v6(mut self, on: bool) -> GroupOptions<P> {
-        self.only_v6 = Some(on);
-        self
-    }
-
-    /// Runs `hook` on each member before it is bound, also on one that is added later, as
-    /// [`Options::before_bind`].
-    pub fn before_bind<F>(mut self, hook: F) -> GroupOptions<P>
-    where
-        F: Fn(c_int) -> Result<(), Error> + Send + Sync + 'static,
-    {
-        self.before_bind = Some(DebugOpaque(Arc::new(hook)));
-        self
-    }
-
     /// Sets how long a member that leaves waits at most for its handshakes, its queue and its
     /// handlers. Default: 1 s.
     pub fn grace(mut self, grace: Duration) -> GroupOptions<P> {
@@ -207,21 +183,6 @@ impl<P: Protocol> GroupOptions<P> {
 
     pub(crate) fn is_steered(&self) -> bool {
         self.steering != Steering::Hash
-    }
-
-    /// The options of each member's socket.
-    pub(crate) fn socket_options(&self) -> Options<'_, P> {
-        let mut options = Options::new().nonblocking(self.nonblocking);
-        if let Some(connections) = self.backlog {
-            options = options.set_backlog(connections);
-        }
-        if let Some(on) = self.only_v6 {
-            options = options.only_v6(on);
-        }
-        match &self.before_bind {
-            Some(DebugOpaque(hook)) => options.before_bind(&**hook),
-            None => options,
-        }
     }
 }
 

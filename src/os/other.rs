@@ -1,16 +1,48 @@
 //! Kernels that cannot be told which member gets a connection: the same functions as `linux`.
 
-use core::ffi::c_int;
 #[cfg(feature = "std")]
 pub(crate) use with_std::*;
 
-use crate::error::{Call, Error};
+use crate::address::SockAddr;
+use crate::error::{Call, Error, check};
 use crate::listener::Descriptor;
+use crate::socket::names::{Name, names};
 
 const UNSUPPORTED: Error = Error::new(Call::SetSockOpt, libc::EOPNOTSUPP);
 
-pub(crate) fn set_incoming_cpu(_: &Descriptor, _: c_int) -> Result<(), Error> {
+#[cfg(not(target_vendor = "apple"))]
+pub(crate) use libc::SO_LINGER;
+/// In seconds; Apple's `SO_LINGER` counts ticks.
+#[cfg(target_vendor = "apple")]
+pub(crate) use libc::SO_LINGER_SEC as SO_LINGER;
+
+pub(crate) const OPTION_NAMES: &[Name] = names![];
+
+/// There are none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelOptions;
+
+impl KernelOptions {
+    pub(crate) const NONE: KernelOptions = KernelOptions;
+
+    #[allow(clippy::unused_self, clippy::unnecessary_wraps)] // as on Linux
+    pub(crate) fn set(&self, _: &Descriptor) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+pub(crate) fn bind_to_device(_: &Descriptor, _: &str) -> Result<(), Error> {
     Err(UNSUPPORTED)
+}
+
+/// `getpeername(2)`.
+pub(crate) fn peer_name(socket: &Descriptor) -> Result<SockAddr, Error> {
+    let mut peer = SockAddr::empty();
+    let (fd, name, len) = (socket.raw(), peer.as_mut_ptr(), peer.len_mut_ptr());
+    // SAFETY: both point into `peer`, whose buffer has the length it states.
+    let result = unsafe { libc::getpeername(fd, name.cast(), len.cast()) };
+    check(Call::GetPeerName, result)?;
+    Ok(peer)
 }
 
 #[cfg(feature = "std")]

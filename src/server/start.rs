@@ -44,7 +44,9 @@ impl<P: Serve> Group<P> {
             handing_over: false,
             handed_over: false,
         };
-        control.config.options.nonblocking = polls(&control.config);
+        let polls = polls(&control.config);
+        let options = control.config.options.clone();
+        control.config.options = options.nonblocking(polls);
         let address = control.config.address;
         for (id, ((worker, source), socket)) in ready.into_iter().zip(self.sockets).enumerate() {
             pool.employ(Member::new(id, id, socket, source), &worker, 0);

@@ -18,14 +18,24 @@ use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SO
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Options<'a, P = Tcp> {
+    pub(crate) settings: Settings,
+    /// `str` prints itself by code that can panic.
+    pub(crate) device: Option<DebugOpaque<&'a str>>,
+    before_bind: Option<DebugOpaque<Hook<'a>>>,
+    protocol: PhantomData<P>,
+}
+
+/// The options that are numbers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
     backlog: c_int,
     reuse_port: bool,
     reuse_address: bool,
     only_v6: Option<bool>,
     nonblocking: bool,
-    incoming_cpu: Option<c_int>,
-    before_bind: Option<DebugOpaque<Hook<'a>>>,
-    protocol: PhantomData<P>,
+    receive_buffer: Option<c_int>,
+    send_buffer: Option<c_int>,
+    pub(crate) kernel: os::KernelOptions,
 }
 
 /// Called with the new descriptor between `socket` and `bind`.
@@ -71,15 +81,16 @@ impl<'a> Options<'a> {
     /// Linux queues one connection more than `connections`.
     ///
     /// When the queue is full, Linux drops the SYN, and the client sends it again after 1 s.
-    pub const fn backlog(self, connections: c_int) -> Options<'a> {
-        self.set_backlog(connections)
+    pub const fn backlog(mut self, connections: c_int) -> Options<'a> {
+        self.settings.backlog = connections;
+        self
     }
 
     /// Sets `SO_REUSEADDR`: the bind succeeds although connections of an earlier listener are in
     /// `TIME_WAIT`. Linux wants the option on that listener too; `SO_REUSEPORT` on both does the
     /// same. Default: off.
     pub const fn reuse_address(mut self, on: bool) -> Options<'a> {
-        self.reuse_address = on;
+        self.settings.reuse_address = on;
         self
     }
 
@@ -101,7 +112,7 @@ impl<'a> Options<'a> {
 
     pub(crate) fn listen(&self, server: &Listener) -> Result<(), Error> {
         // SAFETY: the descriptor is the listener's.
-        unsafe { sys::listen(server.raw(), self.backlog) }
+        unsafe { sys::listen(server.raw(), self.settings.backlog) }
     }
 }
 
@@ -132,27 +143,31 @@ impl Options<'_, Udp> {
 
 impl<'a, P> Options<'a, P> {
     pub(crate) const fn new() -> Options<'a, P> {
-        Options {
+        Options::with(Settings {
             backlog: sys::MAX_BACKLOG,
             reuse_port: true,
             reuse_address: false,
             only_v6: None,
             nonblocking: false,
-            incoming_cpu: None,
+            receive_buffer: None,
+            send_buffer: None,
+            kernel: os::KernelOptions::NONE,
+        })
+    }
+
+    pub(crate) const fn with(settings: Settings) -> Options<'a, P> {
+        Options {
+            settings,
+            device: None,
             before_bind: None,
             protocol: PhantomData,
         }
     }
 
-    pub(crate) const fn set_backlog(mut self, connections: c_int) -> Options<'a, P> {
-        self.backlog = connections;
-        self
-    }
-
     /// Sets `SO_REUSEPORT` ([`sys::SO_REUSEPORT`]). Default: on. Without it no other socket can
     /// bind the port.
     pub const fn reuse_port(mut self, on: bool) -> Options<'a, P> {
-        self.reuse_port = on;
+        self.settings.reuse_port = on;
         self
     }
 
@@ -160,31 +175,35 @@ impl<'a, P> Options<'a, P> {
     /// setting (on Linux the sysctl `net.ipv6.bindv6only`, usually off). With an IPv4 address
     /// `bind` fails with `ENOPROTOOPT`.
     pub const fn only_v6(mut self, on: bool) -> Options<'a, P> {
-        self.only_v6 = Some(on);
+        self.settings.only_v6 = Some(on);
         self
     }
 
     /// Sets `SOCK_NONBLOCK`: [`accept`](Listener::accept) and [`recv_from`](UdpSocket::recv_from)
     /// fail with `EAGAIN` if the queue is empty. Default: off.
     pub const fn nonblocking(mut self, on: bool) -> Options<'a, P> {
-        self.nonblocking = on;
+        self.settings.nonblocking = on;
         self
     }
 
-    /// Sets `SO_INCOMING_CPU`: among the listeners of a port, this one gets the connections that
-    /// `cpu` handles. For a CPU that no listener names, the kernel takes the hash. The option has
-    /// no effect while the group has a steering program.
-    ///
-    /// # Platforms
-    /// Linux and Android alone; the kernel obeys it since 6.2, in some stable trees since 5.15.
-    #[cfg(linux_kernel)]
-    pub const fn incoming_cpu(mut self, cpu: c_int) -> Options<'a, P> {
-        self.incoming_cpu = Some(cpu);
+    /// Sets `SO_RCVBUF`: the receive buffer of the socket, and of each connection that is accepted
+    /// on it, in bytes. Default: the kernel's (on Linux it grows by itself, up to the sysctl
+    /// `net.ipv4.tcp_rmem`; with this option it does not). Linux reserves twice as much, and cuts
+    /// the value at `net.core.rmem_max`.
+    pub const fn receive_buffer(mut self, bytes: c_int) -> Options<'a, P> {
+        self.settings.receive_buffer = Some(bytes);
+        self
+    }
+
+    /// Sets `SO_SNDBUF`: the send buffer, as [`receive_buffer`](Self::receive_buffer)
+    /// (`net.ipv4.tcp_wmem`, `net.core.wmem_max`).
+    pub const fn send_buffer(mut self, bytes: c_int) -> Options<'a, P> {
+        self.settings.send_buffer = Some(bytes);
         self
     }
 
     /// Runs `hook` with the descriptor between `socket` and `bind`, for an option without a method
-    /// here: `SO_BINDTODEVICE`, `IP_FREEBIND`, `TCP_DEFER_ACCEPT`, `TCP_FASTOPEN` …
+    /// here: `IP_FREEBIND`, `TCP_FASTOPEN`, `IP_TRANSPARENT` …
     ///
     /// ```
     /// use core::ffi::c_int;
@@ -213,7 +232,7 @@ impl<'a, P> Options<'a, P> {
 
     /// Makes the calls before `bind`.
     fn make(&self, kind: c_int, addr: &SockAddr) -> Result<Descriptor, Error> {
-        let nonblocking = if self.nonblocking {
+        let nonblocking = if self.settings.nonblocking {
             sys::SOCK_NONBLOCK
         } else {
             0
@@ -223,22 +242,37 @@ impl<'a, P> Options<'a, P> {
         let server = unsafe { sys::socket(addr.family(), kind, 0) }?;
         // SAFETY: the kernel has just opened it for us alone.
         let server = unsafe { Descriptor::own(server) };
-        if self.reuse_port {
+        if self.settings.reuse_port {
             server.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
         }
-        if self.reuse_address {
+        if self.settings.reuse_address {
             server.set_option(SOL_SOCKET, SO_REUSEADDR, 1)?;
         }
-        if let Some(on) = self.only_v6 {
+        if let Some(on) = self.settings.only_v6 {
             server.set_option(IPPROTO_IPV6, IPV6_V6ONLY, on.into())?;
         }
-        if let Some(cpu) = self.incoming_cpu {
-            os::set_incoming_cpu(&server, cpu)?;
+        if let Some(bytes) = self.settings.receive_buffer {
+            server.set_option(SOL_SOCKET, libc::SO_RCVBUF, bytes)?;
+        }
+        if let Some(bytes) = self.settings.send_buffer {
+            server.set_option(SOL_SOCKET, libc::SO_SNDBUF, bytes)?;
+        }
+        self.settings.kernel.set(&server)?;
+        if let Some(DebugOpaque(device)) = self.device {
+            os::bind_to_device(&server, device)?;
         }
         if let Some(DebugOpaque(hook)) = self.before_bind {
             hook(server.raw())?;
         }
         Ok(server)
+    }
+}
+
+impl Listener {
+    /// Sets whether [`accept`](Self::accept) fails with `EAGAIN` if the queue is empty: default
+    /// off. Connections do not inherit it.
+    pub fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
+        self.0.set_nonblocking(on)
     }
 }
 
@@ -257,6 +291,7 @@ impl Descriptor {
     pub(crate) fn set_option(&self, level: c_int, name: c_int, value: c_int) -> Result<(), Error> {
         let (value, length) = ((&raw const value).cast(), socklen::<c_int>());
         // SAFETY: `value` is readable for `length` bytes, and the kernel reads no more.
-        unsafe { sys::setsockopt(self.raw(), level, name, value, length) }
+        let set = unsafe { sys::setsockopt(self.raw(), level, name, value, length) };
+        set.map_err(|error| error.of_option(level, name))
     }
 }

@@ -127,7 +127,7 @@ pub(crate) fn spawns_acceptors(fault: &Fault) {
             .map_err(|error| Error::new(fault.call, error.raw_os_error().expect("an errno")))
     };
     _ = fault.strike(spawn);
-    Group::bind(address, 1).expect("none is left running");
+    drop(Group::bind(address, 1).expect("none is left running"));
 }
 
 pub(crate) fn binds_a_group<P: Protocol>(fault: &Fault, options: GroupOptions<P>) {
@@ -143,14 +143,14 @@ pub(crate) fn claims_a_free_port(fault: &Fault) {
             .expect_err("it is held");
         drop(group);
     }
-    Group::bind(address, 1).expect("it is free again");
+    drop(Group::bind(address, 1).expect("it is free again"));
 }
 
 pub(crate) fn claims_over_leftovers(fault: &Fault, ip: impl Into<IpAddr>) {
     let address = support::leftovers((ip.into(), 0).into());
     let claim = || Group::bind(address, 1).map_err(cause);
     drop(fault.strike(claim));
-    claim().expect("the port is nobody's");
+    drop(claim().expect("the port is nobody's"));
 }
 
 pub(crate) fn adds_to_a_group(fault: &Fault, options: GroupOptions) {
@@ -450,7 +450,7 @@ pub(crate) fn stops_receivers(fault: &Fault) {
     assert!(counts.iter().all(|count| !count.running));
     let accepted = counts.iter().map(|count| count.accepted);
     assert_eq!(accepted.sum::<usize>(), 300);
-    Group::bind_udp(address, 1).unwrap();
+    drop(Group::bind_udp(address, 1).unwrap());
 }
 
 /// Has a client of its own, in a thread of its own, send a datagram.

@@ -5,7 +5,7 @@ pub(crate) use libc::dup3;
 #[cfg(target_env = "gnu")]
 pub(crate) use libc::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF};
 #[cfg(target_env = "gnu")]
-pub(crate) use libc::{SO_INCOMING_CPU, SO_MEMINFO};
+pub(crate) use libc::{SO_INCOMING_CPU, SO_MEMINFO, SO_PEERNAME};
 
 #[cfg(not(target_env = "gnu"))]
 pub(crate) use generic::*;
@@ -16,6 +16,7 @@ pub(crate) use generic::*;
 mod generic {
     use core::ffi::c_int;
 
+    pub(crate) const SO_PEERNAME: c_int = 28;
     pub(crate) const SO_INCOMING_CPU: c_int = 49;
     pub(crate) const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
     pub(crate) const SO_MEMINFO: c_int = 55;

@@ -6,6 +6,7 @@ mod batch;
 mod constants;
 #[cfg(feature = "std")]
 mod exclusive;
+mod options;
 #[cfg(feature = "std")]
 mod placeholder;
 #[cfg(feature = "std")]
@@ -17,15 +18,13 @@ pub(crate) use affinity::{allowed_cpus, move_to_cpu, name_thread, start_on_cpu};
 pub use batch::Batch;
 #[cfg(feature = "std")]
 pub(crate) use constants::dup3;
-pub(crate) use constants::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF};
-pub(crate) use constants::{SO_INCOMING_CPU, SO_MEMINFO};
 #[cfg(feature = "std")]
 pub(crate) use exclusive::{bind_exclusive, bind_exclusive_udp};
+pub(crate) use options::{KernelOptions, OPTION_NAMES, SO_LINGER, bind_to_device, peer_name};
 #[cfg(feature = "std")]
 pub(crate) use placeholder::Placeholder;
 #[cfg(feature = "std")]
 pub(crate) use sock_diag::{handshakes, listeners};
-pub(crate) use socket::set_incoming_cpu;
 #[cfg(feature = "std")]
 pub(crate) use socket::{accept_queue, receive_buffer};
 #[cfg(feature = "std")]

@@ -2,7 +2,7 @@
 
 use core::ffi::c_int;
 
-use super::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF, SO_INCOMING_CPU, SO_MEMINFO};
+use super::constants::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF, SO_MEMINFO};
 use crate::address::socklen;
 use crate::error::Error;
 use crate::listener::{Connection, Descriptor, Listener};
@@ -26,7 +26,9 @@ fn attach(socket: &Descriptor, name: c_int, program: &[Instruction]) -> Result<(
     let value = (&raw const program).cast();
     // SAFETY: `program` is what both options take: it and its instructions are readable for the
     // lengths they state, and the kernel copies both.
-    unsafe { sys::setsockopt(socket.raw(), SOL_SOCKET, name, value, socklen::<Program>()) }
+    let set =
+        unsafe { sys::setsockopt(socket.raw(), SOL_SOCKET, name, value, socklen::<Program>()) };
+    set.map_err(|error| error.of_option(SOL_SOCKET, name))
 }
 
 pub(crate) fn attach_program(socket: &Descriptor, program: &[Instruction]) -> Result<(), Error> {
@@ -43,10 +45,6 @@ pub(crate) fn attach_filter(socket: &Descriptor, filter: &[Instruction]) -> Resu
 
 pub(crate) fn detach_filter(socket: &Descriptor) -> Result<(), Error> {
     socket.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
-}
-
-pub(crate) fn set_incoming_cpu(socket: &Descriptor, cpu: c_int) -> Result<(), Error> {
-    socket.set_option(SOL_SOCKET, SO_INCOMING_CPU, cpu)
 }
 
 /// `TCP_INFO`, whose fields for sent and for unacknowledged segments are the accept queue of a

@@ -5,6 +5,7 @@ use core::time::Duration;
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
 use reuseport::steering::{self, Instruction};
 use reuseport::{Group, Listener, sys};
@@ -126,7 +127,14 @@ pub(super) fn steering_needs_no_privilege(counter: bool) -> Tried {
 
 pub(super) fn leaving_needs_no_privilege(counter: bool) -> Tried {
     as_nobody(|| {
-        let lock = move |fd| set(&fd, sys::SOL_SOCKET, SO_LOCK_FILTER, i32::from(counter));
+        let lock = move |fd: BorrowedFd<'_>| {
+            Ok(set(
+                &fd,
+                sys::SOL_SOCKET,
+                SO_LOCK_FILTER,
+                i32::from(counter),
+            )?)
+        };
         let group = Group::options()
             .before_bind(lock)
             .grace(Duration::from_millis(100));

@@ -10,9 +10,10 @@ use core::ffi::c_int;
 use core::fmt::{self, Write};
 use core::net::{Ipv6Addr, SocketAddr};
 use core::ptr::null_mut;
+use core::time::Duration;
 
 use minimal::check;
-use reuseport::{Error, Listener, SockAddr, steering, sys};
+use reuseport::{Connection, Error, Listener, SockAddr, steering, sys};
 
 struct Out;
 
@@ -39,16 +40,34 @@ fn owners(given: u16, bytes: &mut [u8]) -> Result<usize, Error> {
     let options = Listener::options().backlog(number).reuse_port(on);
     let options = options.reuse_address(on).only_v6(on).nonblocking(on);
     let options = options.incoming_cpu(number).before_bind(&hook);
+    let options = options.receive_buffer(number).send_buffer(number);
+    let options = options.mark(number.cast_unsigned()).bind_to_device("lo");
+    let options = options.defer_accept(Duration::from_millis(given.into()));
     let listener = options.bind(plain.local_addr()?)?;
     listener.set_reuse_port()?;
     listener.set_nonblocking(on)?;
     listener.accept()?.detach_filter();
     let (connection, peer) = listener.accept_from()?;
     let queue = listener.queue()?;
+    settings(&connection, number)?;
     _ = write!(Out, "{listener:?} {connection:?} {options:?} {queue:?}");
     let port = SockAddr::from(peer).get().map(|peer| peer.port());
     _ = write!(Out, "{port:?}");
     Ok(connection.recv(bytes)? + connection.send(bytes)?)
+}
+
+fn settings(connection: &Connection, number: c_int) -> Result<(), Error> {
+    let (on, time) = (
+        number > 1,
+        Duration::from_millis(number.unsigned_abs().into()),
+    );
+    let same = connection.peer_addr()? == connection.local_addr()?;
+    connection.set_nodelay(same)?;
+    connection.set_keepalive(on)?;
+    connection.set_linger(Some(time))?;
+    connection.set_read_timeout(Some(time))?;
+    connection.set_write_timeout(Some(time))?;
+    connection.shutdown(number)
 }
 
 fn programs(given: u16, listener: &Listener) -> Result<(), Error> {
@@ -83,10 +102,11 @@ fn calls(fd: c_int, number: c_int) -> Result<(), Error> {
 
 fn words(error: Error) {
     let (name, symbol) = (error.call().name(), error.symbol().unwrap_or("?"));
-    let advice = error.accept_action();
+    let (option, advice) = (error.option(), error.accept_action());
+    let option = option.unwrap_or("?");
     _ = write!(
         Out,
-        "{error} {error:#} {error:?} {name} {symbol} {advice:?}"
+        "{error} {error:#} {error:?} {name} {symbol} {option} {advice:?}"
     );
 }
 
