@@ -93,8 +93,8 @@
 //!    `queue.rs` (what is queued), `connection.rs` (addresses, options), `bpf.rs` (steering
 //!    programs), `protocol.rs` (what a group needs from TCP and from UDP).
 //! 7. `group/`, several sockets on one port: `mod.rs` ([`Group`]), `options.rs`,
-//!    `socket_options.rs`, `config.rs` (how a member is made), `steering.rs` (from a policy to a program), `old_process.rs` (the process
-//!    that hands it over), `error.rs`.
+//!    `socket_options.rs`, `config.rs` (how a member is made), `steering.rs` (from a policy to a
+//!    program), `old_process.rs` (the process that hands it over), `error.rs`.
 //! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `start.rs`, `add.rs`, `member.rs` and
 //!    `list.rs` (the members), `pool.rs` and `worker.rs` (threads), `handoff.rs` and `mark.rs` (a
 //!    blocked thread gives its listener to another), `tcp.rs`, `udp.rs`, `polling.rs` (how workers
