@@ -8,7 +8,7 @@ mod support;
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::io::Read;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -152,14 +152,13 @@ fn has_no_descriptor_left() {
 
     assert_eq!(server.members().len(), 3);
 
-    // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves:
-    // at the latest when there are descriptors again.
+    // It cannot ask for the handshakes, and gives them the whole grace. Then the acceptor leaves.
     for round in 0..3 {
         room_for(3);
         server.retire(round).unwrap();
+        wait_until("who has left is gone", || !support::runs(&server, round));
         limit(libc::RLIMIT_NOFILE, usual);
         assert_eq!(server.add(), Ok(3 + round));
-        wait_until("who has left is gone", || !support::runs(&server, round));
     }
 
     whole(&server, 3);
@@ -208,12 +207,14 @@ fn handler_that_panics_is_counted_and_the_group_goes_on() {
 #[derive(Default)]
 struct Stuck {
     entered: AtomicBool,
+    member: AtomicUsize,
     free: Mutex<bool>,
     freed: Condvar,
 }
 
 impl Stuck {
-    fn hold(&self) {
+    fn hold(&self, member: usize) {
+        self.member.store(member, SeqCst);
         self.entered.store(true, SeqCst);
         let free = self
             .freed
@@ -227,11 +228,10 @@ impl Stuck {
     }
 }
 
-/// In its second half a helper takes what waits behind a handler, and a busy machine may let it
-/// wait for its turn.
-const GRACE: Duration = Duration::from_secs(6);
+/// Enough where nobody is queued: it is for the handler that never returns.
+const GRACE: Duration = Duration::from_millis(100);
 
-/// A group whose first handler is stuck, and the client there.
+/// A group whose first handler is stuck, and the client there. Those behind it have been served.
 fn with_a_stuck_handler(members: usize) -> (Arc<Stuck>, Server, TcpStream) {
     let stuck = Arc::new(Stuck::default());
     let held = Arc::clone(&stuck);
@@ -239,13 +239,15 @@ fn with_a_stuck_handler(members: usize) -> (Arc<Stuck>, Server, TcpStream) {
     let first = AtomicBool::new(true);
     let handler = move |id, connection| {
         if first.swap(false, SeqCst) {
-            held.hold();
+            held.hold(id);
         }
         greet(id, connection);
     };
     let server = group.unwrap().spawn(handler).unwrap();
     let client = TcpStream::connect(server.local_addr()).unwrap();
     wait_until("a handler is stuck", || stuck.entered.load(SeqCst));
+    let behind = [(); 5].map(|()| TcpStream::connect(server.local_addr()).unwrap());
+    behind.into_iter().for_each(greeting);
     (stuck, server, client)
 }
 
@@ -258,11 +260,6 @@ fn greeting(mut client: TcpStream) {
         .read_to_string(&mut heard)
         .expect("a greeting, and the end");
     assert_eq!(heard, "hello");
-}
-
-/// Clients that wait behind the stuck handler.
-fn behind(address: SocketAddr) -> [TcpStream; 5] {
-    [(); 5].map(|()| TcpStream::connect(address).unwrap())
 }
 
 #[test]
@@ -281,13 +278,9 @@ fn has_handlers_that_never_return() {
 
 fn is_stopped_while_stuck() {
     let (stuck, server, client) = with_a_stuck_handler(1);
-    let waiting = behind(server.local_addr());
-    let begun = Instant::now();
 
     let counts = server.stop(GRACE);
 
-    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
-    waiting.into_iter().for_each(greeting);
     let [count] = counts[..] else {
         panic!("{counts:?}")
     };
@@ -299,35 +292,20 @@ fn is_stopped_while_stuck() {
 
 fn is_dropped_while_stuck() {
     let (stuck, server, client) = with_a_stuck_handler(1);
-    let waiting = behind(server.local_addr());
-    let begun = Instant::now();
+
     drop(server);
 
-    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
-
-    waiting.into_iter().for_each(greeting);
     stuck.let_go();
     greeting(client);
 }
 
 fn retires_a_stuck_member() {
     let (stuck, server, client) = with_a_stuck_handler(2);
-    let members = server.members();
-    let busy = members
-        .iter()
-        .find(|member| member.stats.accepted == 1)
-        .unwrap()
-        .stats
-        .id;
-    let waiting = behind(server.local_addr());
-
-    let begun = Instant::now();
+    let busy = stuck.member.load(SeqCst);
 
     let count = server.retire(busy).unwrap();
 
-    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     assert!(count.running, "{count:?}");
-    waiting.into_iter().for_each(greeting);
     whole(&server, 1);
 
     stuck.let_go();
@@ -349,10 +327,10 @@ fn make_that_panics_on_a_spare_thread_is_counted_and_ends_nothing() {
     let stuck = Arc::new(Stuck::default());
     let (held, made) = (Arc::clone(&stuck), AtomicUsize::new(0));
     let group = Group::bind(ANY_PORT, 1).unwrap();
-    let server = group.spawn_with(move |_| {
+    let server = group.spawn_with(move |id| {
         assert_eq!(made.fetch_add(1, SeqCst), 0, "one handler is all there is");
         let held = Arc::clone(&held);
-        move |_: Connection, _: &StopToken| held.hold()
+        move |_: Connection, _: &StopToken| held.hold(id)
     });
     let server = server.unwrap();
     let clients = [(); 2].map(|()| TcpStream::connect(server.local_addr()).unwrap());

@@ -174,7 +174,7 @@ fn group_beside_a_live_server_over_time_wait_is_refused() {
 }
 
 #[test]
-fn two_groups_bound_at_once_never_both_succeed() {
+fn one_of_two_groups_bound_at_once_succeeds() {
     let fresh = Group::bind(ANY_PORT, 1).unwrap().local_addr();
 
     let both = |address| {
@@ -192,7 +192,7 @@ fn two_groups_bound_at_once_never_both_succeed() {
         claimed.into_inner()
     };
 
-    support::of_two_at_once_one(fresh, both, |address| Group::bind(address, 2).is_ok());
+    support::of_two_at_once_one(fresh, both);
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn came_up(child: &mut Running) -> bool {
 }
 
 #[test]
-fn two_copies_started_at_once_never_both_come_up() {
+fn one_of_two_copies_started_at_once_comes_up() {
     let fresh = ServeProcess::start(&["--quiet"]).address;
     let copy = |address: SocketAddr| {
         let serve = ["serve", "--quiet", "--addr", &address.to_string()];
@@ -89,7 +89,7 @@ fn two_copies_started_at_once_never_both_come_up() {
         copies.iter_mut().map(came_up).filter(|up| *up).count()
     };
 
-    support::of_two_at_once_one(fresh, both, |address| came_up(&mut copy(address)));
+    support::of_two_at_once_one(fresh, both);
 }
 
 #[test]
@@ -201,17 +201,19 @@ fn have_handlers_stuck(server: &mut ServeProcess, acceptors: usize) -> Lines<Chi
         assert_eq!(done, 0);
         usize::try_from(bytes).unwrap() / LINE
     };
-    // SAFETY: takes integers; the descriptor is open.
-    let size = unsafe { libc::fcntl(stdout.get_ref().as_fd().as_raw_fd(), libc::F_GETPIPE_SZ) };
     // SAFETY: takes an integer.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap();
-    // The kernel adds a line to the last page if all of it has room there.
-    let full = usize::try_from(size).unwrap() / page * (page / LINE);
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let fd = stdout.get_ref().as_fd().as_raw_fd();
+    // SAFETY: takes integers; the descriptor is open.
+    let size = unsafe { libc::fcntl(fd, libc::F_SETPIPE_SZ, page) };
+    assert_eq!(i64::from(size), page, "a pipe of one page");
+    // The kernel adds a line to the page if all of it has room there.
+    let full = usize::try_from(page).unwrap() / LINE;
     let (mut made, address) = (0, server.address);
     wait_until("handlers are stuck", || {
-        if made < printed() + 1000 {
-            (0..100).for_each(|_| drop(TcpStream::connect(address).unwrap()));
-            made += 100;
+        if made < printed() + 100 {
+            (0..20).for_each(|_| drop(TcpStream::connect(address).unwrap()));
+            made += 20;
         }
         // Who was accepted and has printed nothing is in a handler, which cannot print any more.
         let accepted = made - waiting(address.port());

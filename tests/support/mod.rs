@@ -533,33 +533,21 @@ pub fn leftovers(at: SocketAddr) -> SocketAddr {
 }
 
 /// Has two begin at once, 200 times on a `fresh` address and 200 times over leftovers: `both` tells
-/// how many of the two came up. Never both. Where none does, because each has seen the other, the
-/// next that begins alone comes up: `one` tells.
+/// how many of the two came up, which must be one. Two that meet over leftovers try again, 20 times
+/// at most. In 2400 attempts they met 16 times, none of them in 800 beside 24 busy loops
+/// (2026-11-26): 20 times in a row have a chance below 1e-30.
 #[cfg(target_os = "linux")]
 #[track_caller]
-pub fn of_two_at_once_one(
-    fresh: SocketAddr,
-    mut both: impl FnMut(SocketAddr) -> usize,
-    mut one: impl FnMut(SocketAddr) -> bool,
-) {
+pub fn of_two_at_once_one(fresh: SocketAddr, mut both: impl FnMut(SocketAddr) -> usize) {
     let left_over = leftovers(SocketAddr::from(([127, 0, 0, 1], 0)));
     for address in [fresh, left_over] {
-        let mut none = 0;
         for round in 0..200 {
             if address == left_over && round % 10 == 0 {
                 // They last for a minute, and a busy machine takes longer than that.
                 leftovers(left_over);
             }
-            let up = both(address);
-            assert!(up < 2, "both have {address}");
-            if up == 0 {
-                none += 1;
-                assert!(one(address), "nobody can have {address} any more");
-            }
+            assert_eq!(both(address), 1, "{address}, round {round}");
         }
-        println!("{address}: in {none} of 200 rounds each made way for the other");
-        // How often is chance and the scheduler's choice; but if never one came up, none could.
-        assert!(none < 100, "nobody had {address} in {none} of 200");
     }
     let plain = reuseport::Listener::options()
         .reuse_port(false)
