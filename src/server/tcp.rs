@@ -168,8 +168,12 @@ impl Member<Tcp> {
                 Ok(Some(connection))
             }
             Err(error) => {
-                let handled = self.counters.handle_error(self.id, error, &self.stop);
-                handled.map(|()| None)
+                self.counters.handle_error(self.id, error, &self.stop)?;
+                // Without a descriptor `accept` fails before it looks at the listener's state.
+                if Tcp::has_left(self) {
+                    return Err(Stopped);
+                }
+                Ok(None)
             }
         }
     }
