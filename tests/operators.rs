@@ -4,62 +4,85 @@
 
 mod support;
 
-use std::fs::{self, OpenOptions};
-use std::io::Read;
-use std::net::TcpStream;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::FromRawFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::{io, thread};
 
 use support::{
-    BOUND, ServeProcess, child_of, finish, program, reuseport, tool, visit, wait_until, word_after,
+    BOUND, ServeProcess, child_of, finish, program, reuseport, start, tool, visit, wait_until,
+    word_after,
 };
 
 const REUSEPORT: &str = env!("CARGO_BIN_EXE_reuseport");
 const SERVE: [&str; 3] = ["serve", "--addr", "127.0.0.1:0"];
 
-/// Gives a command a terminal, which controls it, and returns the terminal's other end. No process
-/// inherits that: when it is closed, the terminal is gone.
-fn on_a_terminal(command: &mut Command) -> OwnedFd {
-    // SAFETY: takes an integer.
-    let fd = unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
-    assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: opened by the line above.
-    let master = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: takes a descriptor.
-    assert_eq!(unsafe { libc::unlockpt(fd) }, 0);
-    let mut name = [0_u8; 64];
-    // SAFETY: `name` is writable for its length.
-    let named = unsafe { libc::ptsname_r(fd, name.as_mut_ptr().cast(), name.len()) };
-    assert_eq!(named, 0);
-    let name = name.split(|byte| *byte == 0).next().unwrap();
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_NOCTTY);
-    let terminal = options.open(support::text(name)).unwrap();
-    command.stdin(terminal.try_clone().unwrap());
-    command.stdout(terminal);
-    let take_it = || {
-        // SAFETY: takes nothing.
-        unsafe { libc::setsid() };
-        // SAFETY: takes integers; standard input is the terminal.
-        match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+/// A terminal: the end at which a person sits, and the other.
+struct Terminal {
+    person: File,
+    program: File,
+}
+
+impl Terminal {
+    /// Gives a command a terminal as its standard input, which controls it. No process inherits the
+    /// person's end: when it is closed, the terminal is gone.
+    fn of(command: &mut Command) -> Terminal {
+        // SAFETY: takes an integer.
+        let fd = unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) };
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        // SAFETY: opened by the line above.
+        let person = unsafe { File::from_raw_fd(fd) };
+        // SAFETY: takes a descriptor.
+        assert_eq!(unsafe { libc::unlockpt(fd) }, 0);
+        let mut name = [0_u8; 64];
+        // SAFETY: `name` is writable for its length.
+        let named = unsafe { libc::ptsname_r(fd, name.as_mut_ptr().cast(), name.len()) };
+        assert_eq!(named, 0);
+        let name = name.split(|byte| *byte == 0).next().unwrap();
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).custom_flags(libc::O_NOCTTY);
+        let program = options.open(support::text(name)).unwrap();
+        command.stdin(program.try_clone().unwrap());
+        let take_it = || {
+            // SAFETY: takes nothing.
+            unsafe { libc::setsid() };
+            // SAFETY: takes integers; standard input is the terminal.
+            match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: the function makes system calls alone.
+        unsafe { command.pre_exec(take_it) };
+        Terminal { person, program }
+    }
+
+    fn clone(&self) -> File {
+        self.program.try_clone().unwrap()
+    }
+
+    /// Reads what the program writes, until it has written this.
+    fn read_until(&mut self, wanted: &str) {
+        let mut text = Vec::new();
+        while !String::from_utf8_lossy(&text).contains(wanted) {
+            let mut more = [0; 1024];
+            let length = self.person.read(&mut more).unwrap();
+            text.extend(&more[..length]);
         }
-    };
-    // SAFETY: the function makes system calls alone.
-    unsafe { command.pre_exec(take_it) };
-    master
+    }
 }
 
 /// A shell that runs these lines with `serve` as its arguments.
 fn shell(lines: &str) -> Command {
     let mut shell = program("sh");
     shell.args(["-c", lines, "sh", REUSEPORT]).args(SERVE);
+    shell.stdout(Stdio::null());
     shell
 }
 
@@ -75,7 +98,8 @@ fn pid_after(said: &str, what: &str) -> i32 {
 #[test]
 fn closed_terminal_ends_the_server_and_serves_what_is_queued() {
     let mut serve = reuseport(&SERVE);
-    let terminal = on_a_terminal(&mut serve);
+    let terminal = Terminal::of(&mut serve);
+    serve.stdout(terminal.clone());
     let server = ServeProcess::from(&mut serve);
     server.signal(libc::SIGSTOP);
     let connect = |_| TcpStream::connect(server.address).unwrap();
@@ -96,7 +120,7 @@ fn closed_terminal_ends_the_server_and_serves_what_is_queued() {
 #[test]
 fn sigusr2_in_a_terminal_hands_over_to_a_process_that_ends_with_it() {
     let mut serve = shell("\"$@\" & wait; read -r line");
-    let terminal = on_a_terminal(&mut serve);
+    let terminal = Terminal::of(&mut serve);
     let mut server = ServeProcess::from(&mut serve);
     let address = server.address;
 
@@ -110,6 +134,82 @@ fn sigusr2_in_a_terminal_hands_over_to_a_process_that_ends_with_it() {
     wait_until("the new process has ended", || {
         TcpStream::connect(address).is_err()
     });
+}
+
+/// Starts a command in a terminal, waits until its progress shows `wanted`, and presses Ctrl-C.
+/// Returns what it has printed. It must have ended by that signal.
+fn interrupted(args: &[&str], wanted: &str) -> String {
+    let mut command = reuseport(args);
+    let mut terminal = Terminal::of(&mut command);
+    let running = start(command.stderr(terminal.clone()));
+    terminal.read_until(wanted);
+
+    terminal.person.write_all(b"\x03").unwrap();
+
+    let done = running.into_output();
+    assert_eq!(done.status.signal(), Some(libc::SIGINT), "{done:?}");
+    support::text(&done.stdout).to_owned()
+}
+
+#[test]
+fn ctrl_c_has_connect_print_what_it_has_counted() {
+    let server = ServeProcess::start(&["--quiet"]);
+    let address = server.address.to_string();
+    let many = ["--connections", "1000000000", "--concurrency", "4"];
+
+    let out = interrupted(
+        &[&["connect", "--addr", &address], &many[..]].concat(),
+        "of 1000000000",
+    );
+
+    let made: usize = out.split(' ').next().unwrap().parse().unwrap();
+    assert!(made > 0 && out.contains(" connections in "), "{out}");
+    assert!(!out.contains("failed"), "{out}");
+}
+
+#[test]
+fn ctrl_c_ends_connect_that_waits_for_an_answer() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+
+    let out = interrupted(
+        &["connect", "--addr", &address, "--timeout", "86400000"],
+        "1 of 10",
+    );
+
+    assert!(out.starts_with("0 connections in "), "{out}");
+}
+
+#[test]
+fn ctrl_c_has_compare_print_the_complete_rounds() {
+    let out = interrupted(
+        &["compare", "--seconds=0.05", "--rounds", "1000"],
+        "round 3 of 1000",
+    );
+
+    assert!(
+        out.contains(", 1000 rounds, 0.05 s a turn: takes "),
+        "{out}"
+    );
+    let table = out.split("\n\n").nth(1).unwrap();
+    assert!(
+        table.lines().count() > 4 && table.contains("\nsingle "),
+        "{out}"
+    );
+    assert!(out.contains("rounds are too few to conclude from"), "{out}");
+}
+
+#[test]
+fn ctrl_c_before_a_round_is_complete_ends_compare_with_a_line() {
+    let mut compare = reuseport(&["compare", "--seconds", "3600"]);
+    let mut terminal = Terminal::of(&mut compare);
+    let running = start(compare.stderr(terminal.clone()));
+    terminal.read_until("round 1 of");
+
+    terminal.person.write_all(b"\x03").unwrap();
+
+    terminal.read_until("reuseport: no round is complete");
+    assert_eq!(running.into_output().status.signal(), Some(libc::SIGINT));
 }
 
 #[test]

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::Instant;
 
-use support::{BOUND, Lines, Running, ServeProcess, reuseport, run, start, visit, wait_until};
+use support::{
+    BOUND, Lines, Running, ServeProcess, counts, reuseport, run, start, visit, wait_until,
+};
 
 #[test]
 fn second_copy_is_refused_unless_it_joins() {
@@ -35,19 +37,14 @@ fn second_copy_is_refused_unless_it_joins() {
 
     (0..200).for_each(|_| _ = visit(first.address));
     second.signal(libc::SIGTERM);
-    let counts = second.end().2;
+    let of_second = second.end().2;
     first.signal(libc::SIGTERM);
 
     let of_first = first.read_stderr_until("acceptor 2");
-    let sum = |tally: &str| -> usize {
-        let counts = tally
-            .lines()
-            .map(|row| row.split_whitespace().nth(2).unwrap());
-        counts.map(|count| count.parse::<usize>().unwrap()).sum()
-    };
+    let [one, other]: [usize; 2] = [&of_first, &of_second].map(|table| counts(table).iter().sum());
     // One of two equal groups has none of 200 with a chance of 2 * (1/2)^200.
-    assert!(sum(&counts) > 0 && sum(&of_first) > 0, "{counts}{of_first}");
-    assert_eq!(sum(&counts) + sum(&of_first), 200);
+    assert!(one > 0 && other > 0, "{of_first}{of_second}");
+    assert_eq!(one + other, 200);
 }
 
 #[test]
@@ -99,31 +96,40 @@ fn sigusr1_reports_each_member_and_its_queue() {
     for _ in 0..2 {
         server.signal(libc::SIGUSR1);
         let report = server.read_stderr_until("acceptor 1");
-        let rows: Vec<_> = report.lines().collect();
-        assert_eq!(rows.len(), 2, "{report}");
-        assert!(
-            rows.iter().all(|row| row.ends_with("0 of 50 wait")),
-            "{report}"
+        let heading = format!(
+            "reuseport: {}, pid {}, running for ",
+            server.address,
+            server.pid()
         );
-        let counts = rows
-            .iter()
-            .map(|row| row.split_whitespace().nth(2).unwrap());
-        assert_eq!(
-            counts
-                .map(|count| count.parse::<usize>().unwrap())
-                .sum::<usize>(),
-            7
-        );
+        assert!(report.starts_with(&heading), "{report}");
+        assert!(report.contains(" s: 7 connections so far\n"), "{report}");
+        assert_eq!(report.matches("  0 of 50 wait\n").count(), 2, "{report}");
+        assert_eq!(counts(&report).iter().sum::<usize>(), 7, "{report}");
     }
+}
+
+#[test]
+fn last_table_has_totals_and_says_that_all_were_served() {
+    let server = ServeProcess::start(&["--quiet", "--acceptors", "2"]);
+    let heading = format!(
+        "reuseport: {}, pid {}, ended after ",
+        server.address,
+        server.pid()
+    );
+    (0..7).for_each(|_| _ = visit(server.address));
 
     server.signal(libc::SIGTERM);
-    let (code, _, tally) = server.end();
+    let (code, _, table) = server.end();
 
-    assert_eq!(
-        (code, tally.matches("0 of 50 wait").count()),
-        (Some(0), 2),
-        "{tally}"
+    assert_eq!((code, table.lines().count()), (Some(0), 4), "{table}");
+    assert!(table.starts_with(&heading), "{table}");
+    let verdict = " s: 7 connections; all that were queued are served\n";
+    assert!(
+        table.contains(verdict) && !table.contains("wait"),
+        "{table}"
     );
+    assert_eq!(counts(&table).iter().sum::<usize>(), 7, "{table}");
+    assert!(table.ends_with("\ntotal        7\n"), "{table}");
 }
 
 #[test]
@@ -282,11 +288,11 @@ fn connections_queued_at_sigterm_are_served() {
     }
 
     let (code, _, err) = server.end();
-    let counts = err
-        .lines()
-        .map(|row| row.split_whitespace().nth(2).unwrap());
-    let served: usize = counts.map(|count| count.parse::<usize>().unwrap()).sum();
-    assert_eq!((code, served), (Some(0), 60), "{err}");
+    assert_eq!((code, counts(&err).iter().sum()), (Some(0), 60), "{err}");
+    assert!(
+        err.contains("60 connections; all that were queued are served\n"),
+        "{err}"
+    );
 }
 
 #[test]

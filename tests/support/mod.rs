@@ -27,7 +27,7 @@ pub use process::{
     LONG, Lines, Resource, Running, finish, limit_softly, no_process_starts, program, start,
     try_start,
 };
-pub use server::{ServeProcess, read_until, runs, ten_hand_overs, word_after};
+pub use server::{ServeProcess, counts, read_until, runs, ten_hand_overs, word_after};
 
 /// The longest wait for anything that must happen.
 pub const BOUND: Duration = Duration::from_secs(60);

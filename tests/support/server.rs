@@ -79,6 +79,19 @@ impl ServeProcess {
     }
 }
 
+/// The counts in the rows of a table: what each member has had.
+#[track_caller]
+pub fn counts(table: &str) -> Vec<usize> {
+    let is_row = |line: &&str| {
+        ["acceptor ", "receiver "]
+            .iter()
+            .any(|who| line.starts_with(who))
+    };
+    let rows = table.lines().filter(is_row);
+    let third = |row: &str| row.split_whitespace().nth(2).and_then(|n| n.parse().ok());
+    rows.map(|row| third(row).expect("a count")).collect()
+}
+
 /// Reads lines until one contains `wanted`; returns all of them.
 #[track_caller]
 pub fn read_until(lines: &mut impl BufRead, wanted: &str) -> String {

@@ -1,7 +1,8 @@
 //! The command line: `--name value`, `--name=value` and flags, in any order.
 
-use core::net::SocketAddr;
+use core::net::{SocketAddr, SocketAddrV6};
 use std::env;
+use std::ffi::CString;
 use std::net::ToSocketAddrs;
 
 use crate::Failure;
@@ -105,22 +106,32 @@ impl Args {
 
     /// `--addr`, as the addresses that its name stands for; by default 127.0.0.1:3000.
     pub(crate) fn addresses(&mut self) -> Result<Vec<SocketAddr>, Failure> {
-        let wanted = "an address such as 127.0.0.1:3000, [::1]:3000 or localhost:3000";
-        let looks_right = |value: &str| {
-            let (host, port) = value.rsplit_once(':')?;
-            let is_host = !host.is_empty() && (!host.contains(':') || host.starts_with('['));
-            (is_host && port.parse::<u16>().is_ok()).then(|| value.to_owned())
-        };
-        let given = self.value("--addr", wanted, looks_right)?;
-        let name = given.unwrap_or_else(|| "127.0.0.1:3000".to_owned());
-        let found = name
-            .to_socket_addrs()
-            .map(Vec::from_iter)
-            .unwrap_or_default();
-        if found.is_empty() {
-            return Err(Failure::Failed(format!("no address is known for {name}")));
+        let given = self.address()?;
+        given.map_or_else(|| resolve("127.0.0.1:3000"), |name| resolve(&name))
+    }
+
+    /// The same for each `--addr`.
+    pub(crate) fn all_addresses(&mut self) -> Result<Vec<Vec<SocketAddr>>, Failure> {
+        let mut all = vec![self.addresses()?];
+        while let Some(name) = self.address()? {
+            all.push(resolve(&name)?);
         }
-        Ok(found)
+        Ok(all)
+    }
+
+    fn address(&mut self) -> Result<Option<String>, Failure> {
+        let wanted = "an address such as 127.0.0.1:3000, [::1]:3000 or localhost:3000";
+        let given = self.value("--addr", wanted, |value| {
+            let is_path = value.starts_with(['/', '@', '.']) || value.starts_with("unix:");
+            let right = is_path || split(value).is_some();
+            right.then(|| (is_path, value.to_owned()))
+        })?;
+        match given {
+            Some((true, path)) => Err(Failure::Usage(format!(
+                "--addr needs {wanted}: a UNIX socket, such as {path}, has no port to share"
+            ))),
+            given => Ok(given.map(|(_, name)| name)),
+        }
     }
 
     /// The end: whatever is left was not understood.
@@ -135,4 +146,43 @@ impl Args {
             "unexpected argument \"{word}\"{why}"
         )))
     }
+}
+
+/// An address in its parts: host and port. An IPv6 address stands in brackets, which are left out.
+fn split(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    let is_host = !host.is_empty() && !host.contains(':');
+    let host = inner.or(is_host.then_some(host))?;
+    Some((host, port.parse().ok()?))
+}
+
+/// The addresses that a name stands for.
+fn resolve(name: &str) -> Result<Vec<SocketAddr>, Failure> {
+    let unknown = || Failure::Failed(format!("no address is known for {name}"));
+    let (host, port) = split(name).ok_or_else(unknown)?;
+    if let Some((ip, zone)) = host.split_once('%') {
+        let ip = ip.parse().map_err(|_| unknown())?;
+        let scope = scope(zone).ok_or_else(|| {
+            Failure::Failed(format!("{name}: there is no network interface \"{zone}\""))
+        })?;
+        return Ok(vec![SocketAddrV6::new(ip, port, 0, scope).into()]);
+    }
+    match (host, port).to_socket_addrs().map(Vec::from_iter) {
+        Ok(found) if !found.is_empty() => Ok(found),
+        _ => Err(unknown()),
+    }
+}
+
+/// The number of an interface, which is given by number or by name.
+fn scope(zone: &str) -> Option<u32> {
+    let by_name = || {
+        let name = CString::new(zone).ok()?;
+        // SAFETY: `name` is a C string.
+        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+        (index > 0).then_some(index)
+    };
+    zone.parse().ok().or_else(by_name)
 }

@@ -1,26 +1,22 @@
 //! `reuseport compare`: the ways to accept, one beside the other.
 
+mod load;
 mod picture;
 mod report;
 mod ways;
 
-use core::hash::{BuildHasher, BuildHasherDefault, Hash};
-use core::net::SocketAddr;
 use core::time::Duration;
 use std::fs::{self, OpenOptions};
-use std::hash::DefaultHasher;
 use std::io;
-use std::net::TcpStream;
-use std::thread::{self, Builder, sleep};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Failure;
 use crate::args::Args;
-use crate::client::Client;
-use crate::histogram::Histogram;
-use crate::output::{print, progress, ratio};
+use crate::output::{count, print, progress, ratio};
+use crate::signals::Signals;
 use crate::slow::Slow;
-use report::{Report, Round, Row};
+use load::{Load, MOST_IN_BURSTS};
+use report::{Report, Row};
 use ways::{BASE, Handling, Server, WAYS, Way};
 
 pub(crate) const HELP: &str = "\
@@ -77,6 +73,8 @@ The columns, each the median of the rounds:
                      had the most
   switches, cpu      the server's context switches and microseconds of processor time, for each
                      connection
+
+SIGINT (Ctrl-C) and SIGTERM end it early: the rounds that are complete are printed.
 ";
 
 pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
@@ -123,24 +121,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
 
     let ways = WAYS.iter().filter(|way| way.udp == udp);
     let (here, missing): (Vec<_>, Vec<_>) = ways.partition(|way| way.here);
-    let servers = here
-        .iter()
-        .map(|way| Server::start(way, acceptors, &handling));
-    let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
-    let mut rows: Vec<_> = here.iter().map(|way| Row::new(way.name)).collect();
-    let ways = rows.len();
-    let measured: Result<(), Failure> = (0..rounds * ways).try_for_each(|turn| {
-        let round = turn / ways;
-        let at = (round + turn) % ways; // so that each is the first now and then
-        let (server, row) = (&mut servers[at], &mut rows[at]);
-        progress(&format!("round {} of {rounds}: {}", round + 1, row.name));
-        row.rounds.push(load.measure(server, round)?);
-        Ok(())
-    });
-    progress("");
-    measured?;
-    drop(servers);
-
+    let ways = here.len();
     let udp = if udp { " --udp" } else { "" };
     let options = handling.options().join(" ");
     let space = if options.is_empty() { "" } else { " " };
@@ -148,20 +129,68 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         "reuseport compare{udp} --acceptors {acceptors} --clients {clients} --think {think}{space}\
          {options} --rounds {rounds} --seconds {seconds}"
     );
+    let takes = ratio(rounds * ways, 1) * seconds;
+    print(&format!(
+        "{command}\n{ways} ways, {}, {seconds} s a turn: takes {takes:.0} s or more\n",
+        count(rounds, "round")
+    ));
     let report = Report {
         command,
-        rows,
+        rows: here.iter().map(|way| Row::new(way.name)).collect(),
+        missing: missing.iter().map(|way| way.name).collect(),
         base: BASE,
     };
-    let drawn = svg.map_or(Ok(()), |path| {
-        let written = fs::write(&path, report.drawing());
-        written.map_err(|error| cannot_write(&path, &error))
-    });
-    print(&report.table());
-    for way in missing {
-        print(&format!("{:20}  not on this kernel\n", way.name));
+    let report = Arc::new(Mutex::new(report));
+    let (so_far, path) = (Arc::clone(&report), svg.clone());
+    Signals::at_an_early_end(move || {
+        progress("");
+        let published = publish(&so_far, path.as_deref());
+        if let Err(Failure::Failed(line) | Failure::Usage(line)) = published {
+            crate::output::report(&line);
+        }
+    })?;
+
+    let servers = here
+        .iter()
+        .map(|way| Server::start(way, acceptors, &handling));
+    let mut servers = servers.collect::<Result<Vec<_>, _>>()?;
+    for turn in 0..rounds * ways {
+        let round = turn / ways;
+        let at = (round + turn) % ways; // so that each is the first now and then
+        progress(&format!(
+            "round {} of {rounds}: {}",
+            round + 1,
+            here[at].name
+        ));
+        let measured = load.measure(&mut servers[at], round);
+        if measured.is_err() {
+            progress("");
+        }
+        lock(&report).rows[at].rounds.push(measured?);
     }
-    print(&format!("\n{}", report.conclusions()));
+    progress("");
+    drop(servers);
+    publish(&report, svg.as_deref())
+}
+
+fn lock(report: &Mutex<Report>) -> MutexGuard<'_, Report> {
+    report.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Prints and draws the rounds that are complete. It does so once, though a signal may come while
+/// it does.
+fn publish(report: &Mutex<Report>, svg: Option<&str>) -> Result<(), Failure> {
+    let mut report = lock(report);
+    if report.keep_complete_rounds() == 0 {
+        return Err(Failure::Failed("no round is complete".to_owned()));
+    }
+    let drawn = svg.map_or(Ok(()), |path| {
+        let written = fs::write(path, report.drawing());
+        written.map_err(|error| cannot_write(path, &error))
+    });
+    print(&format!("\n{}\n{}", report.table(), report.conclusions()));
+    // The lock is never given back: the process ends.
+    core::mem::forget(report);
     drawn
 }
 
@@ -184,154 +213,4 @@ fn allow_descriptors(connections: usize) {
 
 fn cannot_write(path: &str, error: &io::Error) -> Failure {
     Failure::Failed(format!("{path}: {error}"))
-}
-
-/// How many datagrams a client sends before it waits for the answers.
-const BURST: usize = 8;
-
-/// How many clients there are at most that do so: all their datagrams find room in one queue, of
-/// which Linux gives 256 places, and a quarter back only when it is empty. One that is dropped
-/// would be waited for in vain.
-const MOST_IN_BURSTS: usize = 20;
-
-/// What the clients do, alike for every way.
-struct Load {
-    clients: usize,
-    /// They send datagrams.
-    udp: bool,
-    /// The mean of the pauses.
-    think: Duration,
-    turn: Duration,
-    /// Clients that say nothing. If there is a number, the others send a byte.
-    silent: Option<usize>,
-}
-
-/// How long a client waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long it waits where silent clients may have stopped the server.
-const PATIENCE_BESIDE_SILENT: Duration = Duration::from_secs(1);
-
-impl Load {
-    /// One server's turn.
-    fn measure(&self, server: &mut Server, round: usize) -> Result<Round, Failure> {
-        let before = server.used()?;
-        let failed = |why| Failure::Failed(format!("{}: {why}", server.way.name));
-        let (durations, in_time) = self.run(server.address, round).map_err(failed)?;
-        let after = server.used()?;
-        let used: Vec<_> = after.iter().zip(&before).map(|(a, b)| a - b).collect();
-        let (used, handled) = used.split_at(2);
-        let total = handled.iter().sum();
-        let (Some(least), Some(most)) = (handled.iter().min(), handled.iter().max()) else {
-            return Err(failed("it has no thread".to_owned()));
-        };
-        // Silent clients may have stopped it.
-        if in_time == 0 && self.silent.unwrap_or_default() == 0 {
-            return Err(failed("no connection ended within its turn".to_owned()));
-        }
-        let millis = |per_mille| durations.percentile(per_mille).as_secs_f64() * 1e3;
-        Ok(Round {
-            rate: ratio(in_time, 1) / self.turn.as_secs_f64(),
-            p50: millis(500),
-            p99: millis(990),
-            p999: millis(999),
-            longest: millis(1000),
-            fairness: ratio(*least, *most),
-            switches: ratio(used[1], total),
-            cpu: ratio(used[0], total),
-        })
-    }
-
-    /// All clients at once: how long their connections took, and how many ended within the turn.
-    /// Those that end after it are timed too; otherwise the slow ones would be missing.
-    ///
-    /// The server closes first, so what lingers (`TIME_WAIT`) is the server's, and the clients'
-    /// ports are free again at once.
-    fn run(&self, address: SocketAddr, round: usize) -> Result<(Histogram, usize), String> {
-        let silent = |_| TcpStream::connect_timeout(&address, PATIENCE);
-        thread::scope(|scope| {
-            let client = |number| {
-                let thread = Builder::new().stack_size(128 * 1024);
-                thread.spawn_scoped(scope, move || self.client(address, (round, number)))
-            };
-            let clients: Vec<_> = (0..self.clients).map(client).collect();
-            // They hang up when the others are done.
-            let silent = (0..self.silent.unwrap_or_default()).map(silent);
-            let _silent = silent
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|error| format!("a silent client: {error}"))?;
-            let (mut all, mut in_time) = (Histogram::new(), 0);
-            for client in clients {
-                let client = client.map_err(|error| format!("starting a thread: {error}"))?;
-                let seen = client
-                    .join()
-                    .map_err(|_| "a client panicked".to_owned())??;
-                all.merge(&seen.0);
-                in_time += seen.1;
-            }
-            Ok((all, in_time))
-        })
-    }
-
-    /// One client, until the turn is over or a connection fails. Its pauses depend on `seed` alone.
-    fn client(
-        &self,
-        address: SocketAddr,
-        seed: (usize, usize),
-    ) -> Result<(Histogram, usize), String> {
-        let patience = match self.silent {
-            Some(_) => PATIENCE_BESIDE_SILENT,
-            None => PATIENCE,
-        };
-        let client = Client {
-            addresses: vec![address],
-            hold: Duration::ZERO,
-            timeout: patience,
-        };
-        let (mut durations, mut in_time) = (Histogram::new(), 0);
-        let end = Instant::now() + self.turn;
-        for visit in 0_usize.. {
-            let pause = self.think.mul_f64(exponential((seed, visit)));
-            let left = end.saturating_duration_since(Instant::now());
-            if !pause.is_zero() {
-                sleep(pause.min(left));
-            }
-            if pause >= left {
-                break;
-            }
-            let begun = Instant::now();
-            let (duration, done) = match (self.udp, self.silent) {
-                (true, _) => (client.ask_for(BURST)?, BURST),
-                (false, None) => (client.visit()?, 1),
-                (false, Some(_)) => match client.visit_saying(b"?") {
-                    Ok(duration) => (duration, 1),
-                    Err(_) if begun.elapsed() >= patience => (begun.elapsed(), 0),
-                    Err(error) => return Err(error),
-                },
-            };
-            durations.add(duration);
-            in_time += if Instant::now() < end { done } else { 0 };
-        }
-        Ok((durations, in_time))
-    }
-}
-
-/// A number of the exponential distribution with the mean 1, the same for the same seed.
-fn exponential(seed: impl Hash) -> f64 {
-    let hash = BuildHasherDefault::<DefaultHasher>::new().hash_one(seed);
-    let uniform = f64::from(u32::try_from(hash >> 32).unwrap_or(0)) + 0.5;
-    -(uniform / 4_294_967_296.0).ln()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_have_the_mean_that_was_asked_for() {
-        // A fixed sequence: the mean of 100 000 is within 1 % of 1, three standard errors.
-        let sum: f64 = (0..100_000).map(exponential).sum();
-        assert!((sum / 100_000.0 - 1.0).abs() < 0.01, "{sum}");
-        assert!((0..100_000).map(exponential).all(|pause| pause > 0.0));
-    }
 }

@@ -1,9 +1,11 @@
 //! `reuseport connect`: a client that counts what becomes of its connections.
 
+use core::fmt::Write as _;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -11,7 +13,8 @@ use crate::Failure;
 use crate::args::Args;
 use crate::client::Client;
 use crate::histogram::Histogram;
-use crate::output::{print, progress};
+use crate::output::{print, progress, ratio};
+use crate::signals::Signals;
 
 pub(crate) const HELP: &str = "\
 Connects, reads until the server closes, and counts; exits 1 if any connection failed
@@ -26,11 +29,14 @@ Usage: reuseport connect [OPTIONS]
   --timeout MS       milliseconds to wait for an answer [10000]
   --udp              send a datagram instead, each from a port of its own, and wait for it to come
                      back: for `serve --udp --echo`
+
+SIGINT (Ctrl-C) and SIGTERM end it early: what it has counted so far is printed.
 ";
 
 type Visit = fn(&Client) -> Result<Duration, String>;
 
 /// What a client has seen.
+#[derive(Default)]
 struct Seen {
     durations: Histogram,
     failures: BTreeMap<String, usize>,
@@ -61,96 +67,91 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     args.finish()?;
 
     let begun = Instant::now();
+    let seen: Arc<[Mutex<Seen>]> = (0..concurrency).map(|_| Mutex::default()).collect();
+    let so_far = Arc::clone(&seen);
+    Signals::at_an_early_end(move || {
+        progress("");
+        Seen::all(&so_far).print(what, begun.elapsed());
+    })?;
     let started = AtomicUsize::new(0);
-    let mut all = Seen {
-        durations: Histogram::new(),
-        failures: BTreeMap::new(),
-    };
     thread::scope(|scope| {
-        let (done, arrivals) = mpsc::channel();
-        for _ in 0..concurrency {
-            let (done, client, started) = (done.clone(), &client, &started);
+        let (ended, ends) = mpsc::channel::<()>();
+        for seen in &*seen {
+            let (ended, client, started) = (ended.clone(), &client, &started);
             let thread = thread::Builder::new().stack_size(128 * 1024);
             let spawned = thread.spawn_scoped(scope, move || {
-                let seen = visit_while(
-                    || visit(client),
-                    || started.fetch_add(1, Relaxed) < connections,
-                );
-                _ = done.send(seen);
-            });
-            spawned.map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
-        }
-        drop(done);
-        loop {
-            match arrivals.recv_timeout(Duration::from_millis(200)) {
-                Ok(seen) => all.merge(seen),
-                Err(RecvTimeoutError::Timeout) => {
-                    let started = started.load(Relaxed).min(connections);
-                    progress(&format!("{started} of {connections} {what}"));
+                let _ended = ended; // dropped at the end
+                while started.fetch_add(1, Relaxed) < connections {
+                    let outcome = visit(client);
+                    lock(seen).add(outcome);
                 }
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
+            });
+            spawned.map_err(|error| Failure::thread(&error))?;
+        }
+        drop(ended);
+        while ends.recv_timeout(Duration::from_millis(200)) == Err(RecvTimeoutError::Timeout) {
+            let started = started.load(Relaxed).min(connections);
+            progress(&format!("{started} of {connections} {what}"));
         }
         progress("");
         Ok::<_, Failure>(())
     })?;
-    all.tell(what, connections, begun.elapsed(), &server)
+    let all = Seen::all(&seen);
+    all.print(what, begun.elapsed());
+    all.verdict(what, &server)
 }
 
 fn millis(count: usize) -> Duration {
     Duration::from_millis(count as u64)
 }
 
-fn visit_while(
-    visit: impl Fn() -> Result<Duration, String>,
-    mut more: impl FnMut() -> bool,
-) -> Seen {
-    let mut seen = Seen {
-        durations: Histogram::new(),
-        failures: BTreeMap::new(),
-    };
-    while more() {
-        match visit() {
-            Ok(duration) => seen.durations.add(duration),
-            Err(failure) => *seen.failures.entry(failure).or_default() += 1,
-        }
-    }
-    seen
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Seen {
-    fn merge(&mut self, other: Seen) {
-        self.durations.merge(&other.durations);
-        for (failure, times) in other.failures {
-            *self.failures.entry(failure).or_default() += times;
+    fn all(clients: &[Mutex<Seen>]) -> Seen {
+        let mut all = Seen::default();
+        for seen in clients {
+            let seen = lock(seen);
+            all.durations.merge(&seen.durations);
+            for (failure, times) in &seen.failures {
+                *all.failures.entry(failure.clone()).or_default() += times;
+            }
+        }
+        all
+    }
+
+    fn add(&mut self, outcome: Result<Duration, String>) {
+        match outcome {
+            Ok(duration) => self.durations.add(duration),
+            Err(failure) => *self.failures.entry(failure).or_default() += 1,
         }
     }
 
-    /// `server`: what to look for if there is no answer at all.
-    fn tell(
-        &self,
-        what: &str,
-        connections: usize,
-        elapsed: Duration,
-        server: &str,
-    ) -> Result<(), Failure> {
-        let failed: usize = self.failures.values().sum();
-        let made = connections - failed;
+    fn print(&self, what: &str, elapsed: Duration) {
+        let made = self.durations.len();
         let seconds = elapsed.as_secs_f64();
-        #[allow(clippy::cast_precision_loss)] // printed as a whole number
-        let rate = made as f64 / seconds;
         let [half, most, all] =
             [500, 990, 1000].map(|at| self.durations.percentile(at).as_secs_f64() * 1e3);
-        print(&format!("{made} {what} in {seconds:.2} s"));
+        let mut text = format!("{made} {what} in {seconds:.2} s");
         if made > 0 {
-            print(&format!(
+            let rate = ratio(made, 1) / seconds;
+            _ = write!(
+                text,
                 ", {rate:.0} a second; p50 {half:.3} ms, p99 {most:.3} ms, max {all:.3} ms"
-            ));
+            );
         }
-        print("\n");
+        text.push('\n');
         for (failure, times) in &self.failures {
-            print(&format!("{times} failed: {failure}\n"));
+            _ = writeln!(text, "{times} failed: {failure}");
         }
+        print(&text);
+    }
+
+    /// `server`: what to look for if there is no answer at all.
+    fn verdict(&self, what: &str, server: &str) -> Result<(), Failure> {
+        let (made, failed) = (self.durations.len(), self.failures.values().sum::<usize>());
         let hint = match made {
             0 => format!("; is there a {server}?"),
             _ => String::new(),
@@ -158,7 +159,8 @@ impl Seen {
         match failed {
             0 => Ok(()),
             _ => Err(Failure::Failed(format!(
-                "{failed} of {connections} {what} failed{hint}"
+                "{failed} of {} {what} failed{hint}",
+                made + failed
             ))),
         }
     }

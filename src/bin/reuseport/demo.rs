@@ -6,7 +6,7 @@ use reuseport::{AcceptQueue, Group, Serve, Server, Stats};
 
 use crate::args::Args;
 use crate::client::Client;
-use crate::output::{print, ratio, tally};
+use crate::output::{TCP, UDP, Words, print, ratio, rows};
 use crate::{Failure, serve};
 
 pub(crate) const HELP: &str = "\
@@ -34,18 +34,18 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
             print(&format!("receiver {receiver}\n"));
             message.reply(0);
         })?;
-        show(&server, "receiver", connections, Client::ask)
+        show(&server, UDP, connections, Client::ask)
     } else {
         let group = serve::bind(&Group::options(), &addresses, acceptors)?;
         let server = group.spawn(|acceptor, _| print(&format!("acceptor {acceptor}\n")))?;
-        show(&server, "acceptor", connections, Client::visit)
+        show(&server, TCP, connections, Client::visit)
     }
 }
 
 /// Has clients come, one after the other, and shows who served them.
 fn show<P: Serve>(
     server: &Server<P>,
-    who: &str,
+    words: Words,
     connections: usize,
     visit: fn(&Client) -> Result<Duration, String>,
 ) -> Result<(), Failure> {
@@ -60,11 +60,11 @@ fn show<P: Serve>(
         visit(&client).map_err(|error| Failure::Failed(format!("{address}: {error}")))?;
     }
     let counts = server.stop(timeout);
-    let rows: Vec<_> = counts
+    let members: Vec<_> = counts
         .iter()
         .map(|count| (*count, None::<AcceptQueue>))
         .collect();
-    print(&format!("\n{}", tally(who, &rows, true)));
+    print(&format!("\n{}", rows(words, &members, true)));
     if let Some(note) = note(&counts, connections) {
         print(&note);
     }
@@ -81,18 +81,26 @@ fn note(counts: &[Stats], connections: usize) -> Option<String> {
     let chance = 100.0 * chance_of_a_miss(acceptors, connections);
     Some(format!(
         "\n{idle} of {acceptors} had none. The kernel's hash decides, not a rota: {connections} \
-         leave out one of\nthem in about {chance:.0} % of runs.\n"
+         leave out one of\nthem in {chance:.1} % of runs.\n"
     ))
 }
 
-/// About how likely it is that `balls` thrown into `bins` leave one empty. The number of empty ones
-/// is nearly Poisson's, with the mean that each is missed by all.
+/// How likely it is that `balls` thrown into `bins` leave one empty: the inverse of how likely they
+/// come to be in all of them, one ball after the other.
 fn chance_of_a_miss(bins: usize, balls: usize) -> f64 {
-    if balls < bins {
-        return 1.0;
+    // The chances that so many bins are in use.
+    let mut used = vec![0.0; bins + 1];
+    used[0] = 1.0;
+    for _ in 0..balls {
+        if 1.0 - used[bins] < 1e-9 {
+            break;
+        }
+        for n in (1..=bins).rev() {
+            used[n] = used[n] * ratio(n, bins) + used[n - 1] * ratio(bins - n + 1, bins);
+        }
+        used[0] = 0.0;
     }
-    let missed = ratio(bins - 1, bins).powi(i32::try_from(balls).unwrap_or(i32::MAX));
-    1.0 - (-ratio(bins, 1) * missed).exp()
+    1.0 - used[bins]
 }
 
 #[cfg(test)]
@@ -100,10 +108,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ten_connections_miss_one_of_three_acceptors_in_five_percent_of_runs() {
-        // Exactly: 3 (2/3)^10 - 3 (1/3)^10 = 0.052.
-        assert!((chance_of_a_miss(3, 10) - 0.052).abs() < 0.002);
-        assert!(chance_of_a_miss(3, 100) < 1e-16);
-        assert!((chance_of_a_miss(5, 3) - 1.0).abs() < 1e-9);
+    fn chance_of_a_miss_is_exact() {
+        for (bins, balls, chance) in [
+            (3, 10, 1.0 - 55980.0 / 59049.0),
+            (3, 3, 7.0 / 9.0),
+            (2, 2, 0.5),
+            (1, 1, 0.0),
+            (5, 3, 1.0),
+        ] {
+            let found = chance_of_a_miss(bins, balls);
+            assert!((found - chance).abs() < 1e-12, "{bins} {balls}: {found}");
+        }
+        assert!(chance_of_a_miss(1024, usize::MAX) < 1e-9);
     }
 }

@@ -10,12 +10,19 @@ pub(crate) struct Histogram {
     total: u64,
 }
 
-impl Histogram {
-    pub(crate) fn new() -> Histogram {
+impl Default for Histogram {
+    fn default() -> Histogram {
         Histogram {
             buckets: vec![0; STEPS * 32],
             total: 0,
         }
+    }
+}
+
+impl Histogram {
+    /// Returns how many durations there are.
+    pub(crate) fn len(&self) -> usize {
+        usize::try_from(self.total).unwrap_or(usize::MAX)
     }
 
     pub(crate) fn add(&mut self, duration: Duration) {
@@ -76,7 +83,7 @@ mod tests {
 
     #[test]
     fn percentiles_of_one_to_a_thousand() {
-        let mut histogram = Histogram::new();
+        let mut histogram = Histogram::default();
         (1..=1000).for_each(|n| histogram.add(Duration::from_micros(n)));
         let near = |at, wanted: u64| {
             let found = u64::try_from(histogram.percentile(at).as_micros()).unwrap();
@@ -88,6 +95,6 @@ mod tests {
         near(500, 500);
         near(990, 990);
         near(1000, 1000);
-        assert_eq!(Histogram::new().percentile(500), Duration::ZERO);
+        assert_eq!(Histogram::default().percentile(500), Duration::ZERO);
     }
 }

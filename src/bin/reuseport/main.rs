@@ -15,6 +15,7 @@ mod restart;
 mod serve;
 mod signals;
 mod slow;
+mod work;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,12 @@ enum Failure {
     Usage(String),
     /// It could not: exit 1.
     Failed(String),
+}
+
+impl Failure {
+    fn thread(error: &std::io::Error) -> Failure {
+        Failure::Failed(format!("starting a thread: {error}"))
+    }
 }
 
 impl From<GroupError> for Failure {
@@ -54,7 +61,7 @@ Usage: reuseport [COMMAND] [OPTIONS]
   compare    the ways to accept, one beside the other under the same load
   explain    tries on this kernel what the guide says of SO_REUSEPORT
 
-`reuseport COMMAND --help` lists the options of each. `reuseport --version`.
+`reuseport help COMMAND` lists the options of each. `reuseport --version`.
 ";
 
 type Run = fn(Args) -> Result<(), Failure>;
@@ -73,14 +80,23 @@ fn command(name: &str) -> Option<(&'static str, Run)> {
     found.map(|(_, help, run)| (help, run))
 }
 
+fn known(name: &str) -> Result<(&'static str, Run), Failure> {
+    let names = COMMANDS.map(|command| command.0).join(", ");
+    let unknown = || Failure::Usage(format!("there is no command \"{name}\"; there are {names}"));
+    command(name).ok_or_else(unknown)
+}
+
 /// Does what the command of this name does, or tells how to use it.
 fn run(name: Option<&str>, mut args: Args) -> Result<(), Failure> {
+    if name == Some("help") {
+        let of = args.command();
+        args.finish()?;
+        let help = of.map_or(Ok(HELP), |name| known(&name).map(|command| command.0));
+        print(help?);
+        return Ok(());
+    }
     let (help, run): (_, Run) = if let Some(name) = name {
-        let unknown = || {
-            let they = "they are demo, serve, connect, compare and explain";
-            Failure::Usage(format!("there is no command \"{name}\"; {they}"))
-        };
-        command(name).ok_or_else(unknown)?
+        known(name)?
     } else {
         let names = COMMANDS.map(|command| command.0);
         args.unwanted(&names, "a command stands before its options");

@@ -103,9 +103,71 @@ impl Queued for ReceiveBuffer {
     }
 }
 
-/// One line for each acceptor, or receiver, as `who` says: count, share, bar, queue, and what else
-/// happened to it. `ended`: none should run any more.
-pub(crate) fn tally(who: &str, members: &[(Stats, Option<impl Queued>)], ended: bool) -> String {
+/// What a server's members are called, and what they take.
+#[derive(Clone, Copy)]
+pub(crate) struct Words {
+    pub(crate) member: &'static str,
+    pub(crate) item: &'static str,
+}
+
+pub(crate) const TCP: Words = Words {
+    member: "acceptor",
+    item: "connection",
+};
+
+pub(crate) const UDP: Words = Words {
+    member: "receiver",
+    item: "datagram",
+};
+
+/// A number of things, in words.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// What a server has done so far, and what is queued.
+pub(crate) fn so_far<Q: Queued>(
+    server: &str,
+    words: Words,
+    members: &[(Stats, Option<Q>)],
+) -> String {
+    let taken = members.iter().map(|(stats, _)| stats.accepted).sum();
+    let taken = count(taken, words.item);
+    format!(
+        "reuseport: {server}: {taken} so far\n{}",
+        rows(words, members, false)
+    )
+}
+
+/// What a server has done in all. `inherited`: what is queued is left to others.
+pub(crate) fn at_the_end(server: &str, words: Words, stats: &[Stats], inherited: bool) -> String {
+    let sum = |of: fn(&Stats) -> usize| stats.iter().map(of).sum::<usize>();
+    let (reset, running) = (sum(|stats| stats.reset), sum(|stats| stats.running.into()));
+    let mut text = format!(
+        "reuseport: {server}: {}",
+        count(sum(|stats| stats.accepted), words.item)
+    );
+    if inherited {
+        text += "; what is queued is left to the holder of the socket";
+    } else if reset > 0 {
+        _ = write!(text, "; {} reset in the queue", count(reset, words.item));
+    } else {
+        text += "; all that were queued are served";
+    }
+    if running > 0 {
+        _ = write!(text, "; {} still running", count(running, "handler"));
+    }
+    let members: Vec<_> = stats
+        .iter()
+        .map(|stats| (*stats, None::<AcceptQueue>))
+        .collect();
+    let (all, width) = (sum(|stats| stats.accepted), words.member.len() + 4);
+    text + "\n" + &rows(words, &members, true) + &format!("{:width$} {all}\n", "total")
+}
+
+/// A line for each member: count, share, bar, queue, and what else happened to it. `ended`: none
+/// should run any more.
+pub(crate) fn rows(words: Words, members: &[(Stats, Option<impl Queued>)], ended: bool) -> String {
     const BAR: usize = 40;
     let total: usize = members.iter().map(|(count, _)| count.accepted).sum();
     let most = members
@@ -114,7 +176,7 @@ pub(crate) fn tally(who: &str, members: &[(Stats, Option<impl Queued>)], ended: 
         .max()
         .unwrap_or(0)
         .max(1);
-    let width = most.to_string().len();
+    let width = if ended { total } else { most }.to_string().len();
     let mut text = String::new();
     for (count, queue) in members {
         let (id, accepted) = (count.id, count.accepted);
@@ -122,7 +184,8 @@ pub(crate) fn tally(who: &str, members: &[(Stats, Option<impl Queued>)], ended: 
         let bar = "#".repeat((accepted * BAR).div_ceil(most));
         _ = write!(
             text,
-            "{who} {id:<3} {accepted:>width$}  {share:5.1} %  {bar:BAR$}"
+            "{} {id:<3} {accepted:>width$}  {share:5.1} %  {bar:BAR$}",
+            words.member
         );
         if let Some(queue) = queue {
             _ = write!(text, "  {}", queue.describe());

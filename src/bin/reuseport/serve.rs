@@ -2,18 +2,18 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::{process, thread};
+use std::sync::Arc;
+use std::time::Instant;
 
-use reuseport::{Group, GroupOptions, Protocol, Serve, Server, Steering};
+use reuseport::{Group, GroupOptions, Protocol, Steering, Udp};
 
 use crate::Failure;
 use crate::args::Args;
-use crate::output::{Queued, explain, print, report, report_lines, tally};
-use crate::replace::replace_failed;
-use crate::restart::{HandedOver, Program, notify, refuse};
-use crate::signals::{Caught, Signals};
+use crate::output::{TCP, UDP, explain, print};
+use crate::restart::{Program, refuse};
+use crate::signals::Signals;
 use crate::slow::Slow;
+use crate::work::Work;
 
 pub(crate) const HELP: &str = "\
 Accepts and closes, and prints `acceptor N` on stdout for every connection
@@ -21,7 +21,9 @@ Accepts and closes, and prints `acceptor N` on stdout for every connection
 Usage: reuseport serve [OPTIONS]
 
   --addr ADDRESS     where to listen, such as 127.0.0.1:3000, [::1]:3000, localhost:3000;
-                     port 0 is any free one [127.0.0.1:3000]
+                     port 0 is any free one; --addr may be given several times
+                     [127.0.0.1:3000]
+  --only-v6          leave IPv4 alone on an IPv6 wildcard address, such as [::]:3000
   --acceptors N      threads, each with its own listening socket [3]
   --backlog N        connections that may wait on each socket [as many as the kernel allows]
   --join             join whoever is on the port, if they are of this user and have set the option,
@@ -39,6 +41,9 @@ Usage: reuseport serve [OPTIONS]
   --udp              receive datagrams, and print `receiver N` for each
   --echo             send each datagram back
   --batch            receive and send many datagrams by one system call
+
+It sends nothing: `reuseport connect` counts what was served, and `curl 127.0.0.1:3000` ends with
+`Empty reply from server` (exit code 52), which means the same.
 
 SIGINT (Ctrl-C) and SIGTERM end it, and so does SIGHUP where a terminal controls it: established
 connections are served first, and a table comes on stderr. A second SIGINT or SIGTERM ends it at
@@ -72,12 +77,14 @@ struct Wanted {
     grace: Duration,
     slow: Option<Slow>,
     quiet: bool,
-    addresses: Vec<SocketAddr>,
+    only_v6: bool,
+    /// For each `--addr`, what its name stands for.
+    addresses: Vec<Vec<SocketAddr>>,
 }
 
 impl Wanted {
     fn parse(args: &mut Args) -> Result<Wanted, Failure> {
-        Ok(Wanted {
+        let wanted = Wanted {
             acceptors: args.number("--acceptors", 1, 1024, 3)?,
             join: args.flag("--join"),
             shared: args.flag("--shared"),
@@ -86,14 +93,32 @@ impl Wanted {
             grace: Duration::from_millis(args.number("--grace", 0, 86_400_000, 1000)? as u64),
             slow: Slow::option(args)?,
             quiet: args.flag("--quiet"),
-            addresses: args.addresses()?,
-        })
+            only_v6: args.flag("--only-v6"),
+            addresses: args.all_addresses()?,
+        };
+        if wanted.only_v6 && !wanted.addresses.iter().any(|choice| is_v6(choice)) {
+            let line = "--only-v6 needs an IPv6 address, such as [::]:3000".to_owned();
+            return Err(Failure::Usage(line));
+        }
+        Ok(wanted)
     }
 
     fn options<P: Protocol>(&self, options: GroupOptions<P>) -> GroupOptions<P> {
         let options = options.join(self.join).shared(self.shared).pin(self.pin);
         let steering = self.steering.unwrap_or_default();
         options.steering(steering).grace(self.grace)
+    }
+
+    /// Binds a group to each address.
+    fn bind<P: Protocol>(&self, options: &GroupOptions<P>) -> Result<Vec<Group<P>>, Failure> {
+        let bind_one = |choice: &Vec<SocketAddr>| {
+            let mut options = options.clone();
+            if self.only_v6 && is_v6(choice) {
+                options = options.only_v6(true);
+            }
+            bind(&options, choice, self.acceptors)
+        };
+        self.addresses.iter().map(bind_one).collect()
     }
 
     /// What becomes of each connection or datagram.
@@ -105,6 +130,10 @@ impl Wanted {
             slow.handle();
         }
     }
+}
+
+fn is_v6(choice: &[SocketAddr]) -> bool {
+    choice.iter().all(SocketAddr::is_ipv6)
 }
 
 fn steering(value: &str) -> Option<Steering> {
@@ -139,22 +168,45 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let program = Program::of_this_process();
     // Before the first thread, which inherits it.
     let signals = Signals::of_a_server();
-    let group = match inherited()? {
-        Some(group) if group.is_inherited() && made_to_order => {
+    let mut groups = Vec::new();
+    for group in Group::from_env()? {
+        let is_inherited = group.is_inherited();
+        if is_inherited && made_to_order {
             let line = "the listeners are inherited: --join, --shared, --steer and --backlog are \
                         for those who open them";
             return Err(Failure::Usage(line.to_owned()));
         }
-        Some(group) if group.sockets().len() == 1 && group.is_inherited() => {
-            group.with_options(options).share_among(wanted.acceptors)?
-        }
-        Some(group) => group.with_options(options),
-        None => bind(&options, &wanted.addresses, wanted.acceptors)?,
+        let is_single = group.sockets().len() == 1 && is_inherited;
+        let group = group.with_options(options.clone());
+        groups.push(if is_single {
+            group.share_among(wanted.acceptors)?
+        } else {
+            group
+        });
+    }
+    if groups.is_empty() {
+        groups = wanted.bind(&options)?;
+    }
+    let (grace, inherited) = (wanted.grace, groups[0].is_inherited());
+    let wanted = Arc::new(wanted);
+    let spawn = |group: Group| {
+        let wanted = Arc::clone(&wanted);
+        group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))
     };
-    let grace = wanted.grace;
-    let server = group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))?;
-    work(&server, "acceptor", &signals, grace, |server| {
-        program.hand_over(server, grace, &signals)
+    let servers = groups
+        .into_iter()
+        .map(spawn)
+        .collect::<Result<Vec<_>, _>>()?;
+    let work = Work {
+        servers,
+        words: TCP,
+        grace,
+        inherited,
+        begun: Instant::now(),
+    };
+    work.until_the_end(&signals, |servers| match servers {
+        [server] => program.hand_over(server, grace, &signals),
+        _ => refuse("one address is handed over, not several"),
     })
 }
 
@@ -169,103 +221,37 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
     args.finish()?;
     let options = wanted.options(options);
     let signals = Signals::of_a_server();
-    if inherited()?.is_some() {
+    if !Group::from_env()?.is_empty() {
         let line = "listeners are inherited, and they are no datagram sockets".to_owned();
         return Err(Failure::Usage(line));
     }
-    let group = bind(&options, &wanted.addresses, wanted.acceptors)?;
+    let groups = wanted.bind(&options)?;
     let grace = wanted.grace;
-    let server = group.spawn(move |receiver, message| {
-        wanted.handle("receiver", receiver);
-        if echo {
-            let len = message.payload().len();
-            message.reply(len);
-        }
-    })?;
-    work(&server, "receiver", &signals, grace, |_| {
+    let wanted = Arc::new(wanted);
+    let spawn = |group: Group<Udp>| {
+        let wanted = Arc::clone(&wanted);
+        group.spawn(move |receiver, message| {
+            wanted.handle("receiver", receiver);
+            if echo {
+                let len = message.payload().len();
+                message.reply(len);
+            }
+        })
+    };
+    let servers = groups
+        .into_iter()
+        .map(spawn)
+        .collect::<Result<Vec<_>, _>>()?;
+    let work = Work {
+        servers,
+        words: UDP,
+        grace,
+        inherited: false,
+        begun: Instant::now(),
+    };
+    work.until_the_end(&signals, |_| {
         refuse("datagram sockets cannot be handed over")
     })
-}
-
-/// Serves until a signal ends it, or `hand_over` has, or no member is left.
-fn work<P: Serve>(
-    server: &Server<P>,
-    who: &str,
-    signals: &Signals,
-    grace: Duration,
-    hand_over: impl Fn(&Server<P>) -> HandedOver,
-) -> Result<(), Failure>
-where
-    P::Queue: Queued,
-{
-    notify("READY=1");
-    let members = server.members().len();
-    report(&format!(
-        "listening on {} with {members} {who}{}, pid {}",
-        server.local_addr(),
-        if members == 1 { "" } else { "s" },
-        process::id()
-    ));
-    let lost = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| replace_failed(server, who, members, &lost));
-        serve(server, who, signals, grace, hand_over);
-    });
-    if lost.load(Relaxed) {
-        return Err(Failure::Failed(format!("no {who} is left")));
-    }
-    Ok(())
-}
-
-/// Serves until a signal ends it, or `hand_over` has; then stops the server.
-fn serve<P: Serve>(
-    server: &Server<P>,
-    who: &str,
-    signals: &Signals,
-    grace: Duration,
-    hand_over: impl Fn(&Server<P>) -> HandedOver,
-) where
-    P::Queue: Queued,
-{
-    let mut wanted = false;
-    loop {
-        // A request to hand over is kept until the old process of this one has left.
-        let timeout = wanted.then_some(RETRY_INTERVAL);
-        match signals.wait(timeout) {
-            Some(Caught::Report) => {
-                let members = server.members().into_iter();
-                let rows = members.map(|member| (member.stats, member.queue));
-                report_lines(&tally(who, &rows.collect::<Vec<_>>(), false));
-            }
-            Some(Caught::End) => break,
-            Some(Caught::HandOver) | None => match hand_over(server) {
-                HandedOver::Yes => break,
-                HandedOver::No => wanted = false,
-                HandedOver::NotYet => wanted = true,
-            },
-        }
-    }
-    // The queues at the end: what waits there is served before the counts are reported.
-    let queues = server.members();
-    let rows = server.stop(grace).into_iter().map(|stats| {
-        let member = queues.iter().find(|member| member.stats.id == stats.id);
-        (stats, member.and_then(|member| member.queue))
-    });
-    report_lines(&tally(who, &rows.collect::<Vec<_>>(), true));
-}
-
-/// How often a request to hand over is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(10);
-
-/// The group that systemd or a predecessor has passed.
-fn inherited() -> Result<Option<Group>, Failure> {
-    let mut groups = Group::from_env()?;
-    match groups.len() {
-        0 | 1 => Ok(groups.pop()),
-        _ => Err(Failure::Failed(
-            "listeners for more than one address were passed".to_owned(),
-        )),
-    }
 }
 
 /// Binds a group to the first of `addresses` that lets it.

@@ -4,8 +4,10 @@ use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 use core::time::Duration;
 use std::fs::File;
-use std::thread::sleep;
+use std::thread::{Builder, sleep};
 use std::time::Instant;
+
+use crate::Failure;
 
 /// What a signal asks of a server.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,6 +57,21 @@ impl Signals {
             blocked,
             hangup_ends,
         }
+    }
+
+    /// Has a thread wait for SIGINT or SIGTERM. At the first it calls `finish`, which says what is
+    /// done so far, and ends the process by that signal; the next one ends it at once.
+    pub(crate) fn at_an_early_end(finish: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+        let signals = Signals::block(&ENDING);
+        let wait = move || {
+            let signal = signals.next();
+            let_the_next_end_it();
+            finish();
+            // SAFETY: takes an integer. This thread does not block the signal any more.
+            unsafe { libc::raise(signal) };
+        };
+        let started = Builder::new().spawn(wait);
+        started.map_or_else(|error| Err(Failure::thread(&error)), |_| Ok(()))
     }
 
     /// Waits for one of them, at most for `timeout`. After one that says to end, SIGINT and SIGTERM

@@ -98,6 +98,8 @@ pub(crate) struct Report {
     /// How to have it again.
     pub(crate) command: String,
     pub(crate) rows: Vec<Row>,
+    /// The ways that this kernel does not have.
+    pub(crate) missing: Vec<&'static str>,
     /// The row that the others are measured by.
     pub(crate) base: usize,
 }
@@ -115,12 +117,25 @@ impl Report {
         chance(won, rounds) * pairs < 0.05
     }
 
+    /// Drops the rounds in which not all ways have had their turn, and returns how many are left.
+    pub(crate) fn keep_complete_rounds(&mut self) -> usize {
+        let complete = self
+            .rows
+            .iter()
+            .map(|row| row.rounds.len())
+            .min()
+            .unwrap_or(0);
+        self.rows
+            .iter_mut()
+            .for_each(|row| row.rounds.truncate(complete));
+        complete
+    }
+
     pub(crate) fn table(&self) -> String {
         let (base, rate): (_, Of) = (&self.rows[self.base], |round| round.rate);
         let mut text = format!(
-            "{}\n\n{:20}  conn/s  spread  {:>7}     p50     p99   p99.9     max  fair  \
+            "{:20}  conn/s  spread  {:>7}     p50     p99   p99.9     max  fair  \
              switches    cpu\n",
-            self.command,
             "",
             base.name.split(' ').next_back().unwrap_or_default()
         );
@@ -145,6 +160,9 @@ impl Report {
                 _ = write!(text, "  {}", number(row.median(of), width, digits));
             }
             text.push('\n');
+        }
+        for name in &self.missing {
+            _ = writeln!(text, "{name:20}  not on this kernel");
         }
         text
     }
@@ -214,6 +232,7 @@ mod tests {
         Report {
             command,
             rows,
+            missing: Vec::new(),
             base: 0,
         }
     }

@@ -180,7 +180,7 @@ fn single(workers: usize, handling: Handling) -> Result<Running, Failure> {
             }
         };
         let spawned = thread::Builder::new().spawn(work);
-        spawned.map_err(|error| Failure::Failed(format!("starting a thread: {error}")))?;
+        spawned.map_err(|error| Failure::thread(&error))?;
     }
     let group = serve::bind(&Group::options(), &[ANY_PORT], 1)?;
     let server = group.spawn(move |_, connection| _ = hand.send(connection))?;
