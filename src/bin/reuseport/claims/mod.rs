@@ -208,7 +208,7 @@ claims! {
     linux steering::a_fast_open_syn_has_a_payload [Steering]
         "A SYN of TCP Fast Open carries the client's first bytes, and a program sees them."
         unless "the client connects first"
-    linux steering::an_index_out_of_range_is_the_hash [Steering, Linux(5, 3)]
+    linux steering::an_index_out_of_range_is_the_hash [Steering, Linux(4, 9)]
         "An index that no member has leaves the choice to the hash."
         unless "a member has it"
     linux steering::incoming_cpu_is_obeyed [Threads, Affinity, Linux(6, 2)]
