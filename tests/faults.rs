@@ -177,12 +177,13 @@ const ROWS: &[Row] = rows! {
         Fcntl [Fails 1] PthreadCreate [Fails 1];
     retires([1]):
         SetSockOpt [Fails 1, FailsUnlessForbidden 1, FailsAfterLeaving 1] Socket [Succeeds 2]
-        Send [Succeeds 2] Recv [Succeeds 2] GetSockOpt [Succeeds 1, FailsDraining 1]
+        Send [Succeeds 2] Recv [Succeeds 2] GetSockOpt [Succeeds 13, FailsDraining 1]
         Shutdown [FailsDraining 1]
         Close [Succeeds 2];
     retires([0, 2]):
         SetSockOpt [Fails 1, FailsUnlessForbidden 2, Succeeds 1, FailsAfterLeaving 1]
-        GetSockOpt [Succeeds 2, FailsDraining 2] Shutdown [FailsDraining 2];
+        GetSockOpt [Succeeds 14, FailsDraining 1, Succeeds 4, FailsDraining 1]
+        Shutdown [FailsDraining 2];
     steers(Steering::Cpu):
         SetSockOpt [Fails 1];
     steers(Steering::Hash):

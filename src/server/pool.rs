@@ -213,14 +213,16 @@ impl<P: Serve> Pool<P> {
         self.changed.notify_all();
     }
 
-    /// Returns what a worker without a member is to do; `None`: its thread ends.
-    pub(super) fn next_order(&self, worker: &Arc<Worker<P>>) -> Option<Order<P>> {
+    /// Returns what a worker without a member is to do; `None`: its thread ends. `failed`: so has
+    /// the member that it served, and another may take that one's place.
+    pub(super) fn next_order(&self, worker: &Arc<Worker<P>>, failed: bool) -> Option<Order<P>> {
         let mut state = self.lock();
         if let Some(orphan) = state.members.iter_mut().find(|entry| entry.orphan) {
             return Some(orphan.employ(worker));
         }
         // Threads are at most as many as members and spares.
-        if state.closing || state.threads > state.members.len() + self.spare_limit {
+        let limit = state.members.len() + usize::from(failed) + self.spare_limit;
+        if state.closing || state.threads > limit {
             return None;
         }
         state.spares.push(Arc::clone(worker));

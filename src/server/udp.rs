@@ -9,7 +9,6 @@
 //! 2. It is shut down, which wakes its thread; the thread reads on until the queue is empty.
 //! 3. Its descriptor is replaced by a placeholder, which closes the socket.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::boxed::Box;
 use std::sync::Arc;
 use std::thread::sleep;
@@ -181,21 +180,6 @@ impl Member<Udp> {
         self.receive_one_by_one(handler)
     }
 
-    /// Takes the socket out of the kernel's group, whatever copies of it there are (since Linux
-    /// 6.13; before, it gets no more datagrams from others). From a wildcard address it sends from
-    /// the loopback address then.
-    fn connect_to_loopback(&self) -> Result<(), Error> {
-        let mut peer = self.socket.local_addr()?;
-        peer.set_ip(match peer.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => {
-                Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()
-            }
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-        self.socket.connect(peer)
-    }
-
     /// Wakes the thread, which ends when the queue is empty.
     fn wake(&self) {
         if let Some(pipe) = &self.source.pipe {
@@ -314,7 +298,7 @@ impl Serve for Udp {
             return Ok(());
         }
         // Closing it would leave it in the group if a handler has kept a copy.
-        _ = member.connect_to_loopback();
+        _ = member.socket.connect_to_loopback();
         member.source.placeholder.replace(&member.socket.0)
     }
 }

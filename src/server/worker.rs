@@ -116,6 +116,7 @@ pub(super) fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
     let mut served = None;
     let mut order = worker.wait_for_order(Duration::MAX);
     while let Some(next) = order {
+        let mut failed = false;
         match next {
             Order::End => break,
             Order::Serve(member) => {
@@ -127,6 +128,7 @@ pub(super) fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
                 }
                 let outcome = work.serve(pool, worker, &member);
                 pool.left(worker, &member, outcome);
+                failed = member.counters.error().is_some();
             }
             Order::Take { member, extra } => {
                 if served.replace(member.id) != Some(member.id) {
@@ -138,10 +140,11 @@ pub(super) fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
                 } else if pool.take(worker, &member, extra) {
                     let outcome = work.serve(pool, worker, &member);
                     pool.left(worker, &member, outcome);
+                    failed = member.counters.error().is_some();
                 }
             }
         }
-        order = pool.next_order(worker);
+        order = pool.next_order(worker, failed);
     }
     // The handler is the user's: it may panic, and take its time.
     _ = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| drop(work)));

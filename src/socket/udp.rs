@@ -7,6 +7,8 @@
 use core::ffi::{c_int, c_void};
 use core::mem::zeroed;
 use core::net::SocketAddr;
+#[cfg(feature = "std")]
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use libc::{iovec, msghdr};
 
@@ -128,6 +130,21 @@ impl UdpSocket {
         // SAFETY: `peer` is readable for its own length.
         let result = unsafe { libc::connect(self.raw(), at, peer.len() as _) };
         check(Call::Connect, result).map(drop)
+    }
+
+    /// Connects it to the loopback address, which takes it out of its group, whatever copies of it
+    /// there are: see [`connect`](Self::connect).
+    #[cfg(feature = "std")]
+    pub(crate) fn connect_to_loopback(&self) -> Result<(), Error> {
+        let mut peer = self.local_addr()?;
+        peer.set_ip(match peer.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => {
+                Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()
+            }
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+        self.connect(peer)
     }
 
     /// Sends one datagram to the connected peer: `send(2)`.
