@@ -190,6 +190,9 @@
 //! - With `SO_REUSEADDR` on both and neither of them listening, `bind` succeeds without
 //!   `SO_REUSEPORT` too. `listen` of the second then fails with `EADDRINUSE`. So check the result
 //!   of both calls. `explain --claim with-reuseaddr-listen-refuses`
+//! - A program may bind the port with the option and *connect* from it, for example to open a way
+//!   through a NAT. Such a socket does not listen, so it is no member, and takes no connection.
+//!   `explain --claim membership-begins-at-listen`
 //! - Each network namespace has ports of its own: containers with their own network never meet
 //!   in a group. `explain --claim a-namespace-has-ports-of-its-own` (needs root)
 //!

@@ -71,6 +71,8 @@
 //!
 //! `Group::spawn` hands off by default:
 //!
+#![doc = include_str!("hand_off.svg")]
+//!
 //! ```text
 //!    t = 0 ms     A's thread enters a handler, and marks that it has
 //!    t = 1 ms     the monitor, one thread, looks at all marks
@@ -86,10 +88,8 @@
 //! block too, more spare threads begin: twice as many at each look. `tests/handoff.rs` blocks the
 //! thread of a member, and measures how long its connections wait.
 //!
-//! A quick handler costs two marks in memory, and no system call more than in the C program. The
-//! monitor sleeps while no thread that holds a listener is in a handler.
-//!
-#![doc = include_str!("hand_off.svg")]
+//! A quick handler costs two marks in memory, and no system call more than in the C program
+//! (`tests/costs.rs`). The monitor sleeps while no thread that holds a listener is in a handler.
 //!
 //! **The limit** is `GroupOptions::spare_threads(n)`, 512 by default: as many silent clients as
 //! there are threads still stop the server. `Stats::starved` counts it. So a handler that reads
@@ -132,8 +132,9 @@
 //! default), and doubles the time after them. `explain --claim dropped-syns-come-every-second`
 //!
 //! A queue may also fill up between SYN and ACK. Then the kernel drops the ACK: `connect` has
-//! succeeded, and the server has no socket for the client. The client learns of it when it sends
-//! and gets no answer. With `net.ipv4.tcp_abort_on_overflow=1` it is reset instead (tcp(7)).
+//! succeeded, and the server has no socket for the client. The client sends, gets no answer, and
+//! sends again; if there is room by then, that ends the handshake. With
+//! `net.ipv4.tcp_abort_on_overflow=1` the client is reset instead (tcp(7)).
 //! `explain --claim a-full-queue-drops-the-ack-too`
 //!
 //! A short queue has no advantage. Latencies of almost exactly 1 s or 2 s are the sign of one;
