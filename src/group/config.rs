@@ -16,7 +16,7 @@ use crate::socket::protocol::{BindMode, Protocol, Tcp};
 pub struct GroupConfig<P = Tcp> {
     pub(crate) address: SocketAddr,
     pub(crate) options: GroupOptions<P>,
-    /// The user who opened the first member.
+    /// The user that opened the first member.
     user: u32,
     /// The CPUs that the thread which made the group may run on.
     cpus: Result<Arc<[u32]>, Error>,

@@ -15,7 +15,7 @@ impl OldProcess {
         OldProcess(socket)
     }
 
-    /// Tells the old process that this one serves.
+    /// Notifies the old process that this one serves.
     pub(crate) fn notify(&mut self) {
         // It fails if the old process has ended.
         _ = self.0.write_all(b"!");

@@ -188,8 +188,8 @@ impl HandOver<'_> {
         self.child.take().ok_or(HandOverError::ChildExited)
     }
 
-    /// Whether the new process has closed its end of the socket between the two. `Child` would tell
-    /// of the program that was started, which may have started the new process and ended.
+    /// Returns whether the new process has closed its end of the socket between the two. `Child` is
+    /// the program that was started, which may have started the new process and ended.
     fn has_ended(&self) -> bool {
         let Some(mut socket) = self.socket.as_ref() else {
             return true;

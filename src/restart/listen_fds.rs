@@ -20,7 +20,8 @@ pub(super) const LISTEN_FDS_START: RawFd = 3;
 pub(super) const FD_NAME: &str = "reuseport";
 /// The name of the socket between the old process and the new one.
 pub(super) const SOCKET_NAME: &str = "reuseport-socket";
-/// The variable that holds the inode of that socket. It proves who has passed the descriptors.
+/// The variable that holds the inode of that socket: the proof of which process has passed the
+/// descriptors.
 pub(super) const SOCKET_VARIABLE: &str = "REUSEPORT_SOCKET";
 /// The variables that describe passed descriptors, and are not passed on.
 #[cfg(linux_kernel)]

@@ -109,8 +109,8 @@ impl<P: Serve> Pool<P> {
     }
 }
 
-/// Whether a worker has entered a handler, or the server was closed, before the sleep had begun:
-/// who did it has not ended the sleep.
+/// Returns whether a worker has entered a handler, or the server was closed, before the sleep had
+/// begun: that has not ended the sleep.
 fn must_stay_awake<P: Serve>(pool: &Pool<P>) -> bool {
     let state = pool.lock();
     let mut holders = state.members.iter().flat_map(|entry| &entry.holders);
@@ -216,7 +216,7 @@ impl<P: Serve> PoolState<P> {
     }
 }
 
-/// Tells a spare worker to take the member, a new one if there is none. Returns false if no thread
+/// Has a spare worker take the member, a new one if there is none. Returns false if no thread
 /// can be had.
 fn hand_off<P: Serve>(pool: &Arc<Pool<P>>, wanted: Wanted<P>) -> bool {
     let Wanted {

@@ -80,7 +80,7 @@ impl<P: Serve> PoolState<P> {
         self.members.iter().position(|entry| entry.id() == id)
     }
 
-    /// The index that the next member gets, and what [`enter`](Self::enter) wants.
+    /// The index that the next member gets, and what [`enter`](Self::enter) takes.
     pub(crate) fn next_index(&self) -> (usize, usize) {
         (self.members.len(), self.departures)
     }

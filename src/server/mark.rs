@@ -1,4 +1,4 @@
-//! Who holds a listener: the marks by which workers and the monitor agree without a lock.
+//! Which worker holds a listener: the marks by which workers and the monitor agree without a lock.
 //!
 //! `tests/crates/interleavings` runs this file through every interleaving that the memory model
 //! allows.
@@ -7,7 +7,7 @@ use super::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use super::atomic::{AtomicBool, AtomicUsize, fence};
 
 /// What a worker does with the listener that it holds: the two low bits. The others count its
-/// handlers, so that the monitor can tell one handler from the next.
+/// handlers, so that the monitor can distinguish one handler from the next.
 #[derive(Debug)]
 pub(crate) struct Mark(AtomicUsize);
 
@@ -25,7 +25,7 @@ impl Mark {
         Mark(AtomicUsize::new(ACCEPTING))
     }
 
-    /// The worker enters a handler. Returns the mark, which [`leave`](Self::leave) wants.
+    /// The worker enters a handler. Returns the mark, which [`leave`](Self::leave) takes.
     #[inline]
     pub(crate) fn enter(&self) -> usize {
         let entered = (self.0.load(Relaxed) & !STATE).wrapping_add(NEXT) | HANDLING;

@@ -194,7 +194,7 @@ fn publish(report: &Mutex<Report>, svg: Option<&str>) -> Result<(), Failure> {
     drawn
 }
 
-/// Allows itself as many descriptors as it may, if that many connections could want them.
+/// Allows itself as many descriptors as it may, if that many connections could need them.
 fn allow_descriptors(connections: usize) {
     if connections == 0 {
         return;
@@ -206,7 +206,7 @@ fn allow_descriptors(connections: usize) {
     // SAFETY: `limit` is writable.
     unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
     limit.rlim_cur = limit.rlim_max;
-    // Where it fails, so does a connection, if there are too many; and that is told.
+    // Where it fails, so does a connection, if there are too many; and that is reported.
     // SAFETY: `limit` is readable.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
 }

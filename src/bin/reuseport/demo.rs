@@ -42,7 +42,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     }
 }
 
-/// Has clients come, one after the other, and shows who served them.
+/// Has clients come, one after the other, and shows which acceptor served each.
 fn show<P: Serve>(
     server: &Server<P>,
     words: Words,

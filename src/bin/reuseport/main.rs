@@ -24,9 +24,9 @@ use reuseport::{GroupError, Serve, SpawnError};
 use args::Args;
 use output::{explain, print, report};
 
-/// Why a command did not do what it was told.
+/// Why a command failed.
 enum Failure {
-    /// It was told wrongly: exit 2.
+    /// Its arguments are wrong: exit 2.
     Usage(String),
     /// It could not: exit 1.
     Failed(String),
@@ -86,7 +86,7 @@ fn known(name: &str) -> Result<(&'static str, Run), Failure> {
     command(name).ok_or_else(unknown)
 }
 
-/// Does what the command of this name does, or tells how to use it.
+/// Runs the command of this name, or prints how to use it.
 fn run(name: Option<&str>, mut args: Args) -> Result<(), Failure> {
     if name == Some("help") {
         let of = args.command();

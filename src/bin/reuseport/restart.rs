@@ -1,4 +1,4 @@
-//! Restarts of `serve`: what a service manager is told, and the new process that takes over.
+//! Restarts of `serve`: what a service manager is sent, and the new process that takes over.
 
 use core::time::Duration;
 use std::env;
@@ -136,7 +136,7 @@ fn again(program: &Path) -> Command {
     command
 }
 
-/// Tells systemd, where it listens for it: `sd_notify(3)`.
+/// Notifies systemd, where it listens for it: `sd_notify(3)`.
 pub(crate) fn notify(state: &str) {
     let Ok(path) = env::var("NOTIFY_SOCKET") else {
         return;

@@ -47,7 +47,7 @@ pub(super) fn same_four_tuple_same_listener(counter: bool) -> Tried {
 }
 
 /// The first listener on a wildcard. Where clients in `TIME_WAIT` hold every port that port 0 may
-/// become, there are others; but a port of somebody else's must not be joined.
+/// become, there are others; but the port of another program must not be joined.
 fn wildcard(ip: IpAddr) -> Result<Listener, Snag> {
     let mut alone = Listener::options().nonblocking(true).reuse_port(false);
     if ip.is_ipv6() {

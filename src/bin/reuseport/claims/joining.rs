@@ -1,4 +1,4 @@
-//! Who may join, and when.
+//! Joining a group.
 
 use core::ffi::c_int;
 use core::net::{Ipv4Addr, SocketAddr};

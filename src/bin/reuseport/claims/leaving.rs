@@ -1,4 +1,4 @@
-//! When one leaves.
+//! Leaving a group.
 
 use core::ffi::c_int;
 use std::io::Write;

@@ -98,7 +98,7 @@ pub(super) fn look(need: Need) -> State {
     }
 }
 
-/// A look that failed tells nothing.
+/// A look that failed proves nothing.
 fn doubtful(error: impl core::fmt::Display) -> State {
     Doubtful(error.to_string())
 }

@@ -24,7 +24,7 @@ pub(crate) enum Need {
     Program,
     /// Threads.
     Threads,
-    /// `/proc/self/task`, which tells whether a thread sleeps.
+    /// `/proc/self/task`, which shows whether a thread sleeps.
     Tasks,
     /// `sched_setaffinity(2)`.
     Affinity,
@@ -54,7 +54,7 @@ pub(crate) enum Need {
 #[cfg_attr(not(linux_kernel), allow(dead_code))] // there every need is
 pub(crate) enum State {
     Met,
-    /// The look does not tell. The claim is tried; where the outcome is not the expected one, the
+    /// The look gives no answer. The claim is tried; where the outcome is not the expected one, the
     /// reason here is given instead of a verdict.
     Doubtful(String),
     Missing(String),

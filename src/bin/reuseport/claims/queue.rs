@@ -61,7 +61,7 @@ fn drops_the_next(listener: &Listener, others: usize) -> Result<bool, Snag> {
     Ok(dropped)
 }
 
-/// Not by the clock alone, for a busy machine is late by itself: the client's kernel tells when it
+/// Not by the clock alone, for a busy machine is late by itself: the client's kernel says when it
 /// sends the SYN again, and how often it did.
 pub(super) fn overflow_costs_a_second(counter: bool) -> Tried {
     let options = Listener::options().nonblocking(true);
@@ -132,7 +132,7 @@ pub(super) fn dropped_syns_come_every_second(counter: bool) -> Tried {
     Err(Snag::Broken(why))
 }
 
-/// Has a SYN dropped. Returns what the client's kernel tells when it has sent it again: the next
+/// Has a SYN dropped. Returns what the client's kernel says when it has sent it again: the next
 /// pause; and whether it is then sent a second time.
 fn sent_again(counter: bool) -> Result<Option<(Duration, bool)>, Snag> {
     let full = Listener::options().nonblocking(true).backlog(0);

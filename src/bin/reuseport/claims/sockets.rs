@@ -37,7 +37,7 @@ pub(super) fn bind(fd: &impl AsRawFd, address: SocketAddr) -> Result<(), Error> 
 }
 
 pub(super) fn listen(fd: &impl AsRawFd, backlog: c_int) -> Result<(), Error> {
-    // SAFETY: the descriptor is its owner's, who has lent it.
+    // SAFETY: the descriptor is its owner's, which has lent it.
     unsafe { sys::listen(fd.as_raw_fd(), backlog) }
 }
 

@@ -248,14 +248,14 @@ pub(super) fn give_up_capabilities() -> io::Result<()> {
     Err(io::Error::last_os_error())
 }
 
-/// Acts as this user where files and sockets are opened, if it may. Returns as whom it acts now.
+/// Acts as this user where files and sockets are opened, if it may. Returns the user it acts as.
 pub(super) fn act_as(user: libc::uid_t) -> Result<libc::uid_t, Snag> {
     let set = |id| {
         // SAFETY: takes an integer. It changes this thread alone.
         libc::uid_t::try_from(unsafe { libc::setfsuid(id) })
     };
     set(user)?;
-    // It returns as whom the thread acted. No user has the number -1, so this only asks.
+    // It returns as which user the thread acted. No user has the number -1, so this only asks.
     Ok(set(libc::uid_t::MAX)?)
 }
 

@@ -181,7 +181,7 @@ impl Report {
         most + &self.conclude("Lowest p99", |round| 1.0 / round.p99)
     }
 
-    /// Who has more than whom, as far as the rounds agree.
+    /// Which way makes more than which, as far as the rounds agree.
     fn conclude(&self, what: &str, of: Of) -> String {
         let mut rows: Vec<_> = self.rows.iter().collect();
         rows.sort_by(|a, b| b.median(of).total_cmp(&a.median(of)));

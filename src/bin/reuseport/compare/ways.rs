@@ -106,8 +106,8 @@ impl Way {
     }
 
     /// The server's process. It says where it listens, and answers each line on stdin with what it
-    /// has used and done so far. When nobody can ask any more it ends, whatever is under way: it
-    /// does not outlive the process that has started it.
+    /// has used and done so far. It ends once no process can ask any more, whatever is under way:
+    /// it does not outlive the process that has started it.
     pub(crate) fn serve(&self, acceptors: usize, handling: Handling) -> Result<(), Failure> {
         let running = (self.start)(acceptors, handling)?;
         print(&format!("{}\n", running.address));
