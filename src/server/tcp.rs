@@ -167,15 +167,18 @@ impl Member<Tcp> {
                 }
                 Ok(Some(connection))
             }
-            Err(error) => {
-                self.counters.handle_error(self.id, error, &self.stop)?;
-                // Without a descriptor `accept` fails before it looks at the listener's state.
-                if Tcp::has_left(self) {
-                    return Err(Stopped);
-                }
-                Ok(None)
-            }
+            Err(error) => self.is_refused(error),
         }
+    }
+
+    #[cold]
+    fn is_refused(&self, error: Error) -> Result<Option<Connection>, Stopped> {
+        self.counters.handle_error(self.id, error, &self.stop)?;
+        // Without a descriptor `accept` fails before it looks at the listener's state.
+        if Tcp::has_left(self) {
+            return Err(Stopped);
+        }
+        Ok(None)
     }
 }
 
