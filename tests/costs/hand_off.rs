@@ -133,24 +133,26 @@ fn switches(task: &Path) -> f64 {
 
 /// The system calls in ten seconds of a server that has nothing to do, and of one that has a
 /// hundred clients who say nothing. Before, each had the time to end its spare threads.
-pub(crate) fn calls_when_idle(table: &mut Table) -> Option<[Vec<String>; 2]> {
-    const WHAT: &str = "system calls in 10 s of an idle server, and of one with 100 connections";
+pub(crate) fn calls_when_idle() -> Option<[Vec<String>; 2]> {
     if !tool("strace") {
-        table.row(WHAT, "skipped: no strace");
         return None;
     }
     let accepts = accepts();
-    let calls = thread::scope(|scope| {
+    Some(thread::scope(|scope| {
         let measured = [("idle", 0), ("held", 100)];
         let measured = measured.map(|(name, clients)| {
             let accepts = &accepts;
             scope.spawn(move || calls_beside(accepts, name, clients))
         });
         measured.map(|thread| thread.join().expect("measured"))
-    });
-    let [idle, held] = calls.each_ref().map(Vec::len);
-    table.row(WHAT, format!("{idle} and {held}"));
-    Some(calls)
+    }))
+}
+
+/// Their row of the table.
+pub(crate) fn tell_when_idle(table: &mut Table, calls: Option<&[Vec<String>; 2]>) {
+    const WHAT: &str = "system calls in 10 s of an idle server, and of one with 100 connections";
+    let told = calls.map(|calls| format!("{} and {}", calls[0].len(), calls[1].len()));
+    table.row(WHAT, told.unwrap_or_else(|| "skipped: no strace".into()));
 }
 
 fn calls_beside(accepts: &Path, name: &str, clients: usize) -> Vec<String> {
