@@ -140,6 +140,43 @@ fn a_mistake_in_a_picture_is_found() {
     assert_eq!(well_formed("<svg a=\"1\" b=\"2\"><g/>text</svg>\n"), Ok(()));
 }
 
+/// A list states facts: each of its items names the test, or the source.
+#[test]
+fn every_item_of_the_guides_lists_names_its_proof() {
+    let sources = [
+        "explain --claim",
+        "`tests/",
+        "(measured",
+        "commit ",
+        "RFC ",
+        "(7)",
+        "(2)",
+        "(8)",
+        ".rst",
+        "follows from", // arithmetic
+        "Handlers that never block.",
+    ];
+    let mut items = 0;
+    for page in ["src/guide/mod.rs", "src/guide/traffic.rs"] {
+        let text = read(page);
+        let lines = text.lines().map(|line| line.strip_prefix("//! "));
+        let mut item = String::new();
+        for line in lines.chain([None]) {
+            let begins = line.is_some_and(|line| line.starts_with("- "));
+            let goes_on = line.is_some_and(|line| line.starts_with("  ")) && !item.is_empty();
+            if !goes_on && !item.is_empty() {
+                let proved = sources.iter().any(|source| item.contains(source));
+                assert!(proved, "{page}: no test or source: {item}");
+                (item, items) = (String::new(), items + 1);
+            }
+            if begins || goes_on {
+                item += line.unwrap_or_default();
+            }
+        }
+    }
+    assert!(items > 40, "{items}");
+}
+
 /// At 220 words a minute that is half an hour, code and diagrams included.
 #[test]
 fn the_guide_can_be_read_in_half_an_hour() {

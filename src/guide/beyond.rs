@@ -67,7 +67,7 @@
 //!
 //! This crate uses classic BPF alone, which every user may attach. The price is that an index is
 //! all a program can return: so the process has to know the kernel's order, and to follow it. With
-//! the privileges, udpgrm and Envoy's QUIC listeners show what eBPF makes of it.
+//! the privileges, udpgrm and nginx (`quic_bpf`) show what eBPF makes of it.
 //!
 //! # 12. One machine and beyond
 //!

@@ -31,18 +31,20 @@
 //! # 1. What the option is
 //!
 //! A port belongs to one socket: a second `bind` fails with `EADDRINUSE`. `SO_REUSEPORT` lifts that
-//! for sockets that all set it. On Linux (since 3.9), the sockets of one protocol, address and port
-//! then form a **group**, and the kernel gives each new connection to one **member**.
+//! for sockets that all set it. On Linux (since 3.9: socket(7)), the sockets of one protocol,
+//! address and port then form a **group**, and the kernel gives each new connection to one
+//! **member**.
 //!
 //! A connection begins with a **handshake** of three packets: the client's SYN, the server's SYN
 //! and ACK in one, the client's ACK. The kernel does this without the program. Then the connection
 //! is in its listener's queue, which the **backlog** bounds, until the program calls `accept`. A
 //! connection that is **reset** is aborted: the client's next `recv` fails with `ECONNRESET`.
 //!
-//! Three more words are this crate's. A group **claims** its port when it binds it exclusively
-//! ([chapter 4](#4-joining-a-group)). **Steering** replaces the kernel's hash by a program
-//! ([chapter 6](traffic#6-steering)). **Hand-off** gives the listener of a blocked thread to a
-//! spare thread ([chapter 7](traffic#7-one-slow-thread)).
+//! In this crate a `Listener` is one socket, a `Group` several on one port, and a `Server` a group
+//! with its threads. Three more words are this crate's. A group **claims** its port when it binds
+//! it exclusively ([chapter 4](#4-joining-a-group)). **Steering** replaces the kernel's hash by a
+//! program ([chapter 6](traffic#6-steering)). **Hand-off** gives the listener of a blocked thread
+//! to a spare thread ([chapter 7](traffic#7-one-slow-thread)).
 //!
 #![doc = include_str!("queues.svg")]
 //!
@@ -77,15 +79,19 @@
 //! Each thread makes these calls for a socket of its own. `Listener::bind` makes the same four
 //! calls, and `tests/mirror.rs` compares a C program and a Rust program line by line.
 //!
-//! - `setsockopt` changes this one socket, and has no effect yet.
+//! - `setsockopt` changes this one socket; `bind` looks at it.
+//!   `explain --claim every-socket-needs-the-option`
 //! - `bind` takes the port, or shares it: [which sockets may join](#4-joining-a-group) is decided
-//!   here.
+//!   here. `explain --claim a-second-program-joins-in-silence`
 //! - `listen` makes the socket a member. A socket that is only bound gets no connection.
 //!   `explain --claim membership-begins-at-listen`
 //! - `accept` takes a connection from the queue of this member only.
+//!   `explain --claim a-slow-thread-keeps-its-share-waiting`
 //!
 //! A second `listen` on a socket that listens changes the backlog, and the member keeps its index.
 //! `explain --claim listen-again-keeps-the-place`
+//!
+//! A group has at most 32 768 members: `listen` of the next one fails with `ENOMEM` (measured).
 //!
 //! A program that ignores the result of `bind` may not notice that it failed: `listen` on a socket
 //! without a port succeeds, on a port that the kernel picks.
@@ -146,8 +152,8 @@
 //! On IPv6 it is the group opened first (measured).
 //! `explain --claim a-bound-device-is-another-group`
 //!
-//! **The choice is made once, at the SYN** (since Linux 4.4). The kernel keeps a *request* for the
-//! handshake, and the later packets belong to its listener:
+//! **The choice is made once, at the SYN** (since Linux 4.4: commit 079096f103fa). The kernel keeps
+//! a *request* for the handshake, and the later packets belong to its listener:
 //!
 //! ```text
 //!    client                      kernel                            listener B
@@ -200,7 +206,8 @@
 //! binds *and listens* without the option. The kernel refuses that if another socket listens there,
 //! and refuses other sockets afterwards. Then the first socket sets the option, and the other
 //! members bind. From then on a program can join, if it sets the option too.
-//! `explain --claim the-claim-keeps-others-out`
+//! `explain --claim the-claim-keeps-others-out` `GroupOptions::join(true)` leaves the claim out,
+//! for programs that share a port on purpose.
 //!
 //! **What else holds a port.** Not only listeners refuse a `bind`:
 //!
@@ -257,7 +264,8 @@
 //! ```
 //!
 //! Without step 1 new connections arrive between the last `accept` and the `close`. Without steps 2
-//! and 3 it works on loopback, where a handshake takes no time, and fails on a real network.
+//! and 3 it works on loopback, where a handshake takes no time, and fails on a real network
+//! (`tests/delay.rs`).
 //!
 //! If a SYN, ACK or its answer is lost on the way, the handshake takes 1 s longer: the kernel sends
 //! its part again after that time. A grace period of 1 s, the default, may then be too short, and
