@@ -98,8 +98,9 @@
 //! 8. `server/`, a group at work: `mod.rs` ([`Server`]), `start.rs`, `add.rs`, `member.rs` and
 //!    `list.rs` (the members), `pool.rs` and `worker.rs` (threads), `handoff.rs` and `mark.rs` (a
 //!    blocked thread gives its listener to another), `tcp.rs`, `udp.rs`, `polling.rs` (how workers
-//!    wait), `drain.rs` (how members leave), `steering.rs` (which members get new connections),
-//!    `new_process.rs` (members for a new process), `totals.rs` ([`Totals`]).
+//!    wait), `external.rs` (another runtime accepts), `drain.rs` (how members leave),
+//!    `steering.rs` (which members get new connections), `new_process.rs` (members for a new
+//!    process), `totals.rs` ([`Totals`]).
 //! 9. `restart/`, a new process takes over: `hand_over.rs` (the old process), `listen_fds.rs` (the
 //!    new process, and systemd).
 //! 10. `os/`, what differs between kernels: `mod.rs` (the contract), `linux/`, `other.rs` (the same

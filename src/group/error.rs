@@ -75,6 +75,8 @@ pub enum GroupError {
     HandedOver,
     /// The server was stopped.
     Stopped,
+    /// The server's own threads accept on its listeners: see `Group::into_server`.
+    HasThreads,
     /// `LISTEN_FDS` is no number.
     InvalidListenFds,
     /// A descriptor from `LISTEN_FDS` is no TCP socket that listens.
@@ -168,6 +170,7 @@ impl fmt::Display for GroupError {
             GroupError::HandingOver => "a new process is taking over",
             GroupError::HandedOver => "a new process has taken over",
             GroupError::Stopped => "the server was stopped",
+            GroupError::HasThreads => "the server's own threads accept on its listeners",
             GroupError::InvalidListenFds => "LISTEN_FDS is not a number",
             GroupError::NotAListener { descriptor, error } => {
                 return write!(f, "descriptor {descriptor} is no TCP listener: {error}");
@@ -200,6 +203,7 @@ impl From<GroupError> for io::Error {
             | GroupError::JoinedGroup
             | GroupError::SharedSocket
             | GroupError::Inherited
+            | GroupError::HasThreads
             | GroupError::Unsupported(_) => ErrorKind::Unsupported,
             GroupError::NoSuchMember { .. } => ErrorKind::NotFound,
             GroupError::StillQueued { .. } => ErrorKind::TimedOut,

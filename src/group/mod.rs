@@ -234,7 +234,7 @@ impl<P: Protocol> Group<P> {
     /// kernel goes on choosing among them as it did.
     ///
     /// The runtime then closes them, and closing a listener resets its queue: see
-    /// [the guide](crate::guide).
+    /// [the guide](crate::guide). [`into_server`](Group::into_server) keeps control and loses none.
     pub fn into_sockets(self) -> Vec<P::Socket> {
         if let Some(mut old_process) = self.old_process {
             old_process.notify();

@@ -40,11 +40,12 @@ impl<P: Serve> Server<P> {
         };
         let id = self.unused_id(&control);
         let worker = self.spare_or_new_worker(config, id, cpu_index);
-        let worker = Waiting::new(worker.map_err(call)?);
+        let worker = worker.map_err(call)?.map(Waiting::new);
         let socket = only.map_or_else(|| config.open(index), Ok)?;
         control.next_id = id + 1;
         let member = Member::new(id, cpu_index, socket, source);
-        self.pool.employ(member, &worker.employ(), departures);
+        let worker = worker.map(Waiting::employ);
+        self.pool.employ(member, worker.as_ref(), departures);
         if let Err(error) = self.steer(&control) {
             self.undo_add(&control, id);
             self.pool.lock().tell(|stats| stats.id == id);
@@ -68,10 +69,10 @@ impl<P: Serve> Server<P> {
         config: &GroupConfig<P>,
         id: usize,
         cpu_index: usize,
-    ) -> Result<Arc<Worker<P>>, Error> {
+    ) -> Result<Option<Arc<Worker<P>>>, Error> {
         let spare = self.pool.lock().spares.pop();
         let new = || self.pool.start_worker(id, config.pinned_cpu(cpu_index)?);
-        spare.map_or_else(new, Ok)
+        spare.map_or_else(new, |spare| Ok(Some(spare)))
     }
 
     /// Gives members for which no thread could be had a worker, if one can be had now. Returns
@@ -89,9 +90,11 @@ impl<P: Serve> Server<P> {
             let mut state = self.pool.lock();
             // Another worker may have taken it meanwhile.
             let orphan = state.entry(id).filter(|entry| entry.orphan);
-            let order = orphan.map_or(Order::End, |entry| entry.employ(&worker));
+            let order = orphan.and_then(|entry| entry.employ(worker.as_ref()));
             state.stale = true;
-            worker.give(order);
+            if let Some(worker) = worker {
+                worker.give(order.unwrap_or(Order::End));
+            }
         }
         true
     }

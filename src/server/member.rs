@@ -93,6 +93,7 @@ pub enum OtherListeners {
 }
 
 /// A member in the list, with its workers.
+#[allow(clippy::struct_excessive_bools)] // each is a state of its own
 pub(crate) struct Entry<P: Serve> {
     pub(crate) member: Arc<Member<P>>,
     pub(crate) state: MemberState,
@@ -108,6 +109,8 @@ pub(crate) struct Entry<P: Serve> {
     pub(crate) starved: bool,
     /// No thread could be had for it: the next worker that is free takes it.
     pub(crate) orphan: bool,
+    /// Another runtime accepts on it.
+    elsewhere: bool,
     /// What was done for it was returned to the caller.
     pub(crate) told: bool,
 }
@@ -123,6 +126,7 @@ impl<P: Serve> Entry<P> {
             burst: 1,
             starved: false,
             orphan: false,
+            elsewhere: false,
             told: false,
         }
     }
@@ -133,7 +137,8 @@ impl<P: Serve> Entry<P> {
 
     /// Whether a thread accepts for it, or one of its handlers has not returned.
     pub(crate) fn is_running(&self) -> bool {
-        !self.holders.is_empty() || self.detached > 0
+        let elsewhere = self.elsewhere && self.state != MemberState::Closed;
+        elsewhere || !self.holders.is_empty() || self.detached > 0
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -141,11 +146,12 @@ impl<P: Serve> Entry<P> {
         member.counters.stats(member.id, self.is_running())
     }
 
-    /// Gives it its worker; returns the order for that one.
-    pub(crate) fn employ(&mut self, worker: &Arc<Worker<P>>) -> Order<P> {
+    /// Gives it its worker; returns the order for that one. `None`: another runtime accepts.
+    pub(crate) fn employ(&mut self, worker: Option<&Arc<Worker<P>>>) -> Option<Order<P>> {
         self.orphan = false;
-        self.holders.push(Arc::clone(worker));
-        Order::Serve(Arc::clone(&self.member))
+        self.elsewhere = worker.is_none();
+        self.holders.extend(worker.map(Arc::clone));
+        worker.map(|_| Order::Serve(Arc::clone(&self.member)))
     }
 
     /// Notes that the number of holders has changed.

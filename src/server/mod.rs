@@ -3,6 +3,7 @@
 mod add;
 mod drain;
 mod error;
+mod external;
 mod handoff;
 mod list;
 mod mark;

@@ -14,15 +14,15 @@ use super::Serve;
 use super::list::PoolState;
 use super::mark::Sleep;
 use super::member::{Member, MemberState};
-use super::worker::{Order, Outcome, Work, Worker};
+use super::worker::{MakeWork, Order, Outcome, Worker};
 
 /// How long a spare worker waits for a member before its thread ends.
 const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// All threads and all members of a server.
 pub(crate) struct Pool<P: Serve> {
-    /// Makes what a thread does, on that thread.
-    pub(super) work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
+    /// Makes what a thread does, on that thread; `None` where another runtime accepts.
+    pub(super) work: Option<MakeWork<P>>,
     /// The CPUs in the order of the members, if workers are pinned.
     pub(crate) pins: Box<dyn Fn(usize) -> Option<u32> + Send + Sync>,
     /// The most threads beside one for each member.
@@ -36,7 +36,7 @@ pub(crate) struct Pool<P: Serve> {
 
 impl<P: Serve> Pool<P> {
     pub(crate) fn new(
-        work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
+        work: Option<MakeWork<P>>,
         pins: Box<dyn Fn(usize) -> Option<u32> + Send + Sync>,
         spare_limit: usize,
         shared: bool,
@@ -218,7 +218,7 @@ impl<P: Serve> Pool<P> {
     pub(super) fn next_order(&self, worker: &Arc<Worker<P>>, failed: bool) -> Option<Order<P>> {
         let mut state = self.lock();
         if let Some(orphan) = state.members.iter_mut().find(|entry| entry.orphan) {
-            return Some(orphan.employ(worker));
+            return orphan.employ(Some(worker));
         }
         // Threads are at most as many as members and spares.
         let limit = state.members.len() + usize::from(failed) + self.spare_limit;

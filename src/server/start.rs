@@ -7,21 +7,20 @@ use std::{boxed::Box, vec::Vec};
 
 use super::member::{Entry, Member, MemberState};
 use super::pool::Pool;
-use super::worker::{Order, Work, Worker, run};
+use super::worker::{MakeWork, Order, Worker, run};
 use super::{Control, Serve, Server, SpawnError, deadline_after, handoff};
 use crate::error::{Call, Error};
 use crate::group::{Group, GroupConfig};
 use crate::os;
 
 impl<P: Serve> Group<P> {
-    /// Starts the threads. `work` makes what a thread does, on that thread.
-    pub(super) fn start(
-        self,
-        work: Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>,
-    ) -> Result<Server<P>, SpawnError<P>> {
+    /// Starts the threads. `work` makes what a thread does, on that thread; `None`: there are none,
+    /// because another runtime accepts.
+    pub(super) fn start(self, work: Option<MakeWork<P>>) -> Result<Server<P>, SpawnError<P>> {
         let options = &self.config.options;
         let (spare_limit, shared) = (options.spare_threads, options.shared);
-        let spare_limit = if P::HAS_PAYLOAD { 0 } else { spare_limit };
+        let spares = !P::HAS_PAYLOAD && work.is_some();
+        let spare_limit = if spares { spare_limit } else { 0 };
         let pins = self.config.clone();
         let pins = Box::new(move |cpu_index| pins.pinned_cpu(cpu_index).ok().flatten());
         let pool = Pool::new(work, pins, spare_limit, shared);
@@ -44,12 +43,12 @@ impl<P: Serve> Group<P> {
             handing_over: false,
             handed_over: false,
         };
-        let polls = polls(&control.config);
+        let nonblocking = !pool.blocks(&control.config);
         let options = control.config.options.clone();
-        control.config.options = options.nonblocking(polls);
+        control.config.options = options.nonblocking(nonblocking);
         let address = control.config.address;
         for (id, ((worker, source), socket)) in ready.into_iter().zip(self.sockets).enumerate() {
-            pool.employ(Member::new(id, id, socket, source), &worker, 0);
+            pool.employ(Member::new(id, id, socket, source), worker.as_ref(), 0);
         }
         if let Some(old_process) = &mut control.old_process {
             old_process.notify();
@@ -67,13 +66,19 @@ impl<P: Serve> Group<P> {
     fn prepare(
         &self,
         pool: &Arc<Pool<P>>,
-    ) -> Result<(Vec<(Arc<Worker<P>>, P::Source)>, Option<JoinHandle<()>>), Error> {
+    ) -> Result<
+        (
+            Vec<(Option<Arc<Worker<P>>>, P::Source)>,
+            Option<JoinHandle<()>>,
+        ),
+        Error,
+    > {
         let mut ready = Vec::new();
         let mut prepare = || {
             for (id, socket) in self.sockets.iter().enumerate() {
                 let sibling = ready.first().map(|(_, source)| source);
                 let source = P::new_source(&self.config, sibling)?;
-                P::descriptor(socket).set_nonblocking(polls(&self.config))?;
+                P::descriptor(socket).set_nonblocking(!pool.blocks(&self.config))?;
                 let cpu = self.config.pinned_cpu(id)?;
                 ready.push((pool.start_worker(id, cpu)?, source));
             }
@@ -84,7 +89,8 @@ impl<P: Serve> Group<P> {
         };
         let monitor = prepare();
         if monitor.is_err() {
-            ready.iter().for_each(|(worker, _)| worker.give(Order::End));
+            let workers = ready.iter().filter_map(|(worker, _)| worker.as_ref());
+            workers.for_each(|worker| worker.give(Order::End));
         }
         Ok((ready, monitor?))
     }
@@ -97,6 +103,11 @@ pub(super) fn polls<P: Serve>(config: &GroupConfig<P>) -> bool {
 }
 
 impl<P: Serve> Pool<P> {
+    /// Whether the sockets of such a group block: not where a runtime polls them.
+    fn blocks(&self, config: &GroupConfig<P>) -> bool {
+        self.work.is_some() && !polls(config)
+    }
+
     /// Starts a thread, which waits for its first order.
     pub(crate) fn start_thread(self: &Arc<Self>, name: &str) -> Result<Arc<Worker<P>>, Error> {
         let worker = Worker::new();
@@ -116,20 +127,24 @@ impl<P: Serve> Pool<P> {
         }
     }
 
-    /// Starts a thread for the member with this number: on its CPU, if workers are pinned.
+    /// Starts a thread for the member with this number: on its CPU, if workers are pinned. `None`
+    /// where another runtime accepts.
     pub(crate) fn start_worker(
         self: &Arc<Self>,
         id: usize,
         cpu: Option<u32>,
-    ) -> Result<Arc<Worker<P>>, Error> {
+    ) -> Result<Option<Arc<Worker<P>>>, Error> {
+        if self.work.is_none() {
+            return Ok(None);
+        }
         let name = std::format!("{}-{id}", P::THREAD_NAME);
         let Some(cpu) = cpu else {
-            return self.start_thread(&name);
+            return self.start_thread(&name).map(Some);
         };
         let mut started = None;
         let pinned = os::start_on_cpu(cpu, || started = Some(self.start_thread(&name)));
         match (pinned, started) {
-            (Ok(()), Some(started)) => started,
+            (Ok(()), Some(started)) => started.map(Some),
             (Err(error), started) => {
                 // The caller's own CPUs could not be restored: the thread is there already.
                 if let Some(Ok(worker)) = started {
@@ -145,12 +160,14 @@ impl<P: Serve> Pool<P> {
     pub(super) fn employ(
         &self,
         member: Arc<Member<P>>,
-        worker: &Arc<Worker<P>>,
+        worker: Option<&Arc<Worker<P>>>,
         departures: usize,
     ) {
         let mut entry = Entry::new(member, MemberState::Serving);
         let order = entry.employ(worker);
         self.lock().enter(entry, departures);
-        worker.give(order);
+        if let (Some(worker), Some(order)) = (worker, order) {
+            worker.give(order);
+        }
     }
 }

@@ -89,13 +89,13 @@ impl Group {
         H: FnMut(Connection, &StopToken) + 'static,
     {
         let make = Arc::new(make);
-        self.start(Box::new(move || {
+        self.start(Some(Box::new(move || {
             let make = Arc::clone(&make);
             Box::new(Acceptor {
                 make,
                 handler: None,
             })
-        }))
+        })))
     }
 }
 

@@ -81,13 +81,13 @@ impl Group<Udp> {
         H: FnMut(Datagram<'_>, &StopToken) + 'static,
     {
         let make = Arc::new(make);
-        self.start(Box::new(move || {
+        self.start(Some(Box::new(move || {
             let make = Arc::clone(&make);
             Box::new(Receiver {
                 make,
                 handler: None,
             })
-        }))
+        })))
     }
 }
 

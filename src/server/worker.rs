@@ -2,6 +2,7 @@
 
 use core::sync::atomic::AtomicUsize;
 use core::time::Duration;
+use std::boxed::Box;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
@@ -22,6 +23,9 @@ pub(crate) trait Work<P: Serve> {
     /// Serves the member until its listener is taken from this worker, or the member ends.
     fn serve(&mut self, pool: &Pool<P>, worker: &Arc<Worker<P>>, member: &Member<P>) -> Outcome;
 }
+
+/// Makes what a thread does, on that thread.
+pub(super) type MakeWork<P> = Box<dyn Fn() -> Box<dyn Work<P>> + Send + Sync>;
 
 /// Why a worker no longer serves a member.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -112,7 +116,9 @@ impl<P: Serve> Worker<P> {
 
 /// The thread of a worker.
 pub(super) fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
-    let mut work = (pool.work)();
+    let Some(mut work) = pool.work.as_ref().map(|make| make()) else {
+        return pool.thread_ends();
+    };
     let mut served = None;
     let mut order = worker.wait_for_order(Duration::MAX);
     while let Some(next) = order {

@@ -1,0 +1,94 @@
+//! A server without threads: another runtime accepts, and the group stays under control.
+
+use std::os::fd::AsFd;
+
+use super::member::MemberState;
+use super::{Server, SpawnError};
+use crate::error::{Call, Error};
+use crate::group::{Group, GroupError};
+use crate::listener::Listener;
+use crate::os;
+
+impl Group {
+    /// Returns a server without threads: another runtime, such as tokio or mio, accepts on the
+    /// [listeners](Server::listener) of its members.
+    ///
+    /// The server steers, adds, retires, stops and hands over as one with threads does, with the
+    /// same promises. Its calls block, some for the whole grace period: in an asynchronous program
+    /// they belong on a thread for blocking calls (tokio: `spawn_blocking`). The listeners do not
+    /// block; [`Stats`](crate::Stats) count nothing that the runtime does.
+    ///
+    /// **A member leaves** once the runtime has emptied its queue. Then its socket is shut down, and
+    /// the runtime's next `accept` fails with `EINVAL`
+    /// ([`AcceptAction::Closed`](crate::AcceptAction)): that ends its loop. Connections that it has
+    /// accepted are its own to finish.
+    ///
+    /// **A runtime that drops its listener** without that leaves a member on which no one accepts.
+    /// Its queue grows ([`MemberStats::queue`](crate::MemberStats::queue)), and `retire` fails with
+    /// [`StillQueued`](GroupError::StillQueued). Nothing is lost yet:
+    /// [`listener`](Server::listener) gives the socket out again. The runtime must not shut it down.
+    ///
+    /// **A new process that died** in [`HandOver::leave`](crate::HandOver::leave) leaves members
+    /// with new numbers, whose listeners are to be taken. Connections that wait on such members when
+    /// a `HandOver` is dropped are reset after the grace period, and counted.
+    ///
+    /// Members of an [inherited](Group::is_inherited) group are never shut down: at the end the
+    /// runtime stops by itself, and leaves what is queued to the process that holds them.
+    ///
+    /// # Errors
+    /// `EOPNOTSUPP` where `shutdown(2)` does not end an accept loop: on all but Linux and Android.
+    ///
+    /// # Examples
+    /// ```
+    /// use reuseport::Group;
+    /// use std::{net::TcpListener, thread, time::Duration};
+    ///
+    /// let server = Group::bind(([127, 0, 0, 1], 0), 2)?.into_server()?;
+    /// let mut threads = Vec::new();
+    /// for member in server.members() {
+    ///     let listener = TcpListener::from(server.listener(member.stats.id)?);
+    ///     listener.set_nonblocking(false)?; // these threads wait in `accept`
+    ///     threads.push(thread::spawn(move || {
+    ///         while let Ok((_client, _peer)) = listener.accept() {}
+    ///     }));
+    /// }
+    ///
+    /// server.retire(0)?; // ends the first thread
+    /// server.stop(Duration::from_secs(1));
+    /// threads.into_iter().for_each(|thread| thread.join().unwrap());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    pub fn into_server(self) -> Result<Server, SpawnError> {
+        if !os::SHUTDOWN_WAKES {
+            let unsupported = Error::new(Call::Shutdown, libc::EOPNOTSUPP);
+            return Err(SpawnError::new(unsupported, self));
+        }
+        self.start(None)
+    }
+}
+
+impl Server {
+    /// Duplicates the listener of a member, for another runtime to accept on: `fcntl(2)` with
+    /// `F_DUPFD_CLOEXEC`. Closing the duplicate leaves the member in the group.
+    ///
+    /// # Errors
+    /// - [`GroupError::HasThreads`]: the server was made by [`spawn`](Group::spawn).
+    /// - [`GroupError::NoSuchMember`]: it has left, or is for a new process.
+    /// - [`GroupError::Call`]: no descriptor can be had (`EMFILE`).
+    pub fn listener(&self, member: usize) -> Result<Listener, GroupError> {
+        if self.pool.work.is_some() {
+            return Err(GroupError::HasThreads);
+        }
+        let state = self.pool.lock();
+        let index = state.index_of(member);
+        let own = |index: &usize| state.members[*index].state != MemberState::HandedOver;
+        let unknown = GroupError::NoSuchMember { member };
+        let index = index.filter(own).ok_or(unknown)?;
+        let socket = state.members[index].member.socket.as_fd();
+        let duplicate = socket.try_clone_to_owned().map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EMFILE);
+            GroupError::call(Error::new(Call::Fcntl, errno), self.local_addr(), index)
+        })?;
+        Ok(duplicate.into())
+    }
+}
