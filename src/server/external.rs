@@ -18,19 +18,20 @@ impl Group {
     /// they belong on a thread for blocking calls (tokio: `spawn_blocking`). The listeners do not
     /// block; [`Stats`](crate::Stats) count nothing that the runtime does.
     ///
-    /// **A member leaves** once the runtime has emptied its queue. Then its socket is shut down, and
-    /// the runtime's next `accept` fails with `EINVAL`
+    /// **A member leaves** once the runtime has emptied its queue. Then its socket is shut down,
+    /// and the runtime's next `accept` fails with `EINVAL`
     /// ([`AcceptAction::Closed`](crate::AcceptAction)): that ends its loop. Connections that it has
     /// accepted are its own to finish.
     ///
     /// **A runtime that drops its listener** without that leaves a member on which no one accepts.
     /// Its queue grows ([`MemberStats::queue`](crate::MemberStats::queue)), and `retire` fails with
     /// [`StillQueued`](GroupError::StillQueued). Nothing is lost yet:
-    /// [`listener`](Server::listener) gives the socket out again. The runtime must not shut it down.
+    /// [`listener`](Server::listener) gives the socket out again. The runtime must not shut it
+    /// down.
     ///
     /// **A new process that died** in [`HandOver::leave`](crate::HandOver::leave) leaves members
-    /// with new numbers, whose listeners are to be taken. Connections that wait on such members when
-    /// a `HandOver` is dropped are reset after the grace period, and counted.
+    /// with new numbers, whose listeners are to be taken. Connections that wait on such members
+    /// when a `HandOver` is dropped are reset after the grace period, and counted.
     ///
     /// Members of an [inherited](Group::is_inherited) group are never shut down: at the end the
     /// runtime stops by itself, and leaves what is queued to the process that holds them.
