@@ -72,7 +72,7 @@ impl Terminal {
         let mut text = Vec::new();
         while !String::from_utf8_lossy(&text).contains(wanted) {
             let mut more = [0; 1024];
-            let length = self.person.read(&mut more).unwrap();
+            let length = support::bounded(&self.person).read(&mut more).unwrap();
             text.extend(&more[..length]);
         }
     }

@@ -24,8 +24,8 @@ use std::{env, fs};
 #[cfg(target_os = "linux")]
 pub use namespace::{GIVEN, SYSCTLS, first_namespace, namespace, own_namespace};
 pub use process::{
-    LONG, Lines, Resource, Running, finish, limit_softly, no_process_starts, program, start,
-    try_start,
+    LONG, Lines, Resource, Running, bounded, finish, limit_softly, no_process_starts, program,
+    start, try_start,
 };
 pub use server::{ServeProcess, counts, read_until, runs, ten_hand_overs, word_after};
 

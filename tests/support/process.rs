@@ -360,6 +360,11 @@ fn all_of<R: Read + AsFd>(pipe: Option<R>) -> (Vec<u8>, io::Result<usize>) {
     (all, done)
 }
 
+/// Reads from a pipe or a terminal, and waits for at most [`BOUND`] each time.
+pub fn bounded<R: Read + AsFd>(pipe: R) -> Bounded<R> {
+    Bounded { pipe, bound: BOUND }
+}
+
 /// A pipe from which each `read` waits for at most `bound`.
 #[derive(Debug)]
 pub struct Bounded<R> {
