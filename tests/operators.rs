@@ -347,7 +347,7 @@ fn lack_of_the_program_is_said_at_the_hand_over_alone() {
 
     let called = releases.called();
     let line = format!(
-        "not handed over: {}: starting the new process: No such file",
+        "not handed over: starting {}: No such file",
         called.display()
     );
     server.read_stderr_until(&line);

@@ -94,9 +94,6 @@ impl Program {
         let hand_over = match server.hand_over(again(program), START_TIMEOUT) {
             Ok(hand_over) => hand_over,
             Err(HandOverError::Group(GroupError::PredecessorLeaving)) => return HandedOver::NotYet,
-            Err(error @ HandOverError::Spawn { .. }) => {
-                return refuse(&format!("{}: {error}", program.display()));
-            }
             Err(error) => return refuse(&error.to_string()),
         };
         notify(&format!("MAINPID={}", hand_over.pid()));
