@@ -35,7 +35,7 @@ macro_rules! calls {
 calls! {
     Socket = "socket" SetSockOpt = "setsockopt" Bind = "bind" Listen = "listen" Accept = "accept"
     Close = "close" Send = "send" Recv = "recv" Shutdown = "shutdown" GetSockOpt = "getsockopt"
-    GetSockName = "getsockname" Ioctl = "ioctl" Fcntl = "fcntl" Poll = "poll"
+    GetSockName = "getsockname" Ioctl = "ioctl" Fcntl = "fcntl" Poll = "poll" SendMsg = "sendmsg"
     Connect = "connect" SocketPair = "socketpair" Fstat = "fstat" EventFd = "eventfd"
     EpollCreate = "epoll_create1" EpollCtl = "epoll_ctl" EpollWait = "epoll_wait"
     SchedGetAffinity = "sched_getaffinity" SchedSetAffinity = "sched_setaffinity"

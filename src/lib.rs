@@ -90,8 +90,9 @@
 //! **Stop here and you have the C program.** Each folder below builds on those above it:
 //!
 //! 6. `socket/`, one socket: `options.rs`, `names.rs` (of options), `udp.rs`, `datagram.rs`,
-//!    `queue.rs` (what is queued), `connection.rs` (addresses, options), `bpf.rs` (steering
-//!    programs), `protocol.rs` (what a group needs from TCP and from UDP).
+//!    `destination.rs` (where a datagram was sent to), `queue.rs` (what is queued),
+//!    `connection.rs` (addresses, options), `bpf.rs` (steering programs), `protocol.rs` (what a
+//!    group needs from TCP and from UDP).
 //! 7. `group/`, several sockets on one port: `mod.rs` ([`Group`]), `options.rs`,
 //!    `socket_options.rs`, `config.rs` (how a member is made), `steering.rs` (from a policy to a
 //!    program), `old_process.rs` (the process that hands it over), `error.rs`.
@@ -175,6 +176,7 @@ pub use server::{
 #[cfg(linux_kernel)]
 pub use socket::bpf as steering;
 pub use socket::datagram::Datagram;
+pub use socket::destination::Destination;
 pub use socket::options::Options;
 #[cfg(feature = "std")]
 pub use socket::protocol::Protocol;

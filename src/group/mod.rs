@@ -158,9 +158,12 @@ impl<P: Protocol> Group<P> {
     fn from_sockets(sockets: Vec<P::Socket>) -> Result<Group<P>, GroupError> {
         let group = Group::new(sockets, GroupOptions::default())?;
         for (member, socket) in group.sockets.iter().enumerate() {
-            if local_addr::<P>(socket, member)? != group.config.address {
+            let address = group.config.address;
+            if local_addr::<P>(socket, member)? != address {
                 return Err(GroupError::AddressMismatch { member });
             }
+            let adopted = P::adopt(socket, address);
+            adopted.map_err(|error| GroupError::call(error, address, member))?;
         }
         Ok(group)
     }

@@ -12,6 +12,7 @@
 //!   with no other program.
 //! - `handshakes`: the connections that are not finished; `listeners`: all members of a group.
 //! - `allowed_cpus`, `start_on_cpu`, `move_to_cpu`, `name_thread`: threads.
+//! - `packet_info`: how the kernel reports where a datagram was sent to.
 //! - `Placeholder`: what takes the place of a UDP socket's descriptor.
 
 #[cfg(not(accept4))]
@@ -20,6 +21,7 @@ pub(crate) mod apple;
 mod linux;
 #[cfg(not(linux_kernel))]
 mod other;
+pub(crate) mod packet_info;
 
 #[cfg(linux_kernel)]
 pub use linux::*;

@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::group::{Group, GroupConfig, GroupError};
 use crate::socket::bpf::DROP_ALL;
 use crate::socket::datagram::Datagram;
+use crate::socket::destination::Destination;
 use crate::socket::protocol::Udp;
 use crate::socket::udp::UdpSocket;
 use crate::{os, sys};
@@ -131,7 +132,7 @@ impl Member<Udp> {
                     return stopped;
                 }
             }
-            let (len, truncated) = match socket.receive(&mut buffer, &mut peer) {
+            let (len, truncated, destination) = match socket.receive(&mut buffer, &mut peer) {
                 Ok(received) => received,
                 Err(error) => match self.counters.handle_error(self.id, error, &self.stop) {
                     Ok(()) => continue,
@@ -145,11 +146,12 @@ impl Member<Udp> {
                 len,
                 truncated,
                 peer: &peer,
+                destination,
                 reply: &mut reply,
             };
             self.counters.run(|| handler(datagram, &self.stop));
             let reply = reply.and_then(|len| buffer.get(..len));
-            if reply.is_some_and(|bytes| send(socket, bytes, &peer).is_err()) {
+            if reply.is_some_and(|bytes| send(socket, bytes, &peer, destination).is_err()) {
                 self.counters.count_transient_error();
             }
         }
@@ -331,9 +333,14 @@ fn steer_without(
 }
 
 /// Sends a reply, in spite of signals.
-fn send(socket: &UdpSocket, bytes: &[u8], to: &SockAddr) -> Result<(), Error> {
+fn send(
+    socket: &UdpSocket,
+    bytes: &[u8],
+    to: &SockAddr,
+    from: Option<Destination>,
+) -> Result<(), Error> {
     loop {
-        match socket.send_to_addr(bytes, to) {
+        match socket.send_from(bytes, to, from) {
             Err(error) if error.errno() == libc::EINTR => {}
             result => return result,
         }

@@ -4,7 +4,8 @@ use core::fmt;
 use core::net::SocketAddr;
 
 use crate::address::SockAddr;
-use crate::socket::udp::UdpSocket;
+use crate::socket::destination::Destination;
+use crate::socket::udp::{Received, UdpSocket};
 
 /// A datagram that was received, and the buffer in which its reply may be written.
 ///
@@ -16,6 +17,7 @@ pub struct Datagram<'a> {
     pub(crate) len: usize,
     pub(crate) truncated: bool,
     pub(crate) peer: &'a SockAddr,
+    pub(crate) destination: Option<Destination>,
     pub(crate) reply: &'a mut Option<usize>,
 }
 
@@ -29,6 +31,17 @@ impl Datagram<'_> {
     pub fn peer_addr(&self) -> SocketAddr {
         let unspecified = SocketAddr::from(([0; 4], 0));
         self.peer.get().unwrap_or(unspecified)
+    }
+
+    /// Returns what [`UdpSocket::recv_from`] returns: it can be kept, to
+    /// [reply](UdpSocket::reply) later.
+    pub fn received(&self) -> Received {
+        Received {
+            len: self.len,
+            from: self.peer_addr(),
+            truncated: self.truncated,
+            destination: self.destination,
+        }
     }
 
     /// Returns whether the datagram was longer than the buffer, so that the rest of it is lost.
@@ -48,7 +61,8 @@ impl Datagram<'_> {
     }
 
     /// Sends the first `len` bytes of the [buffer](Self::buffer_mut) to the sender, once this
-    /// datagram has been handled; in a batch, once all have been.
+    /// datagram has been handled; in a batch, once all have been. It leaves from the address that
+    /// the datagram was sent to, as with [`UdpSocket::reply`].
     pub fn reply(self, len: usize) {
         *self.reply = Some(len.min(self.buffer.len()));
     }

@@ -5,6 +5,7 @@
 pub mod bpf;
 mod connection;
 pub(crate) mod datagram;
+pub(crate) mod destination;
 pub(crate) mod names;
 pub(crate) mod options;
 pub(crate) mod protocol;

@@ -10,6 +10,7 @@ use crate::address::{SockAddr, socklen};
 use crate::error::Error;
 use crate::listener::{Descriptor, Listener};
 use crate::os;
+use crate::socket::destination::{is_shared, report_destination};
 use crate::socket::protocol::{Tcp, Udp};
 use crate::socket::udp::UdpSocket;
 use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET};
@@ -117,17 +118,16 @@ impl<'a> Options<'a> {
 }
 
 impl Options<'_, Udp> {
-    /// Binds a UDP socket: `socket`, `setsockopt` for each option, `bind`.
+    /// Binds a UDP socket, as [`UdpSocket::bind`]: `socket`, `setsockopt` for each option, `bind`.
     ///
     /// # Errors
     /// Those of the failed call: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EMFILE`, and others that
     /// the manual pages list.
     pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<UdpSocket, Error> {
-        self.open(libc::SOCK_DGRAM, address.into()).map(UdpSocket)
+        self.bind_after(address.into(), |_| Ok(()))
     }
 
     /// Runs `before` on the socket between `socket` and `bind`.
-    #[cfg(all(feature = "std", linux_kernel))]
     pub(crate) fn bind_after(
         &self,
         address: SocketAddr,
@@ -135,6 +135,9 @@ impl Options<'_, Udp> {
     ) -> Result<UdpSocket, Error> {
         let addr = SockAddr::from(address);
         let socket = self.make(libc::SOCK_DGRAM, &addr)?;
+        if is_shared(address.ip()) {
+            report_destination(&socket, addr.family())?;
+        }
         before(&socket)?;
         socket.bind(&addr)?;
         Ok(UdpSocket(socket))

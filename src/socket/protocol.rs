@@ -18,9 +18,11 @@ mod with_std {
     use std::os::fd::{AsFd, OwnedFd};
 
     use super::{Tcp, Udp};
+    use crate::address::SockAddr;
     use crate::error::Error;
     use crate::listener::{Descriptor, Listener};
     use crate::os;
+    use crate::socket::destination::{is_shared, report_destination};
     use crate::socket::options::Options;
     use crate::socket::queue::{AcceptQueue, ReceiveBuffer};
     use crate::socket::udp::UdpSocket;
@@ -57,6 +59,12 @@ mod with_std {
             mode: BindMode,
             address: SocketAddr,
         ) -> Result<Self::Socket, Error>;
+
+        /// Sets the options that a group needs on a socket that it has not opened.
+        #[doc(hidden)]
+        fn adopt(_: &Self::Socket, _: SocketAddr) -> Result<(), Error> {
+            Ok(())
+        }
 
         #[doc(hidden)]
         fn descriptor(socket: &Self::Socket) -> &Descriptor;
@@ -115,6 +123,13 @@ mod with_std {
                 BindMode::Join => options.bind(address),
                 BindMode::Single => options.reuse_port(false).bind(address),
             }
+        }
+
+        fn adopt(socket: &UdpSocket, address: SocketAddr) -> Result<(), Error> {
+            if !is_shared(address.ip()) {
+                return Ok(());
+            }
+            report_destination(&socket.0, SockAddr::from(address).family())
         }
 
         fn descriptor(socket: &UdpSocket) -> &Descriptor {

@@ -15,6 +15,7 @@ use libc::{iovec, msghdr};
 use crate::address::SockAddr;
 use crate::error::{Call, Error, check};
 use crate::listener::Descriptor;
+use crate::socket::destination::{Control, Destination, destination};
 use crate::sys::{self, MSG_NOSIGNAL};
 
 /// A UDP socket. Any number of them may be bound to one port: see [`bind`](Self::bind).
@@ -38,7 +39,7 @@ use crate::sys::{self, MSG_NOSIGNAL};
 #[derive(Debug)]
 pub struct UdpSocket(pub(crate) Descriptor);
 
-/// A datagram's length and sender, from [`UdpSocket::recv_from`].
+/// A datagram's length and addresses, from [`UdpSocket::recv_from`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Received {
@@ -48,6 +49,8 @@ pub struct Received {
     pub from: SocketAddr,
     /// Whether it was longer than the buffer, so that the rest of it is lost.
     pub truncated: bool,
+    /// Where it was sent to, if the kernel [reports](UdpSocket::bind) that.
+    pub destination: Option<Destination>,
 }
 
 impl UdpSocket {
@@ -55,6 +58,10 @@ impl UdpSocket {
     ///
     /// Where several sockets are bound to one port, the kernel gives each flow to one of them
     /// ([`BALANCES`](crate::BALANCES)). Any program of the same user may bind one more.
+    ///
+    /// A socket on a wildcard or multicast address also sets `IP_PKTINFO` and `IPV6_RECVPKTINFO`
+    /// (on the BSDs `IP_RECVDSTADDR`) before `bind`: the kernel then reports where each datagram
+    /// was sent to, and [`reply`](Self::reply) answers from there.
     ///
     /// # Errors
     /// Those of [`sys::socket`], [`sys::setsockopt`] and [`sys::bind`].
@@ -72,31 +79,35 @@ impl UdpSocket {
     /// - `ECONNREFUSED`: the socket is connected, and the peer's port is closed.
     pub fn recv_from(&self, buffer: &mut [u8]) -> Result<Received, Error> {
         let mut from = SockAddr::empty();
-        let (len, truncated) = self.receive(buffer, &mut from)?;
-        let nobody = Error::new(Call::RecvMsg, libc::EINVAL);
+        let (len, truncated, destination) = self.receive(buffer, &mut from)?;
+        let no_sender = Error::new(Call::RecvMsg, libc::EINVAL);
         Ok(Received {
             len,
-            from: from.get().ok_or(nobody)?,
+            from: from.get().ok_or(no_sender)?,
             truncated,
+            destination,
         })
     }
 
-    /// Receives one datagram. Returns its length, and whether it is truncated.
+    /// Receives one datagram. Returns its length, whether it is truncated, and its destination.
     pub(crate) fn receive(
         &self,
         buffer: &mut [u8],
         from: &mut SockAddr,
-    ) -> Result<(usize, bool), Error> {
-        let mut vector = iovec_of(buffer);
+    ) -> Result<(usize, bool, Option<Destination>), Error> {
+        let (mut vector, mut control) = (iovec_of(buffer), Control::EMPTY);
         *from = SockAddr::empty();
         let mut message = msghdr_of(&mut vector, from);
-        // SAFETY: `message` points to `buffer` and to `from`, writable for the lengths it states.
+        control.receive(&mut message);
+        // SAFETY: `message` points to `buffer`, to `from` and to `control`, writable for the
+        // lengths it states.
         let result = unsafe { libc::recvmsg(self.raw(), &raw mut message, 0) };
         let len = check(Call::RecvMsg, result)?.unsigned_abs();
         if !set_peer_len(from, &message) {
             return Err(Error::new(Call::RecvMsg, libc::EINVAL));
         }
-        Ok((len, message.msg_flags & libc::MSG_TRUNC != 0))
+        let truncated = message.msg_flags & libc::MSG_TRUNC != 0;
+        Ok((len, truncated, destination(&message)))
     }
 
     /// Sends one datagram, whole or not at all: `sendto(2)`. That no process receives it is no
@@ -114,6 +125,60 @@ impl UdpSocket {
         // SAFETY: a slice is readable for its length, an address for its own.
         let result = unsafe { libc::sendto(self.raw(), data, len, MSG_NOSIGNAL, to, to_len as _) };
         check(Call::SendTo, result).map(drop)
+    }
+
+    /// Sends one datagram to the sender of the one `received`, from the address which that was sent
+    /// to: `sendmsg(2)`. An answer to a multicast or broadcast leaves from the address of the
+    /// interface that it came through.
+    ///
+    /// Without a [destination](Received::destination) it is [`send_to`](Self::send_to).
+    ///
+    /// # Errors
+    /// Those of [`send_to`](Self::send_to), and `EINVAL` or `EADDRNOTAVAIL` if the machine has lost
+    /// that address.
+    ///
+    /// # Examples
+    /// ```
+    /// use reuseport::UdpSocket;
+    ///
+    /// let server = UdpSocket::bind(([0, 0, 0, 0], 0))?;
+    /// let asked = ([127, 0, 0, 2], server.local_addr()?.port()).into();
+    /// let client = UdpSocket::bind(([127, 0, 0, 1], 0))?;
+    /// # if cfg!(target_os = "linux") {
+    /// client.send_to(b"hello", asked)?;
+    ///
+    /// let mut buffer = [0; 1500];
+    /// let received = server.recv_from(&mut buffer)?;
+    /// server.reply(&buffer[..received.len], &received)?;
+    /// assert_eq!(client.recv_from(&mut buffer)?.from, asked);
+    /// # }
+    /// # Ok::<(), reuseport::Error>(())
+    /// ```
+    pub fn reply(&self, bytes: &[u8], received: &Received) -> Result<(), Error> {
+        self.send_from(bytes, &SockAddr::from(received.from), received.destination)
+    }
+
+    /// Sends one datagram from where another was sent to.
+    pub(crate) fn send_from(
+        &self,
+        bytes: &[u8],
+        to: &SockAddr,
+        from: Option<Destination>,
+    ) -> Result<(), Error> {
+        let Some(from) = from else {
+            return self.send_to_addr(bytes, to);
+        };
+        let (mut to, mut control) = (*to, Control::EMPTY);
+        let mut vector = iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        let mut message = msghdr_of(&mut vector, &mut to);
+        control.send_from(&from, &mut message);
+        // SAFETY: `message` points to `bytes`, to `to` and to `control`, readable for the lengths
+        // it states; the kernel writes to none of them.
+        let result = unsafe { libc::sendmsg(self.raw(), &raw const message, MSG_NOSIGNAL) };
+        check(Call::SendMsg, result).map(drop)
     }
 
     /// Connects the socket to `peer`: `connect(2)`. From then on it receives from `peer` only, and

@@ -9,6 +9,7 @@ use libc::{MSG_TRUNC, MSG_WAITFORONE, iovec, mmsghdr};
 use crate::address::SockAddr;
 use crate::error::{Call, Error, check};
 use crate::socket::datagram::Datagram;
+use crate::socket::destination::{Control, Destination, destination};
 use crate::socket::udp::{UdpSocket, iovec_of, msghdr_of, set_peer_len};
 use crate::sys::MSG_NOSIGNAL;
 
@@ -44,6 +45,7 @@ pub struct Batch<'b, const N: usize> {
     lens: [usize; N],
     truncated: [bool; N],
     peers: [SockAddr; N],
+    destinations: [Option<Destination>; N],
     replies: [Option<usize>; N],
 }
 
@@ -56,6 +58,7 @@ impl<'b, const N: usize> Batch<'b, N> {
             lens: [0; N],
             truncated: [false; N],
             peers: [SockAddr::empty(); N],
+            destinations: [None; N],
             replies: [None; N],
         }
     }
@@ -70,29 +73,34 @@ impl<'b, const N: usize> Batch<'b, N> {
         self.replies = [None; N];
         self.peers = [SockAddr::empty(); N];
         let (mut vectors, mut headers) = zeroed_headers::<N>();
+        let mut controls = [Control::EMPTY; N];
         let parts = parts::<N>(self.buffer);
-        let rows = vectors.iter_mut().zip(&mut headers).zip(&mut self.peers);
+        let rows = vectors.iter_mut().zip(&mut headers).zip(&mut controls);
         let mut count = 0;
-        for (((vector, header), peer), part) in rows.zip(parts) {
+        for (((vector, header), control), (peer, part)) in
+            rows.zip(self.peers.iter_mut().zip(parts))
+        {
             *vector = iovec_of(part);
             header.msg_hdr = msghdr_of(vector, peer);
+            control.receive(&mut header.msg_hdr);
             count += 1;
         }
         let (fd, first) = (socket.raw(), headers.as_mut_ptr());
-        // SAFETY: each of the `count` headers points to a part of `buffer` and to an address,
-        // writable for the lengths it states; there is no time limit.
+        // SAFETY: each of the `count` headers points to a part of `buffer`, to an address and to
+        // room for control messages, writable for the lengths it states; there is no time limit.
         let result =
             unsafe { libc::recvmmsg(fd, first, count, MSG_WAITFORONE as _, ptr::null_mut()) };
         let received = check(Call::RecvMmsg, result)?.unsigned_abs() as usize;
         let fields = self.lens.iter_mut().zip(&mut self.truncated);
-        let fields = fields.zip(&mut self.peers);
-        for (header, ((len, truncated), peer)) in headers.iter().take(received).zip(fields) {
+        let fields = fields.zip(self.peers.iter_mut().zip(&mut self.destinations));
+        for (header, ((len, truncated), (peer, to))) in headers.iter().take(received).zip(fields) {
             if !set_peer_len(peer, &header.msg_hdr) {
                 break; // without a sender: the socket was shut down, and this is the end
             }
             self.received += 1;
             *len = header.msg_len as usize;
             *truncated = header.msg_hdr.msg_flags & MSG_TRUNC != 0;
+            *to = destination(&header.msg_hdr);
         }
         match self.received {
             0 => Err(Error::new(Call::RecvMmsg, libc::EINVAL)),
@@ -107,15 +115,17 @@ impl<'b, const N: usize> Batch<'b, N> {
     ) -> impl Iterator<Item = Datagram<'a>> {
         let parts = parts::<N>(self.buffer);
         let fields = self.lens.iter().zip(&self.truncated);
-        let fields = fields.zip(self.replies.iter_mut().zip(&self.peers));
+        let addresses = self.peers.iter().zip(&self.destinations);
+        let fields = fields.zip(self.replies.iter_mut().zip(addresses));
         let all = parts.zip(fields).take(self.received);
         all.map(
-            move |(buffer, ((len, truncated), (reply, peer)))| Datagram {
+            move |(buffer, ((len, truncated), (reply, (peer, to))))| Datagram {
                 socket,
                 buffer,
                 len: *len,
                 truncated: *truncated,
                 peer,
+                destination: *to,
                 reply,
             },
         )
@@ -136,13 +146,18 @@ impl<'b, const N: usize> Batch<'b, N> {
     pub(crate) fn try_replies(&mut self, socket: &UdpSocket) -> (usize, usize, Option<Error>) {
         let (mut vectors, mut headers) = zeroed_headers::<N>();
         let parts = parts::<N>(self.buffer);
-        let replies = self.replies.iter_mut().zip(&mut self.peers).zip(parts);
-        let given = replies.filter_map(|((reply, peer), part)| Some((reply.take()?, peer, part)));
+        let mut controls = [Control::EMPTY; N];
+        let addresses = self.peers.iter_mut().zip(&self.destinations);
+        let replies = self.replies.iter_mut().zip(addresses).zip(parts);
+        let given = replies.filter_map(|((reply, to), part)| Some((reply.take()?, to, part)));
+        let rows = vectors.iter_mut().zip(&mut headers).zip(&mut controls);
         let mut count = 0;
-        for ((vector, header), (len, peer, part)) in vectors.iter_mut().zip(&mut headers).zip(given)
-        {
+        for (((vector, header), control), (len, (peer, from), part)) in rows.zip(given) {
             *vector = iovec_of(part.get_mut(..len).unwrap_or_default());
             header.msg_hdr = msghdr_of(vector, peer);
+            if let Some(from) = from {
+                control.send_from(from, &mut header.msg_hdr);
+            }
             count += 1;
         }
         let mut rest = headers.get_mut(..count).unwrap_or_default();
@@ -150,8 +165,8 @@ impl<'b, const N: usize> Batch<'b, N> {
         while let [first, ..] = rest {
             let (fd, first, left) = (socket.raw(), &raw mut *first, rest.len());
             #[allow(clippy::cast_possible_truncation)] // `left` is at most N, an array's length
-            // SAFETY: each of the `left` headers points to a part of `buffer` and to an address,
-            // readable for the lengths it states.
+            // SAFETY: each of the `left` headers points to a part of `buffer`, to an address and to
+            // a control message or none, readable for the lengths it states.
             let result = unsafe { libc::sendmmsg(fd, first, left as _, MSG_NOSIGNAL as _) };
             let done = match check(Call::SendMmsg, result) {
                 Ok(sent) => sent.unsigned_abs() as usize,
