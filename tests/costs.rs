@@ -3,6 +3,8 @@
 //! all of it.
 #![cfg(all(feature = "std", target_os = "linux"))]
 
+#[path = "costs/destination.rs"]
+mod destination;
 #[path = "costs/hand_off.rs"]
 mod hand_off;
 mod support;
@@ -494,8 +496,13 @@ fn memory(table: &mut Table) {
     }
 }
 
-/// How long it takes to make groups and to drop them.
+/// How long it takes to make groups and to drop them, and to send a datagram back.
 fn time(table: &mut Table) {
+    let [own, wildcard] = destination::received_and_sent_back();
+    table.row(
+        "to send a datagram back, on an address of its own and on the wildcard",
+        format!("{own:.2?} and {wildcard:.2?}"),
+    );
     let most = descriptors();
     for ip in [
         IpAddr::from(Ipv4Addr::LOCALHOST),
