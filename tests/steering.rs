@@ -1,6 +1,8 @@
 //! The steering programs: interpreted here, and run by the kernel.
 #![cfg(all(feature = "std", target_os = "linux"))]
 
+#[path = "support/interpreter.rs"]
+mod interpreter;
 mod support;
 
 use std::collections::BTreeSet;
@@ -8,52 +10,24 @@ use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
 
+use interpreter::{Packet, interpret};
 use reuseport::steering::{self, Instruction, MAX_INSTRUCTIONS};
 use reuseport::{Call, Error, Group, GroupError, Listener, Steering};
 use support::{cpus, drain, run_on};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
-/// What the kernel's interpreter does, for the few instructions that are used. `None`: a load
-/// failed or an instruction is unknown; the kernel would take that for index 0.
-fn interpret(program: &[Instruction], cpu: u32, random: u32) -> Option<u32> {
-    interpret_datagram(program, &[], cpu, random)
-}
-
-/// The same for a packet that has `bytes`.
-fn interpret_datagram(program: &[Instruction], bytes: &[u8], cpu: u32, random: u32) -> Option<u32> {
-    let (mut a, mut at) = (0_u32, 0);
-    loop {
-        let Instruction {
-            code,
-            if_true,
-            if_false,
-            k,
-        } = *program.get(at)?;
-        at += 1;
-        match code {
-            0x20 if k == 0xFFFF_F000 + 36 => a = cpu,
-            0x20 if k == 0xFFFF_F000 + 56 => a = random,
-            0x20 if k == 0xFFFF_F000 + 32 => a = random, // the flow's hash
-            0x80 => a = u32::try_from(bytes.len()).unwrap(),
-            0x30 => a = (*bytes.get(k as usize)?).into(),
-            0x05 => at += k as usize,
-            0x25 => at += usize::from(if a > k { if_true } else { if_false }),
-            0x04 => a = a.wrapping_add(k),
-            0x94 => a = a.checked_rem(k)?,
-            0x15 => at += usize::from(if a == k { if_true } else { if_false }),
-            0x35 => at += usize::from(if a >= k { if_true } else { if_false }),
-            0x06 => return Some(k),
-            0x16 => return Some(a),
-            _ => return None,
-        }
-    }
-}
-
 /// What a program returns for any of 100 random numbers.
 fn found(program: &[Instruction]) -> BTreeSet<u32> {
-    let returned = (0..100).map(|random| interpret(program, 0, random).unwrap());
+    let returned = (0..100).map(|random| interpret(program, &Packet::random(random)).unwrap());
     returned.collect()
+}
+
+fn on_cpu(cpu: u32) -> Packet {
+    Packet {
+        cpu,
+        ..Packet::default()
+    }
 }
 
 #[test]
@@ -78,11 +52,11 @@ fn program_by_cpu_returns_the_index_of_the_cpu_or_none() {
 
     let program = steering::by_cpu(&rows, &mut space).unwrap();
     for (cpu, index) in rows {
-        assert_eq!(interpret(program, cpu, 9), Some(index));
+        assert_eq!(interpret(program, &on_cpu(cpu)), Some(index));
     }
     for stranger in [0, 1, 4, 8, 3999, u32::MAX] {
         assert_eq!(
-            interpret(program, stranger, 9),
+            interpret(program, &on_cpu(stranger)),
             Some(u32::MAX),
             "not the hash"
         );
@@ -102,11 +76,11 @@ fn program_by_payload_byte_returns_the_index_of_the_byte_or_none() {
         (&[7, 7], u32::MAX),
         (&[], u32::MAX),
     ] {
-        assert_eq!(
-            interpret_datagram(program, bytes, 0, 0),
-            Some(index),
-            "{bytes:?}"
-        );
+        let packet = Packet {
+            payload: bytes.to_vec(),
+            ..Packet::default()
+        };
+        assert_eq!(interpret(program, &packet), Some(index), "{bytes:?}");
     }
 }
 
@@ -114,11 +88,6 @@ fn program_by_payload_byte_returns_the_index_of_the_byte_or_none() {
 fn programs_of_some_members_return_each_of_them() {
     let mut space = [Instruction::default(); 64];
 
-    let program = steering::any_of_by_flow(&[5, 1, 9], &mut space).unwrap();
-    for flow in 0..100 {
-        let index = [5, 1, 9][flow as usize % 3];
-        assert_eq!(interpret(program, 0, flow), Some(index));
-    }
     let in_range = found(&steering::any_in_range(7, 3));
     assert_eq!(in_range, BTreeSet::from([7, 8, 9]));
     let indexes = [5, 1, 9];

@@ -120,7 +120,7 @@ impl Steering {
         }
         listed.truncate(MAX_LISTED);
         let indexes: Vec<u32> = listed.iter().copied().map(number).collect();
-        let mut space = std::vec![Instruction::default(); 2 * listed.len() + 3];
+        let mut space = std::vec![Instruction::default(); 2 * listed.len() + 53];
         let any = if by_flow {
             bpf::any_of_by_flow(&indexes, &mut space)?
         } else {
@@ -131,7 +131,7 @@ impl Steering {
         };
         let row = |index: usize| (slots[index].byte(), number(index));
         let rows: Vec<_> = listed.into_iter().map(row).collect();
-        let mut space = std::vec![Instruction::default(); 4 * rows.len() + 7];
+        let mut space = std::vec![Instruction::default(); 4 * rows.len() + 57];
         let program = bpf::by_payload_byte_or(offset, &rows, any, &mut space);
         Some(program.unwrap_or(any).to_vec())
     }

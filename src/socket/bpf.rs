@@ -9,7 +9,7 @@
 //! Attaching a program needs no privilege. A load that fails ends a program with 0, which is an
 //! index. Offset 0 is the first byte *behind* the TCP or UDP header: a SYN has no payload (except
 //! with TCP Fast Open), so a load from there fails. The programs here use only loads that cannot
-//! fail: the CPU, a random number, a byte that the program has checked to exist.
+//! fail: the CPU, a random number, the packet's headers, a byte that the program has checked to exist.
 //!
 //! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; `Documentation/networking/filter.rst`
 //! in the kernel's source for the instructions.
@@ -46,6 +46,13 @@ pub struct Instruction {
 const LOAD: u16 = 0x20; // A = the 32-bit word at k: BPF_LD | BPF_W | BPF_ABS
 const LOAD_LENGTH: u16 = 0x80; // A = the packet's bytes: BPF_LD | BPF_W | BPF_LEN
 const LOAD_BYTE: u16 = 0x30; // A = the byte at k: BPF_LD | BPF_B | BPF_ABS
+const LOAD_BEHIND_X: u16 = 0x40; // A = the 32-bit word at X + k: BPF_LD | BPF_W | BPF_IND
+const X_IS_HEADER: u16 = 0xb1; // X = the length of the IPv4 header at k: BPF_LDX | BPF_B | BPF_MSH
+const X_IS_A: u16 = 0x07; // X = A: BPF_MISC | BPF_TAX
+const ADD_X: u16 = 0x0c; // A += X: BPF_ALU | BPF_ADD | BPF_X
+const XOR_X: u16 = 0xac; // A ^= X: BPF_ALU | BPF_XOR | BPF_X
+const MULTIPLY: u16 = 0x24; // A *= k: BPF_ALU | BPF_MUL | BPF_K
+const SHIFT_RIGHT: u16 = 0x74; // A >>= k: BPF_ALU | BPF_RSH | BPF_K
 const AND: u16 = 0x54; // A &= k: BPF_ALU | BPF_AND | BPF_K
 const ADD: u16 = 0x04; // A += k: BPF_ALU | BPF_ADD | BPF_K
 const MOD: u16 = 0x94; // A %= k: BPF_ALU | BPF_MOD | BPF_K
@@ -59,7 +66,7 @@ const RETURN_A: u16 = 0x16; // end with A: BPF_RET | BPF_A
 // Words that the kernel makes up (linux/filter.h): SKF_AD_OFF, which is -0x1000, and an offset.
 const CPU: u32 = 0xFFFF_F000 + 36; // SKF_AD_CPU: the CPU that handles the packet
 const RANDOM: u32 = 0xFFFF_F000 + 56; // SKF_AD_RANDOM
-const FLOW: u32 = 0xFFFF_F000 + 32; // SKF_AD_RXHASH: the hash that came with the packet, or 0
+const NETWORK: u32 = 0xFFF0_0000; // SKF_NET_OFF: the offset of the IP header
 
 /// No member has this index, so the hash decides.
 const HASH: u32 = u32::MAX;
@@ -106,7 +113,7 @@ const fn when(code: u16, k: u32) -> Instruction {
 /// Returns `None` if it does not fit there, or into [`MAX_INSTRUCTIONS`].
 pub fn by_cpu<'a>(rows: &[(u32, u32)], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
     let start = [step(LOAD, CPU)]; // A = the CPU
-    table(&start, rows.iter().copied(), space)
+    table(start.into_iter(), rows.iter().copied(), space)
 }
 
 /// Builds a program that chooses one of the first `members` at random. `members` is at least 1.
@@ -138,22 +145,20 @@ pub const fn all_but(members: u32, index: u32) -> [Instruction; 5] {
 /// `space` and the result are as for [`by_cpu`], with one instruction more. Returns `None` also if
 /// there are no indexes.
 pub fn any_of<'a>(indexes: &[u32], space: &'a mut [Instruction]) -> Option<&'a [Instruction]> {
-    one_of(RANDOM, indexes, space)
+    one_of([step(LOAD, RANDOM)].into_iter(), indexes, space)
 }
 
+/// Chooses one of `indexes` by the number that `start` leaves in A.
 fn one_of<'a>(
-    word: u32,
+    start: impl Iterator<Item = Instruction>,
     indexes: &[u32],
     space: &'a mut [Instruction],
 ) -> Option<&'a [Instruction]> {
     let count = u32::try_from(indexes.len());
     let count = count.ok().filter(|count| *count > 0)?;
-    let start = [step(LOAD, word), step(MOD, count)]; // A = a position in `indexes`
-    table(
-        &start,
-        (0..).zip(indexes).map(|(place, index)| (place, *index)),
-        space,
-    )
+    let start = start.chain([step(MOD, count)]); // A = a position in `indexes`
+    let rows = (0..).zip(indexes.iter().copied());
+    table(start, rows, space)
 }
 
 /// Builds a program that chooses one of the `count` members from index `first` on at random.
@@ -167,14 +172,57 @@ pub const fn any_in_range(first: u32, count: u32) -> [Instruction; 4] {
     ]
 }
 
-/// Builds a program as [`any_of`], which chooses by the hash of the flow instead of at random: all
-/// datagrams of a flow go to the same member. Where the network card computes no such hash, all
-/// flows go to one member.
+/// Builds a program as [`any_of`], which chooses by a hash of the flow instead of at random: all
+/// datagrams of a flow, which is named by the addresses and ports of both sides, go to the same
+/// member.
+///
+/// The program computes the hash from the IP header. (The one that the kernel offers to programs is
+/// 0 on the loopback device, and on network cards that compute none.) It is not secret: a client
+/// that chooses its ports can choose its member.
+///
+/// `space` and the result are as for [`any_of`], with 50 instructions more.
 pub fn any_of_by_flow<'a>(
     indexes: &[u32],
     space: &'a mut [Instruction],
 ) -> Option<&'a [Instruction]> {
-    one_of(FLOW, indexes, space)
+    one_of(flow_hash(), indexes, space)
+}
+
+/// Leaves a hash of the flow in A: of all words of the addresses and ports.
+fn flow_hash() -> impl Iterator<Item = Instruction> {
+    const FACTOR: u32 = 0x9E37_79B1; // a prime near 2^32 divided by the golden ratio
+    let mix = |word| {
+        [
+            step(MULTIPLY, FACTOR),
+            step(X_IS_A, 0),
+            step(LOAD, NETWORK + word),
+            step(ADD_X, 0), // A = A * FACTOR + the word
+        ]
+    };
+    let start = [
+        step(LOAD_BYTE, NETWORK),
+        step(AND, 0xF0), // A = the version, in the upper half
+        Instruction {
+            if_false: 34, // to IPv4
+            ..step(IF_EQUAL, 0x60)
+        },
+    ];
+    let v6_ports = step(LOAD, NETWORK + 40);
+    let v6 = (8..40).step_by(4).flat_map(mix);
+    let v4_ports = [
+        step(JUMP, 10),               // from IPv6, behind IPv4
+        step(X_IS_HEADER, NETWORK),   // X = the length of the IPv4 header
+        step(LOAD_BEHIND_X, NETWORK), // A = the ports, which follow it
+    ];
+    let v4 = [12, 16].into_iter().flat_map(mix);
+    let end = [
+        step(MULTIPLY, FACTOR),
+        step(X_IS_A, 0),
+        step(SHIFT_RIGHT, 16),
+        step(XOR_X, 0), // the upper half is the better one
+    ];
+    let v6 = start.into_iter().chain([v6_ports]).chain(v6);
+    v6.chain(v4_ports).chain(v4).chain(end)
 }
 
 /// Builds a program for datagrams that chooses by the byte at `offset` of the payload. Each of
@@ -230,13 +278,12 @@ pub(crate) const DROP_SYNS: [Instruction; 5] = [
 pub(crate) const DROP_ALL: [Instruction; 1] = [step(RETURN, 0)];
 
 /// Writes `start` and a table: the index beside the first key that equals A; else the hash.
-fn table<'a>(
-    start: &[Instruction],
+fn table(
+    start: impl Iterator<Item = Instruction>,
     pairs: impl Iterator<Item = (u32, u32)>,
-    space: &'a mut [Instruction],
-) -> Option<&'a [Instruction]> {
+    space: &mut [Instruction],
+) -> Option<&[Instruction]> {
     let rows = pairs.flat_map(|(key, index)| [when(IF_EQUAL, key), step(RETURN, index)]);
-    let start = start.iter().copied();
     write(start.chain(rows).chain([step(RETURN, HASH)]), space)
 }
 
