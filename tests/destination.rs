@@ -7,7 +7,7 @@ mod support;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket as StdUdpSocket};
 use std::thread;
 
-use reuseport::{Batch, Datagram, Group, GroupOptions, Server, Udp, UdpSocket};
+use reuseport::{Batch, Datagram, Group, GroupOptions, Server, Stats, Steering, Udp, UdpSocket};
 use support::{BOUND, finish, program, skip, tool, wait_until};
 
 /// Two interfaces, each with two addresses of each family; the loopback device has all of
@@ -227,4 +227,71 @@ fn a_socket_on_an_address_of_its_own_reports_no_destination() {
     let received = server.recv_from(&mut [0; 10]).unwrap();
 
     assert_eq!(received.destination, None);
+}
+
+/// Sends a datagram to `to`, and returns how often it is handled by a group at `bound`, once that
+/// is as often as `expected`.
+fn handled(options: &GroupOptions<Udp>, [bound, to]: [Ipv4Addr; 2], expected: usize) -> usize {
+    let server = options.bind((bound, 0), 3).unwrap().spawn(echo).unwrap();
+    let client = StdUdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_broadcast(true).unwrap();
+    let count = |stats: Vec<Stats>| stats.iter().map(|stats| stats.accepted).sum::<usize>();
+
+    let port = server.local_addr().port();
+    client.send_to(b"x", (to, port)).unwrap();
+    wait_until("it is handled", || count(server.stats()) >= expected);
+
+    // What waits in a queue is handled before it stops.
+    count(server.stop(BOUND))
+}
+
+#[test]
+fn broadcast_is_handled_by_every_member_or_by_one_if_that_is_asked_for() {
+    let (one, broadcast) = (Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 255, 255, 255));
+    let plain = || Group::udp_options().grace(BOUND);
+    for (what, options, copies) in [
+        ("each", plain(), 3),
+        ("each, in batches", plain().batch(true), 3),
+        ("each, steered", plain().steering(Steering::Random), 3),
+        ("one", plain().single_copy(true), 1),
+        ("one, in batches", plain().single_copy(true).batch(true), 1),
+        ("one, shared", plain().single_copy(true).shared(true), 1),
+    ] {
+        let any = Ipv4Addr::UNSPECIFIED;
+        for (addresses, expected) in [
+            ([any, one], 1),
+            ([any, broadcast], copies),
+            ([broadcast, broadcast], copies),
+        ] {
+            let count = handled(&options, addresses, expected);
+            assert_eq!(count, expected, "{what}: {addresses:?}");
+        }
+    }
+}
+
+#[test]
+fn after_the_member_that_handles_copies_has_left_another_does() {
+    let options = Group::udp_options().grace(BOUND).single_copy(true);
+    let server = options
+        .bind(([0, 0, 0, 0], 0), 3)
+        .unwrap()
+        .spawn(echo)
+        .unwrap();
+    let client = StdUdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_broadcast(true).unwrap();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    let port = server.local_addr().port();
+    for left in [None, Some(0), Some(1)] {
+        left.map(|left| server.retire(left).unwrap());
+
+        client.send_to(b"x", ("127.255.255.255", port)).unwrap();
+
+        client.recv_from(&mut [0]).unwrap();
+    }
+    let accepted = server
+        .stop(BOUND)
+        .iter()
+        .map(|stats| stats.accepted)
+        .sum::<usize>();
+    assert_eq!(accepted, 3);
 }

@@ -29,6 +29,7 @@ pub struct GroupOptions<P = Tcp> {
     pub(super) before_bind: Option<DebugOpaque<Arc<Hook>>>,
     pub(crate) grace: Duration,
     pub(crate) batch: bool,
+    pub(crate) single_copy: bool,
     pub(crate) max_datagram_size: usize,
 }
 
@@ -52,6 +53,7 @@ impl<P> Default for GroupOptions<P> {
             before_bind: None,
             grace: Duration::from_secs(1),
             batch: false,
+            single_copy: false,
             max_datagram_size: MAX_DATAGRAM,
         }
     }
@@ -83,6 +85,20 @@ impl GroupOptions<Udp> {
     /// Linux and Android; elsewhere it is refused.
     pub fn batch(mut self, on: bool) -> GroupOptions<Udp> {
         self.batch = on;
+        self
+    }
+
+    /// Has one member handle a datagram that was sent by multicast or broadcast. The kernel gives a
+    /// copy to every member, and ignores the steering; the others discard theirs. Default: off.
+    ///
+    /// While members come and go, or a new process takes over, such a datagram may be handled
+    /// twice, or not at all.
+    ///
+    /// # Platforms
+    /// Linux and Android; elsewhere it is refused.
+    pub fn single_copy(mut self, on: bool) -> GroupOptions<Udp> {
+        self.single_copy = on;
+        self.socket.destination = on;
         self
     }
 
@@ -162,6 +178,7 @@ impl<P: Protocol> GroupOptions<P> {
             () if steered && !os::STEERS => Err(GroupError::Unsupported("steering")),
             () if self.pin && !os::STEERS => Err(GroupError::Unsupported("pinning")),
             () if self.batch && !os::STEERS => Err(GroupError::Unsupported("receiving in batches")),
+            () if self.single_copy && !os::STEERS => Err(GroupError::Unsupported("single copies")),
             () if steered && self.join => Err(GroupError::JoinedGroup),
             () if steered && self.shared => Err(GroupError::SharedSocket),
             () if matches!(self.steering, Steering::Byte(_)) && !P::HAS_PAYLOAD => {

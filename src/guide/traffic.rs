@@ -176,6 +176,9 @@
 //!   server has chosen can carry the number of the member. A packet of a new connection carries an
 //!   id of the client's choice, of at least 8 bytes (RFC 9000, 7.2). So server ids of fewer than 8
 //!   bytes tell the two apart, and the program needs to know no version of QUIC (RFC 8999).
+//! - A datagram that is sent by multicast or broadcast reaches every member: neither hash nor
+//!   program chooses. `GroupOptions::single_copy` has one member handle it.
+//!   `explain --claim a-broadcast-reaches-every-udp-member`
 //! - When a socket closes, its queued datagrams are dropped, and neither side gets an error.
 //!   `explain --claim closing-a-udp-socket-drops-in-silence`
 //! - A member that calls `connect` gets the datagrams of its peer, and no others.

@@ -15,7 +15,7 @@ use std::thread::sleep;
 use std::time::Instant;
 
 use super::drain::{POLL_INTERVAL, call};
-use super::member::{Member, MemberState};
+use super::member::{Entry, Member, MemberState};
 use super::polling::WakePipe;
 use super::pool::Pool;
 use super::start::polls;
@@ -108,21 +108,25 @@ where
         member.counters.catch(|| *handler = Some(make(member.id)))
     }
 
-    fn serve(&mut self, _: &Pool<Udp>, _: &Arc<Worker<Udp>>, member: &Member<Udp>) -> Outcome {
+    fn serve(&mut self, pool: &Pool<Udp>, _: &Arc<Worker<Udp>>, member: &Member<Udp>) -> Outcome {
         let Some(handler) = &mut self.handler else {
             return Outcome::Ended;
         };
         let Stopped = if member.source.batch {
-            member.receive_batches(handler)
+            member.receive_batches(pool, handler)
         } else {
-            member.receive_one_by_one(handler)
+            member.receive_one_by_one(pool, handler)
         };
         Outcome::Ended
     }
 }
 
 impl Member<Udp> {
-    fn receive_one_by_one(&self, handler: &mut impl FnMut(Datagram<'_>, &StopToken)) -> Stopped {
+    fn receive_one_by_one(
+        &self,
+        pool: &Pool<Udp>,
+        handler: &mut impl FnMut(Datagram<'_>, &StopToken),
+    ) -> Stopped {
         let socket = &self.socket;
         let mut buffer = std::vec![0; self.source.max_datagram_size];
         let mut peer = SockAddr::empty();
@@ -139,6 +143,9 @@ impl Member<Udp> {
                     Err(stopped) => return stopped,
                 },
             };
+            if self.is_spare_copy(destination, pool) {
+                continue;
+            }
             let mut reply = None;
             let datagram = Datagram {
                 socket,
@@ -158,7 +165,11 @@ impl Member<Udp> {
     }
 
     #[cfg(linux_kernel)]
-    fn receive_batches(&self, handler: &mut impl FnMut(Datagram<'_>, &StopToken)) -> Stopped {
+    fn receive_batches(
+        &self,
+        pool: &Pool<Udp>,
+        handler: &mut impl FnMut(Datagram<'_>, &StopToken),
+    ) -> Stopped {
         let mut buffer = std::vec![0; BATCH_SIZE * self.source.max_datagram_size];
         let mut batch = os::Batch::<BATCH_SIZE>::new(&mut buffer);
         loop {
@@ -169,7 +180,9 @@ impl Member<Udp> {
                 }
             }
             for datagram in batch.datagrams(&self.socket) {
-                self.counters.run(|| handler(datagram, &self.stop));
+                if !self.is_spare_copy(datagram.destination, pool) {
+                    self.counters.run(|| handler(datagram, &self.stop));
+                }
             }
             let (_, failed, _) = batch.try_replies(&self.socket);
             (0..failed).for_each(|_| self.counters.count_transient_error());
@@ -178,8 +191,24 @@ impl Member<Udp> {
 
     /// The option is refused here, so this is not reached.
     #[cfg(not(linux_kernel))]
-    fn receive_batches(&self, handler: &mut impl FnMut(Datagram<'_>, &StopToken)) -> Stopped {
-        self.receive_one_by_one(handler)
+    fn receive_batches(
+        &self,
+        pool: &Pool<Udp>,
+        handler: &mut impl FnMut(Datagram<'_>, &StopToken),
+    ) -> Stopped {
+        self.receive_one_by_one(pool, handler)
+    }
+
+    /// Whether a datagram with this destination is a copy that another member handles: the first of
+    /// those that serve, or that a new process has.
+    fn is_spare_copy(&self, destination: Option<Destination>, pool: &Pool<Udp>) -> bool {
+        if !self.source.single_copy || destination.is_none_or(|to| to.is_unicast()) {
+            return false;
+        }
+        let list = pool.lock();
+        let leaves = |entry: &&Entry<Udp>| entry.state == MemberState::Draining;
+        let first = list.members.iter().min_by_key(leaves);
+        first.is_some_and(|entry| entry.id() != self.id)
     }
 
     /// Wakes the thread, which ends when the queue is empty.
@@ -199,6 +228,7 @@ impl Member<Udp> {
 pub struct Source {
     max_datagram_size: usize,
     batch: bool,
+    single_copy: bool,
     pipe: Option<WakePipe>,
     /// One for all members: had in time, for later there may be no descriptor left.
     placeholder: Arc<os::Placeholder>,
@@ -216,6 +246,8 @@ impl Serve for Udp {
         Ok(Source {
             max_datagram_size: config.options.max_datagram_size,
             batch: config.options.batch,
+            // Of one socket there is one copy.
+            single_copy: config.options.single_copy && !config.options.shared,
             pipe: polls(config).then(WakePipe::new).transpose()?,
             placeholder,
         })

@@ -28,6 +28,7 @@ pub struct Options<'a, P = Tcp> {
 
 /// The options that are numbers.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is a switch of its own
 pub(crate) struct Settings {
     backlog: c_int,
     reuse_port: bool,
@@ -36,6 +37,8 @@ pub(crate) struct Settings {
     nonblocking: bool,
     receive_buffer: Option<c_int>,
     send_buffer: Option<c_int>,
+    /// The kernel reports where each datagram was sent to, also on an address of its own.
+    pub(crate) destination: bool,
     pub(crate) kernel: os::KernelOptions,
 }
 
@@ -135,7 +138,7 @@ impl Options<'_, Udp> {
     ) -> Result<UdpSocket, Error> {
         let addr = SockAddr::from(address);
         let socket = self.make(libc::SOCK_DGRAM, &addr)?;
-        if is_shared(address.ip()) {
+        if self.settings.destination || is_shared(address.ip()) {
             report_destination(&socket, addr.family())?;
         }
         before(&socket)?;
@@ -154,6 +157,7 @@ impl<'a, P> Options<'a, P> {
             nonblocking: false,
             receive_buffer: None,
             send_buffer: None,
+            destination: false,
             kernel: os::KernelOptions::NONE,
         })
     }

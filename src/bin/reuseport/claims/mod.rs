@@ -274,6 +274,9 @@ claims! {
     linux udp::a_udp_program_sees_the_payload [Steering]
         "A program sees a datagram from its first byte on, and may choose by it."
         unless "no program is attached"
+    linux udp::a_broadcast_reaches_every_udp_member [Steering]
+        "A datagram to a broadcast or multicast address reaches every member, steered or not."
+        unless "it is sent to one address"
     linux udp::closing_a_udp_socket_drops_in_silence
         "A UDP socket that closes drops its queued datagrams, and the sender gets no error."
         unless "it was read before"

@@ -5,7 +5,7 @@ use std::net::UdpSocket as StdUdpSocket;
 
 use reuseport::{UdpSocket, steering, sys};
 
-use super::tools::{always, any_port, comes, instruction, open, set, source, until};
+use super::tools::{A_WHILE, always, any_port, comes, instruction, open, set, source, until};
 use super::{Snag, Tried, seen};
 
 fn member(address: SocketAddr) -> Result<UdpSocket, Snag> {
@@ -166,6 +166,41 @@ pub(super) fn a_connected_udp_socket_leaves_the_group(counter: bool) -> Tried {
         last == 20,
         format!("index 1 of three, whose second is connected: the third got {last}"),
     )
+}
+
+/// The counter-case sends to one address: the program names the member.
+pub(super) fn a_broadcast_reaches_every_udp_member(counter: bool) -> Tried {
+    let wildcard = SocketAddr::from(([0, 0, 0, 0], 0));
+    let first = member(wildcard)?;
+    let port = first.local_addr()?.port();
+    let others = [
+        member(([0, 0, 0, 0], port).into())?,
+        member(([0, 0, 0, 0], port).into())?,
+    ];
+    first.attach_program(&always(1))?;
+    let client = StdUdpSocket::bind(source())?;
+    client.set_broadcast(true)?;
+    let to = if counter {
+        [127, 0, 0, 1]
+    } else {
+        [127, 255, 255, 255]
+    };
+    client.send_to(b"x", SocketAddr::from((to, port)))?;
+    let members = [&first, &others[0], &others[1]];
+    let mut got = [false; 3];
+    until("a member has it", || {
+        got = members.map(received);
+        got.contains(&true)
+    })?;
+    std::thread::sleep(A_WHILE);
+    let later = members.map(received);
+    let got: Vec<bool> = got
+        .iter()
+        .zip(later)
+        .map(|(got, later)| got | later)
+        .collect();
+    let what = format!("steered to the second of three; received by {got:?}");
+    seen(got == [true; 3], what)
 }
 
 /// The socket of the counter-case is not connected, and receives the late datagrams too.
