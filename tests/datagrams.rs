@@ -339,24 +339,26 @@ fn flows_while(server: &Server<Udp>, flows: u32, act: impl FnOnce(&AtomicUsize))
     answered.load(SeqCst)
 }
 
+/// How often members are replaced. It waits for the kernel's RCU, which takes its time on a busy
+/// machine.
+const ROUNDS: usize = 6;
+
 #[test]
 fn members_replaced_under_load_lose_no_datagram() {
     let steerings = [Steering::Hash, Steering::Random, Steering::Byte(2)];
     let ways = steerings.map(|steering| [(steering, false), (steering, true)]);
     for (steering, batch) in ways.into_iter().flatten() {
-        // With an address of its own, and with the wildcard, from which the newest member had
-        // better not leave.
-        for (address, newest_too) in [(ANY_PORT, true), (([0; 4], 0), false)] {
+        for address in [ANY_PORT, ([0; 4], 0)] {
             let options = Group::udp_options().batch(batch).steering(steering);
             let server = echo_at(address.into(), &options, 4);
 
             let answered = flows_while(&server, 16, |answered| {
-                for _ in 0..30 {
+                for _ in 0..ROUNDS {
                     let before = answered.load(SeqCst);
                     let newest = server.add().unwrap();
                     let oldest = server.members()[1].stats.id;
                     let odd = newest % 2 == 1;
-                    let leaver = if odd && newest_too { newest } else { oldest };
+                    let leaver = if odd { newest } else { oldest };
                     let count = server.retire(leaver).unwrap();
                     assert!(!count.running);
                     wait_until("the flows go on", || answered.load(SeqCst) > before + 50);
@@ -366,7 +368,7 @@ fn members_replaced_under_load_lose_no_datagram() {
             assert_eq!(server.stop(BOUND).len(), 4);
             let totals = server.totals();
             assert_eq!(totals.accepted, answered, "{steering:?}, batches: {batch}");
-            assert_eq!(totals.members, 34);
+            assert_eq!(totals.members, 4 + ROUNDS);
         }
     }
 }

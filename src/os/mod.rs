@@ -13,6 +13,7 @@
 //! - `handshakes`: the connections that are not finished; `listeners`: all members of a group.
 //! - `allowed_cpus`, `start_on_cpu`, `move_to_cpu`, `name_thread`: threads.
 //! - `packet_info`: how the kernel reports where a datagram was sent to.
+//! - `wait_for_lookups`: no packet is on its way to a socket that was chosen before.
 //! - `Placeholder`: what takes the place of a UDP socket's descriptor.
 
 #[cfg(not(accept4))]

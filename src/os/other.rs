@@ -135,6 +135,8 @@ mod with_std {
         Err(UNSUPPORTED)
     }
 
+    pub(crate) fn wait_for_lookups() {}
+
     pub(crate) fn name_thread(_: &CStr) {}
 
     /// What takes the place of a UDP socket's descriptor: nothing has to, here.
@@ -145,6 +147,10 @@ mod with_std {
         #[allow(clippy::unnecessary_wraps)] // as on Linux
         pub(crate) fn new() -> Result<Placeholder, Error> {
             Ok(Placeholder)
+        }
+
+        pub(crate) fn is_needless(&self) -> bool {
+            true
         }
 
         pub(crate) fn replace(&self, _: &Descriptor) -> Result<(), Error> {

@@ -267,10 +267,11 @@ impl<P: Serve> Server<P> {
         state: MemberState,
         reset: bool,
     ) -> Result<(), GroupError> {
-        for member in self.members_of(ids) {
+        let members = self.members_of(ids);
+        for member in &members {
             if self.pool.lock().index_of(member.id).is_none() {
                 // It has left the group before, and is closed now.
-                _ = P::leave_group(&member);
+                _ = P::leave_group(member);
             }
         }
         let mut result = Ok(());
@@ -313,6 +314,7 @@ impl<P: Serve> Server<P> {
                 Err(error) => result = Err(GroupError::call(error, self.address, index)),
             }
         }
+        P::release(&members);
         result
     }
 

@@ -12,6 +12,7 @@ pub(crate) mod member;
 mod new_process;
 mod polling;
 mod pool;
+mod receive;
 mod start;
 mod steering;
 mod tcp;
@@ -87,6 +88,11 @@ pub trait Serve: Protocol {
     /// again.
     #[doc(hidden)]
     fn leave_group(member: &Member<Self>) -> Result<(), Error>;
+
+    /// Lets the workers of members that have left the group end, where
+    /// [`leave_group`](Self::leave_group) does not.
+    #[doc(hidden)]
+    fn release(_: &[Arc<Member<Self>>]) {}
 }
 
 /// A group at work: threads that accept connections, or receive datagrams, and call a handler.

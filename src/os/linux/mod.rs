@@ -5,10 +5,10 @@ mod affinity;
 mod batch;
 mod constants;
 #[cfg(feature = "std")]
+mod departure;
+#[cfg(feature = "std")]
 mod exclusive;
 mod options;
-#[cfg(feature = "std")]
-mod placeholder;
 #[cfg(feature = "std")]
 mod sock_diag;
 mod socket;
@@ -19,10 +19,10 @@ pub use batch::Batch;
 #[cfg(feature = "std")]
 pub(crate) use constants::dup3;
 #[cfg(feature = "std")]
+pub(crate) use departure::{Placeholder, wait_for_lookups};
+#[cfg(feature = "std")]
 pub(crate) use exclusive::{bind_exclusive, bind_exclusive_udp};
 pub(crate) use options::{KernelOptions, OPTION_NAMES, SO_LINGER, bind_to_device, peer_name};
-#[cfg(feature = "std")]
-pub(crate) use placeholder::Placeholder;
 #[cfg(feature = "std")]
 pub(crate) use sock_diag::{handshakes, listeners};
 #[cfg(feature = "std")]
