@@ -365,3 +365,38 @@ fn the_chinese_readme_keeps_step() {
         "lines of code, rows, sections"
     );
 }
+
+/// The words of docs and comments, without what stands in backticks.
+fn words_of_comments(text: &str) -> Vec<String> {
+    let comments = text.lines().filter_map(|line| {
+        let (code, comment) = line.split_once("//")?;
+        // Elsewhere two slashes stand in a string.
+        (code.trim().is_empty() || code.ends_with("; ")).then_some(comment)
+    });
+    let prose = comments.map(|comment| comment.split('`').step_by(2).collect::<String>());
+    let letters = |c: char| !c.is_alphabetic();
+    let words = prose.map(|prose| prose.to_lowercase());
+    let words = words.map(|prose| prose.split(letters).map(str::to_owned).collect::<Vec<_>>());
+    words.flatten().filter(|word| !word.is_empty()).collect()
+}
+
+/// A kernel, a worker or a client acts, and has a name. At most one such word in 2000 remains.
+#[test]
+fn docs_and_comments_name_the_thing_that_acts() {
+    let vague =
+        "who whoever whom nobody anybody somebody stranger strangers told tell tells want wants";
+    let vague: BTreeSet<_> = vague.split(' ').collect();
+    let (mut all, mut found) = (0, Vec::new());
+    for (path, text) in rust_files("src") {
+        let words = words_of_comments(&text);
+        all += words.len();
+        let few = words.iter().filter(|word| vague.contains(word.as_str()));
+        found.extend(few.map(|word| format!("{}: {word}", path.display())));
+    }
+    assert!(all > 10_000, "the reader of comments sees {all} words");
+    assert!(
+        found.len() * 2000 <= all,
+        "{} in {all}: {found:#?}",
+        found.len()
+    );
+}
