@@ -31,7 +31,7 @@ pub enum GroupError {
         address: SocketAddr,
         /// The member's index.
         member: usize,
-        /// The effective user who opened the first member.
+        /// The effective user that opened the first member.
         expected: u32,
         /// The effective user now.
         actual: u32,

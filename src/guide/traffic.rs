@@ -175,7 +175,7 @@
 //! - QUIC needs that: its connections outlive their four-tuple (RFC 9000, 5.1). An id that the
 //!   server has chosen can carry the number of the member. A packet of a new connection carries an
 //!   id of the client's choice, of at least 8 bytes (RFC 9000, 7.2). So server ids of fewer than 8
-//!   bytes tell the two apart, and the program needs to know no version of QUIC (RFC 8999).
+//!   bytes distinguish the two, and the program needs to know no version of QUIC (RFC 8999).
 //! - A datagram that is sent by multicast or broadcast reaches every member: neither hash nor
 //!   program chooses. `GroupOptions::single_copy` has one member handle it.
 //!   `explain --claim a-broadcast-reaches-every-udp-member`
@@ -188,10 +188,10 @@
 //!   `explain --claim a-connected-udp-socket-leaves-the-group`
 //!
 //! A datagram that arrives during `close` is lost, even if the program has just emptied the queue.
-//! So a member leaves in two steps. It connects *to itself*: its port is closed to all others from
-//! then on, and the queued datagrams can still be read. Then it closes.
-//! `explain --claim connected-to-itself-it-keeps-what-waits`
+//! So a member leaves in steps: the group is steered around it, by a hash of the flow in the
+//! program; it connects to the loopback, and so leaves the group; it reads until its queue is
+//! empty; it closes. `tests/datagrams.rs` replaces members under load, on one address and on the
+//! wildcard. Before Linux 6.13 it is still a member after `connect`, steered around.
 //!
-//! On the wildcard address `connect` would change the address of the replies. There the group is
-//! steered around the member instead. `tests/datagrams.rs` replaces members of both kinds under
-//! load.
+//! A single socket connects *to itself*: its port is closed to all others from then on, and the
+//! queued datagrams can still be read. `explain --claim connected-to-itself-it-keeps-what-waits`

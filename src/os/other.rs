@@ -1,4 +1,4 @@
-//! Kernels that cannot be told which member gets a connection: the same functions as `linux`.
+//! Kernels where no program chooses the member: the same functions as `linux`.
 
 #[cfg(feature = "std")]
 pub(crate) use with_std::*;
@@ -64,7 +64,7 @@ mod with_std {
     /// listener out of its group.
     pub(crate) const SHUTDOWN_WAKES: bool = false;
 
-    /// Whether the kernel can be told which member gets a connection.
+    /// Whether a program can choose the member that gets a connection.
     pub(crate) const STEERS: bool = false;
 
     /// FreeBSD and `DragonFly` enter a socket into its group at `bind`, so it cannot bind

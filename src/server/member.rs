@@ -101,9 +101,9 @@ pub(crate) struct Entry<P: Serve> {
     pub(crate) holders: Vec<Arc<Worker<P>>>,
     /// How many of its handlers run on workers that hold it no more.
     pub(crate) detached: usize,
-    /// How many spare workers were told to take it and have not yet.
+    /// How many spare workers are on their way to take it.
     pub(crate) ordered: usize,
-    /// How many spare workers are told at once, if its holders are blocked again.
+    /// How many spare workers are sent at once, if its holders are blocked again.
     pub(crate) burst: usize,
     /// Its holders are blocked, and no spare worker can be had.
     pub(crate) starved: bool,
@@ -178,7 +178,7 @@ impl<P: Serve> Entry<P> {
 pub struct MemberStats<P: Protocol = Tcp> {
     /// What was done for it.
     pub stats: Stats,
-    /// What is queued on it; `None` where the kernel does not tell.
+    /// What is queued on it; `None` where the kernel does not say.
     pub queue: Option<P::Queue>,
     /// Whether it gets new connections.
     pub state: MemberState,

@@ -61,7 +61,7 @@ pub trait Serve: Protocol {
         sibling: Option<&Self::Source>,
     ) -> Result<Self::Source, Error>;
 
-    /// Returns how many connections are queued on a member; 0 where the kernel does not tell.
+    /// Returns how many connections are queued on a member; 0 where the kernel does not say.
     #[doc(hidden)]
     fn queued(member: &Member<Self>) -> Result<u32, Error>;
 
@@ -80,7 +80,7 @@ pub trait Serve: Protocol {
     fn drain(server: &Server<Self>, members: &[Arc<Member<Self>>], deadline: Instant);
 
     /// Whether the member's socket has left the kernel's group without
-    /// [`leave_group`](Self::leave_group), as far as the kernel tells.
+    /// [`leave_group`](Self::leave_group), as far as the kernel says.
     #[doc(hidden)]
     fn has_left(member: &Member<Self>) -> bool;
 

@@ -32,7 +32,7 @@ impl Group {
     /// a spare thread accepts in its place. So handlers may wait for their clients, and there may
     /// be more handlers at a time than members. **The limit** is
     /// [`spare_threads`](crate::GroupOptions::spare_threads), 512 by default: as many silent
-    /// clients as threads stop the server, so a handler that reads wants a
+    /// clients as threads stop the server, so a handler that reads needs a
     /// [read timeout](Connection::set_read_timeout). **[`stop`](Server::stop) cannot interrupt** a
     /// handler that is in `recv`; at the end of the grace period it is left to finish alone.
     ///

@@ -91,7 +91,7 @@ impl<'a> Options<'a> {
     }
 
     /// Sets `SO_REUSEADDR`: the bind succeeds although connections of an earlier listener are in
-    /// `TIME_WAIT`. Linux wants the option on that listener too; `SO_REUSEPORT` on both does the
+    /// `TIME_WAIT`. Linux needs the option on that listener too; `SO_REUSEPORT` on both does the
     /// same. Default: off.
     pub const fn reuse_address(mut self, on: bool) -> Options<'a> {
         self.settings.reuse_address = on;

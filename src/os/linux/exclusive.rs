@@ -28,7 +28,7 @@ use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEPORT, SOL_SOCKET};
 const ATTEMPTS: usize = 20;
 
 /// Binds a UDP socket exclusively, then lets siblings bind. Nothing lingers on a UDP port, so
-/// `bind` alone tells whether another socket is there.
+/// `bind` alone shows whether another socket is there.
 pub(crate) fn bind_exclusive_udp(
     options: &Options<'_, Udp>,
     address: SocketAddr,

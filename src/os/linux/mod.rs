@@ -35,6 +35,6 @@ pub(crate) use socket::{attach_filter, attach_program, detach_filter, detach_pro
 #[cfg(feature = "std")]
 pub(crate) const SHUTDOWN_WAKES: bool = true;
 
-/// Whether the kernel can be told which member gets a connection.
+/// Whether a program can choose the member that gets a connection.
 #[cfg(feature = "std")]
 pub(crate) const STEERS: bool = true;

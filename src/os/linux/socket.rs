@@ -109,7 +109,7 @@ impl Listener {
     /// Connections that complete meanwhile inherit the filter: see [`Connection::detach_filter`].
     ///
     /// # Errors
-    /// `EPERM` where the kernel wants `CAP_NET_ADMIN` for it (Linux 6.18 does).
+    /// `EPERM` where the kernel needs `CAP_NET_ADMIN` for it (Linux 6.18 does).
     ///
     /// # Platforms
     /// Linux and Android alone.

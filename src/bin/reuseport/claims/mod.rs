@@ -1,7 +1,7 @@
 //! The claims of the guide, each with the function that tests it.
 //!
 //! Every function measures in the same way in two cases: the one that the claim describes, and a
-//! *counter-case*, in which the claim must be false. A measurement that cannot tell the two apart
+//! *counter-case*, in which the claim must be false. A measurement that cannot distinguish the two
 //! proves nothing.
 
 use std::error::Error;

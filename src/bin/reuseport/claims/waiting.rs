@@ -41,7 +41,7 @@ fn served_meanwhile(options: &GroupOptions, should: bool) -> Result<(bool, Strin
     second.set_read_timeout(Some(wait))?;
     let served = second.read(&mut [0]).is_ok();
     drop((silent, second));
-    // Nobody is left to wait for. Where the kernel does not list handshakes, a stop with a grace
+    // No client is left to wait for. Where the kernel does not list handshakes, a stop with a grace
     // would wait for all of it.
     server.stop(Duration::ZERO);
     let word = if served { "served" } else { "not served" };
