@@ -4,7 +4,7 @@
 //! down stays in its group. So a member leaves in this order:
 //!
 //! 1. The group is steered around it, by a hash of the flow.
-//! 2. It is connected to an address of its own machine, which takes it out of the group (since Linux
+//! 2. It is connected to an address of its machine, which takes it out of the group (since Linux
 //!    6.13), also if a handler has duplicated its descriptor. It keeps what is queued, and its
 //!    handler can still answer.
 //! 3. A lookup that began before may still choose it; all such have ended when `membarrier(2)`

@@ -9,7 +9,8 @@
 //! Attaching a program needs no privilege. A load that fails ends a program with 0, which is an
 //! index. Offset 0 is the first byte *behind* the TCP or UDP header: a SYN has no payload (except
 //! with TCP Fast Open), so a load from there fails. The programs here use only loads that cannot
-//! fail: the CPU, a random number, the packet's headers, a byte that the program has checked to exist.
+//! fail: the CPU, a random number, the packet's headers, a byte that the program has checked to
+//! exist.
 //!
 //! Background: `SO_ATTACH_REUSEPORT_CBPF` in `socket(7)`; `Documentation/networking/filter.rst`
 //! in the kernel's source for the instructions.
