@@ -1,11 +1,12 @@
 //! What the recipes share, and none is about: where to listen, and an answer.
 
+pub mod control;
+
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::{env, thread, time::Duration};
 
 use reuseport::Connection;
-use socket2::SockRef;
 
 /// A client that says nothing for so long is given up.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,10 +43,8 @@ pub fn answer(member: usize) -> String {
 }
 
 /// Answers on a connection that blocks. Its acceptor waits for as long as the client says nothing.
-///
-/// The library has no call for a timeout. socket2 sets one, on all that has a descriptor.
 pub fn reply(member: usize, mut connection: Connection) -> io::Result<()> {
-    SockRef::from(&connection).set_read_timeout(Some(PATIENCE))?;
+    connection.set_read_timeout(Some(PATIENCE))?;
     // Read first: a socket that is closed with bytes unread resets, and the answer may be lost.
     _ = connection.read(&mut [0; 4096])?;
     // A fresh socket has room for this much, so the send neither waits nor stops half way.

@@ -1,28 +1,19 @@
 //! mio, a poller for each listener: an event loop without a runtime. It gives no client up that
 //! says nothing; that would take a queue of deadlines, of which the first bounds the poll.
+//! `src/control.rs` replaces members, restarts and stops.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::{collections::HashMap, error::Error, net, thread, time::Duration};
+use std::{collections::HashMap, net, time::Duration};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
-use reuseport::{AcceptAction, Call, Group};
+use reuseport::{AcceptAction, Call};
 
 const LISTENER: Token = Token(0);
 const PAUSE: Duration = Duration::from_millis(50);
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let group = Group::bind(recipes::address(), recipes::members())?;
-    println!("listening on {}", group.local_addr());
-    let mut threads = Vec::new();
-    for (member, listener) in group.into_sockets().into_iter().enumerate() {
-        listener.set_nonblocking(true)?;
-        threads.push(thread::spawn(move || serve(member, listener.into())));
-    }
-    for thread in threads {
-        thread.join().expect("no panic")?;
-    }
-    Ok(())
+fn main() -> io::Result<()> {
+    recipes::control::run(serve)
 }
 
 fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
@@ -31,16 +22,16 @@ fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
     poll.registry()
         .register(&mut listener, LISTENER, Interest::READABLE)?;
     let (mut clients, mut next) = (HashMap::new(), 1);
-    let mut again = None;
-    loop {
+    let (mut again, mut open) = (None, true);
+    while open || !clients.is_empty() {
         match poll.poll(&mut events, again) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        let mut accepting = again.take().is_some();
+        let mut accepting = again.take().is_some() && open;
         for event in &events {
             if event.token() == LISTENER {
-                accepting = true;
+                accepting = open;
             } else if let Some(mut client) = clients.remove(&event.token()) {
                 // Answered, or gone: closed either way, unless there was nothing to read after all.
                 if answer(member, &mut client).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
@@ -63,11 +54,14 @@ fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
                     AcceptAction::WouldBlock => accepting = false,
                     // The clients that are served give their descriptors back meanwhile.
                     AcceptAction::BackOff => (accepting, again) = (false, Some(PAUSE)),
-                    AcceptAction::Closed | AcceptAction::Fatal => return Err(error),
+                    // The member has left, and its queue is empty.
+                    AcceptAction::Closed => (accepting, open) = (false, false),
+                    AcceptAction::Fatal => return Err(error),
                 },
             }
         }
     }
+    Ok(())
 }
 
 fn accept_action(error: &io::Error) -> AcceptAction {

@@ -1,31 +1,20 @@
-//! tokio, a single-threaded runtime for each listener: no task and no connection ever changes its
-//! thread.
+//! tokio, a single-threaded runtime for each member: no task and no connection ever changes its
+//! thread. The group stays under control: `src/control.rs` replaces members, restarts and stops.
 
-use std::{error, io, net, thread, time::Duration};
+use std::{io, net, time::Duration};
 
 use recipes::PATIENCE;
-use reuseport::{AcceptAction, Call, Error, Group};
+use reuseport::{AcceptAction, Call, Error};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 const PAUSE: Duration = Duration::from_millis(50);
 
-fn main() -> Result<(), Box<dyn error::Error>> {
-    let group = Group::bind(recipes::address(), recipes::members())?;
-    println!("listening on {}", group.local_addr());
-    let mut threads = Vec::new();
-    for (member, listener) in group.into_sockets().into_iter().enumerate() {
-        // The runtime asks its poller before it accepts, and an accept must not wait all the same:
-        // the client may be gone by then.
-        listener.set_nonblocking(true)?;
-        threads.push(thread::spawn(move || serve(member, listener.into())));
-    }
-    for thread in threads {
-        thread.join().expect("no panic")?;
-    }
-    Ok(())
+fn main() -> io::Result<()> {
+    recipes::control::run(serve)
 }
 
 fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
@@ -33,17 +22,23 @@ fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
     runtime.block_on(async {
         // It belongs to the runtime that is running: so here, not in `main`.
         let listener = TcpListener::from_std(listener)?;
+        let mut clients = JoinSet::new();
         loop {
+            while clients.try_join_next().is_some() {}
             match listener.accept().await {
-                Ok((client, _)) => _ = tokio::spawn(timeout(PATIENCE, answer(member, client))),
+                Ok((client, _)) => _ = clients.spawn(timeout(PATIENCE, answer(member, client))),
                 Err(error) => match accept_action(&error) {
                     AcceptAction::Retry | AcceptAction::WouldBlock => {}
                     // The tasks go on, and give their descriptors back.
                     AcceptAction::BackOff => sleep(PAUSE).await,
-                    AcceptAction::Closed | AcceptAction::Fatal => return Err(error),
+                    // The member has left, and its queue is empty.
+                    AcceptAction::Closed => break,
+                    AcceptAction::Fatal => return Err(error),
                 },
             }
         }
+        while clients.join_next().await.is_some() {}
+        Ok(())
     })
 }
 
