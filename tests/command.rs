@@ -290,7 +290,7 @@ fn address_of_another_machine_is_named_in_the_error() {
     let (code, _, err) = run(&["serve", "--addr", "[fe80::1]:0"]);
     assert_eq!((code, err.lines().count()), (1, 1));
     assert!(
-        err.contains("interface's number") || err.contains("EAFNOSUPPORT"),
+        err.contains("needs its interface") || err.contains("EAFNOSUPPORT"),
         "{err}"
     );
 }

@@ -33,6 +33,7 @@ static const struct refusal {
     {"bpf", SYS_setsockopt, EPERM, {{1, ~0u, SOL_SOCKET}, {2, ~0u, SO_ATTACH_REUSEPORT_CBPF}}},
     {"filter", SYS_setsockopt, EPERM, {{1, ~0u, SOL_SOCKET}, {2, ~0u, SO_ATTACH_FILTER}}},
     {"netlink", SYS_socket, EAFNOSUPPORT, {{0, ~0u, AF_NETLINK}}},
+    {"bind", SYS_bind, EACCES, {{0}}},
     {"ipv6", SYS_socket, EAFNOSUPPORT, {{0, ~0u, AF_INET6}}},
     {"threads", SYS_clone, EAGAIN, {{0, CLONE_THREAD, CLONE_THREAD}}},
     {"threads", SYS_clone3, ENOSYS, {{0}}}, /* the C library then calls clone */

@@ -8,7 +8,12 @@ mod compare;
 mod connect;
 mod demo;
 mod explain;
+mod hints;
 mod histogram;
+#[cfg(linux_kernel)]
+mod inspect;
+#[cfg(linux_kernel)]
+mod list;
 mod output;
 mod replace;
 mod restart;
@@ -40,7 +45,7 @@ impl Failure {
 
 impl From<GroupError> for Failure {
     fn from(error: GroupError) -> Failure {
-        Failure::Failed(explain(&error))
+        Failure::Failed(explain(&error, false))
     }
 }
 
@@ -59,6 +64,7 @@ Usage: reuseport [COMMAND] [OPTIONS]
   serve      a server: prints `acceptor N` for every connection, until it is stopped
   connect    a client: makes connections and counts what becomes of them
   compare    the ways to accept, one beside the other under the same load
+  inspect    who shares a port on this machine (Linux)
   explain    tries on this kernel what the guide says of SO_REUSEPORT
 
 `reuseport help COMMAND` lists the options of each. `reuseport --version`.
@@ -67,22 +73,30 @@ Usage: reuseport [COMMAND] [OPTIONS]
 type Run = fn(Args) -> Result<(), Failure>;
 
 /// Each by its name, with how to use it.
-const COMMANDS: [(&str, &str, Run); 5] = [
+const COMMANDS: &[(&str, &str, Run)] = &[
     ("demo", demo::HELP, demo::run),
     ("serve", serve::HELP, serve::run),
     ("connect", connect::HELP, connect::run),
     ("compare", compare::HELP, compare::run),
+    #[cfg(linux_kernel)]
+    ("inspect", inspect::HELP, inspect::run),
     ("explain", explain::HELP, explain::run),
 ];
 
 fn command(name: &str) -> Option<(&'static str, Run)> {
-    let found = COMMANDS.into_iter().find(|command| command.0 == name);
-    found.map(|(_, help, run)| (help, run))
+    let found = COMMANDS.iter().find(|command| command.0 == name);
+    found.map(|(_, help, run)| (*help, *run))
+}
+
+fn names() -> Vec<&'static str> {
+    COMMANDS.iter().map(|command| command.0).collect()
 }
 
 fn known(name: &str) -> Result<(&'static str, Run), Failure> {
-    let names = COMMANDS.map(|command| command.0).join(", ");
-    let unknown = || Failure::Usage(format!("there is no command \"{name}\"; there are {names}"));
+    let unknown = || {
+        let names = names().join(", ");
+        Failure::Usage(format!("there is no command \"{name}\"; there are {names}"))
+    };
     command(name).ok_or_else(unknown)
 }
 
@@ -98,8 +112,7 @@ fn run(name: Option<&str>, mut args: Args) -> Result<(), Failure> {
     let (help, run): (_, Run) = if let Some(name) = name {
         known(name)?
     } else {
-        let names = COMMANDS.map(|command| command.0);
-        args.unwanted(&names, "a command stands before its options");
+        args.unwanted(&names(), "a command stands before its options");
         (HELP, demo::run)
     };
     if args.flag("--help") || args.flag("-h") {

@@ -5,7 +5,9 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsRawFd;
 use std::process;
 
-use reuseport::{AcceptQueue, Call, GroupError, ReceiveBuffer, Stats};
+use reuseport::{AcceptQueue, GroupError, ReceiveBuffer, Stats};
+
+use crate::hints::hint;
 
 /// Prints to stdout. Where its reader is gone (`serve | head -3`), the command ends quietly. Where
 /// it is a terminal that is gone, nothing is printed, and SIGHUP ends the command.
@@ -52,29 +54,9 @@ pub(crate) fn progress(line: &str) {
     }
 }
 
-/// Why there is no group, with a hint where there is one to give.
-pub(crate) fn explain(failure: &GroupError) -> String {
-    let Some(error) = failure.error() else {
-        let hint = match failure {
-            GroupError::NoPayload => ": byte:K goes with --udp",
-            _ => "",
-        };
-        return format!("{failure}{hint}");
-    };
-    let hint = match (error.call(), error.errno()) {
-        (Call::Bind | Call::Listen, libc::EADDRINUSE) => {
-            "; choose another with --addr, or share it by `serve --join`, if its holder allows it"
-        }
-        (Call::Bind, libc::EACCES) => "; a port below 1024 needs a privilege: choose another",
-        (Call::Bind, libc::EADDRNOTAVAIL) => "; the address is not one of this machine's",
-        (Call::Bind, libc::EINVAL) => {
-            "; a link-local address needs its interface's number, such as [fe80::1%2]:3000"
-        }
-        (Call::Socket, libc::EAFNOSUPPORT) => "; the kernel does not speak this address family",
-        (_, libc::EMFILE) => "; a larger `ulimit -n` allows more descriptors",
-        _ => "",
-    };
-    format!("{failure}{hint}")
+/// Why there is no group, of datagram sockets if `udp`, with a hint where there is one to give.
+pub(crate) fn explain(failure: &GroupError, udp: bool) -> String {
+    format!("{failure}{}", hint(failure, udp))
 }
 
 /// What is queued on a member, in words.

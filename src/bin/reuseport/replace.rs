@@ -41,7 +41,10 @@ pub(crate) fn replace_failed<P: Serve>(
                 Err(error) => {
                     let later = [GroupError::PredecessorLeaving, GroupError::HandingOver];
                     if !later.contains(&error) && reported.replace(error) != Some(error) {
-                        report(&format!("no {who} can take the place: {}", explain(&error)));
+                        report(&format!(
+                            "no {who} can take the place: {}",
+                            explain(&error, P::HAS_PAYLOAD)
+                        ));
                     }
                     if !later.contains(&error) && server.members().is_empty() {
                         lost.store(true, Relaxed);

@@ -264,7 +264,7 @@ pub(crate) fn bind<P: Protocol>(
     for address in addresses {
         match options.bind(*address, members) {
             Ok(group) => return Ok(group),
-            Err(error) => failures.push(explain(&error)),
+            Err(error) => failures.push(explain(&error, P::HAS_PAYLOAD)),
         }
     }
     Err(Failure::Failed(failures.join("; ")))

@@ -1,0 +1,203 @@
+//! `reuseport inspect` beside `ss`.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, id};
+
+use reuseport::{Group, Listener};
+use support::{ServeProcess, finish, program, reuseport, run, text, tool, wait_until};
+
+/// Protocol, address and pid of a row; then how many sockets it has, and what is queued on them.
+type Rows = BTreeMap<(String, String, String), (usize, usize)>;
+
+/// What `inspect` shows, of these ports.
+fn inspected(out: &str, ports: &[u16]) -> Rows {
+    let mut rows = Rows::new();
+    for line in out.lines().skip(1).take_while(|line| !line.is_empty()) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [protocol, address, n, queued, .., pid, _program] = words[..] else {
+            panic!("{line}")
+        };
+        let (n, queued): (usize, usize) = (n.parse().unwrap(), queued.parse().unwrap());
+        let row = (protocol.to_owned(), address.to_owned(), pid.to_owned());
+        if ports
+            .iter()
+            .any(|port| address.ends_with(&format!(":{port}")))
+        {
+            let sum = rows.entry(row).or_default();
+            *sum = (sum.0 + n, sum.1 + queued);
+        }
+    }
+    rows
+}
+
+/// What `ss` shows, of these ports.
+fn listed(ports: &[u16]) -> Rows {
+    let done = finish(
+        program("ss")
+            .arg("-tulnpeH")
+            .stdout(std::process::Stdio::piped()),
+    );
+    let mut rows = Rows::new();
+    for line in text(&done.stdout).lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        // It writes a wildcard that takes both families as a star.
+        let address = words[4].replace("*:", "[::]:");
+        if !ports
+            .iter()
+            .any(|port| address.ends_with(&format!(":{port}")))
+        {
+            continue;
+        }
+        let pid = line
+            .split("pid=")
+            .nth(1)
+            .map_or("-", |rest| rest.split(',').next().unwrap());
+        let row = rows.entry((words[0].to_owned(), address, pid.to_owned()));
+        let sum: &mut (usize, usize) = row.or_default();
+        *sum = (sum.0 + 1, sum.1 + words[2].parse::<usize>().unwrap());
+    }
+    rows
+}
+
+/// `serve` as another user, if this one is root.
+fn as_another_user(directory: &std::path::Path, args: &[&str]) -> Command {
+    let copied = directory.join("reuseport");
+    support::copy(env!("CARGO_BIN_EXE_reuseport"), &copied);
+    let mut command = program(copied);
+    // SAFETY: takes nothing.
+    if unsafe { libc::geteuid() } == 0 {
+        command.uid(65534).gid(65534);
+    }
+    command.args(args);
+    command
+}
+
+#[test]
+fn rows_are_those_of_ss() {
+    if !tool("ss") {
+        return;
+    }
+    let directory = support::Directory::for_everybody("inspect");
+    let mut servers = Vec::new();
+    for (args, addresses) in [
+        (&["--acceptors", "2"][..], &["127.0.0.1:0", "[::1]:0"][..]),
+        (&["--join"], &["0.0.0.0:0", "[::]:0"]),
+        (&["--shared"], &["127.0.0.1:0"]),
+        (&["--only-v6"], &["[::]:0"]),
+        (&["--udp"], &["127.0.0.1:0", "[::1]:0"]),
+    ] {
+        let start = |address: &&str| ServeProcess::start(&[args, &["--addr", address]].concat());
+        servers.extend(addresses.iter().map(start));
+    }
+    let join = |server: &ServeProcess| {
+        ServeProcess::start(&["--join", "--addr", &server.address.to_string()])
+    };
+    let joined = join(&servers[2]);
+    servers.push(joined);
+    let args = ["serve", "--addr", "127.0.0.1:0"];
+    servers.push(ServeProcess::from(&mut as_another_user(
+        &directory.0,
+        &args,
+    )));
+    let ports: Vec<_> = servers.iter().map(|server| server.address.port()).collect();
+
+    let (code, out, err) = run(&["inspect"]);
+
+    assert_eq!((code, err.as_str()), (0, ""));
+    let rows = inspected(&out, &ports);
+    assert_eq!(rows, listed(&ports), "{out}");
+    assert_eq!((servers.len(), rows.len()), (10, 10), "{out}");
+    for port in &ports {
+        let (_, out, _) = run(&["inspect", &port.to_string()]);
+        assert_eq!(inspected(&out, &[*port]), listed(&[*port]), "{out}");
+    }
+}
+
+#[test]
+fn noteworthy_is_noted() {
+    // In this process, one program; the other joins it.
+    let group = Group::options()
+        .join(true)
+        .bind(([127, 0, 0, 1], 0), 2)
+        .unwrap();
+    let address = group.local_addr();
+    let other = ServeProcess::start(&["--join", "--addr", &address.to_string()]);
+    let any = Listener::bind(([0, 0, 0, 0], address.port())).unwrap();
+    let udp = Group::bind_udp(([127, 0, 0, 1], 0), 2).unwrap();
+    let full = Listener::options()
+        .backlog(1)
+        .bind(([127, 0, 0, 1], 0))
+        .unwrap();
+    let to = full.local_addr().unwrap();
+    let clients: Vec<_> = (0..2).map(|_| TcpStream::connect(to).unwrap()).collect();
+    wait_until("both are queued", || full.queue().unwrap().len == 2);
+
+    let (_, out, _) = run(&["inspect"]);
+
+    let programs = format!("tcp {address}: 2 programs: ");
+    let line = out
+        .lines()
+        .find(|line| line.starts_with(&programs))
+        .unwrap();
+    for pid in [id(), other.pid().try_into().unwrap()] {
+        assert!(line.contains(&format!("pid {pid} (")), "{line}");
+    }
+    for line in [
+        format!(
+            "tcp 0.0.0.0:{}: what is sent to 127.0.0.1 goes to tcp {address}\n",
+            address.port()
+        ),
+        format!(
+            "udp {}: shared address (the kernel does not tell by which",
+            udp.local_addr()
+        ),
+        format!("tcp {to}: 1 of 1 queue full\n"),
+    ] {
+        assert!(out.contains(&line), "{line} is not in {out}");
+    }
+    drop((clients, any));
+}
+
+#[test]
+fn ordinary_user_is_told_what_he_may_not_see() {
+    // SAFETY: takes nothing.
+    if unsafe { libc::geteuid() } != 0 {
+        return support::skip("not root");
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let directory = support::Directory::for_everybody("inspect-user");
+    let mut inspect = as_another_user(&directory.0, &["inspect", &port]);
+
+    let done = finish(&mut inspect);
+
+    let out = text(&done.stdout);
+    assert!(
+        out.lines()
+            .nth(1)
+            .unwrap()
+            .ends_with("  root       -          -"),
+        "{out}"
+    );
+    let line = "1 socket: held by processes that this user may not look into, or by the kernel\n";
+    assert!(out.ends_with(line), "{out}");
+}
+
+#[test]
+fn port_that_is_none_is_wrong_usage() {
+    for wrong in ["0", "65536", "http"] {
+        let (code, _, err) = run(&["inspect", wrong]);
+        assert_eq!(code, 2);
+        let line = format!("inspect needs a port from 1 to 65535, not {wrong} (see: ");
+        assert!(err.contains(&line), "{err}");
+    }
+    assert_eq!(
+        finish(&mut reuseport(&["inspect", "1", "2"])).status.code(),
+        Some(2)
+    );
+}
