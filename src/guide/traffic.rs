@@ -32,7 +32,7 @@
 //! - The address and port of the client stand at `SKF_NET_OFF`. Do not steer by the receive hash
 //!   (`SKF_AD_RXHASH`): it is 0 where the sender has none, as for unconnected UDP sockets on
 //!   loopback, and then one member gets everything (measured). Hash the addresses and ports in the
-//!   program instead.
+//!   program instead, as `steering::any_of_by_flow` does.
 //!
 //! Steering by index is sound only while one process opens and closes all members: the sockets of
 //! another process shift the indexes. So a joined `Group` cannot be steered, and a `Server` looks
