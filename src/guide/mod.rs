@@ -191,7 +191,7 @@
 //!   `socket`; `fchown(2)` on the descriptor changes it. So root can open members for a user that
 //!   has to add more of them later. `explain --claim fchown-changes-who-may-join` (needs root)
 //! - Any program of that user may join. A second copy of a server, started by mistake, gets half of
-//!   the connections, and no error is reported.
+//!   the connections, and no error is reported. `reuseport inspect` shows it afterwards.
 //!   `explain --claim a-second-program-joins-in-silence`
 //! - With `SO_REUSEADDR` on both and neither of them listening, `bind` succeeds without
 //!   `SO_REUSEPORT` too. `listen` of the second then fails with `EADDRINUSE`. So check the result
