@@ -47,7 +47,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let concurrency = args.number("--concurrency", 1, 10_000, 1)?.min(connections);
     let udp = args.flag("--udp");
     let hold = if udp {
-        args.unwanted(&["--hold"], "of datagrams there is nothing to hold");
+        args.unwanted(&["--hold"], "it cannot be used with --udp");
         0
     } else {
         args.number("--hold", 0, 86_400_000, 0)?

@@ -1,4 +1,4 @@
-//! Why a group could not be bound, as far as the kernel tells: what to do about it.
+//! Why a group could not be bound, as far as the kernel says: what to do about it.
 
 #[cfg(linux_kernel)]
 use core::net::{IpAddr, SocketAddr};

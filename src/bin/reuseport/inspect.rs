@@ -1,4 +1,4 @@
-//! `reuseport inspect`: who shares a port on this machine.
+//! `reuseport inspect`: the programs that share a port on this machine.
 
 use core::fmt::Write as _;
 use std::collections::{BTreeSet, HashMap};

@@ -1,4 +1,5 @@
-//! The kernel's list of sockets, from netlink's `sock_diag(7)`; and who holds them, from `/proc`.
+//! The kernel's list of sockets, from netlink's `sock_diag(7)`; and the processes that hold them,
+//! from `/proc`.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};

@@ -55,7 +55,7 @@ impl Placeholder {
         let Some(placeholder) = &self.0 else {
             return Ok(());
         };
-        // SAFETY: takes three integers. The number stays the owner's, who will close it.
+        // SAFETY: takes three integers. The number stays the owner's, which will close it.
         let fd = unsafe { dup3(placeholder.as_raw_fd(), socket.raw(), libc::O_CLOEXEC) };
         check(Call::Dup, fd).map(drop)
     }
