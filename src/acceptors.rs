@@ -1,7 +1,7 @@
 //! The C program's threads: one acceptor for each listener, each waiting in its own `accept`.
 
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use core::{mem, panic::AssertUnwindSafe, time::Duration};
+use core::{ffi::c_int, mem, panic::AssertUnwindSafe, time::Duration};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Builder, JoinHandle, sleep};
 use std::{io, panic::catch_unwind, vec::Vec};
@@ -46,7 +46,12 @@ impl Acceptors {
         let mut acceptors = Acceptors(Vec::new());
         for (id, listener) in listeners.into_iter().enumerate() {
             listener.set_nonblocking(false)?;
-            let shared = Arc::new(Shared::new(id, listener));
+            let shared = Arc::new(Shared {
+                id,
+                listener,
+                stop: StopToken::default(),
+                counters: Counters::default(),
+            });
             let (taken, mut handler) = (Arc::clone(&shared), make(id));
             let thread = Builder::new().name(std::format!("acceptor-{id}"));
             let thread = thread.spawn(move || taken.accept_loop(&mut handler))?;
@@ -114,26 +119,16 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(id: usize, listener: Listener) -> Shared {
-        Shared {
-            id,
-            listener,
-            stop: StopToken::default(),
-            counters: Counters::default(),
-        }
-    }
-
     /// The thread.
     fn accept_loop(&self, handler: &mut impl FnMut(Connection, &StopToken)) {
+        let fd = self.listener.raw();
         // C: for (;;) {
         while !self.stop.requested() {
             // C: int client = accept(server, NULL, NULL);
             match self.listener.accept() {
                 Ok(connection) => self.counters.run(|| handler(connection, &self.stop)),
-                Err(error) => match self.counters.handle_error(self.id, error, &self.stop) {
-                    Ok(()) => {}
-                    Err(Stopped) => return,
-                },
+                Err(error) if self.counters.handle(fd, error, &self.stop).is_err() => return,
+                Err(_) => {}
             }
         }
     }
@@ -189,18 +184,13 @@ impl Counters {
 
     /// Does what an error of `accept` or of a receiving call asks for.
     #[cold]
-    pub(crate) fn handle_error(
-        &self,
-        id: usize,
-        error: Error,
-        stop: &StopToken,
-    ) -> Result<(), Stopped> {
+    pub(crate) fn handle(&self, fd: c_int, error: Error, stop: &StopToken) -> Result<(), Stopped> {
         match error.accept_action() {
             AcceptAction::Retry => self.count_transient_error(),
-            AcceptAction::WouldBlock => {}
-            AcceptAction::BackOff => {
+            AcceptAction::WouldBlock if wait_until_readable(fd) => {}
+            AcceptAction::WouldBlock | AcceptAction::BackOff => {
                 // All acceptors run out of descriptors together; they try again one by one.
-                let turn = 31 * id + 17 * self.backoffs.fetch_add(1, Relaxed);
+                let turn = 31 * fd.unsigned_abs() as usize + self.backoffs.fetch_add(1, Relaxed);
                 sleep(Duration::from_millis(10 + turn as u64 % 91));
             }
             AcceptAction::Closed | AcceptAction::Fatal => {
@@ -233,6 +223,17 @@ impl Counters {
     }
 }
 
+/// Waits until `fd`, which another holder has set not to block, is readable or was shut down.
+fn wait_until_readable(fd: c_int) -> bool {
+    let mut entry = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: `entry` is one entry, readable and writable.
+    unsafe { libc::poll(&raw mut entry, 1, -1) >= 0 }
+}
+
 /// Tells a handler whether its acceptor is being stopped.
 #[derive(Debug, Default)]
 pub struct StopToken(AtomicBool);
@@ -260,7 +261,7 @@ pub struct Stats {
     pub panicked: usize,
     /// Errors that were passed over ([`AcceptAction::Retry`]), and replies that could not be sent.
     pub transient_errors: usize,
-    /// Pauses for want of a descriptor or of memory ([`AcceptAction::BackOff`]).
+    /// Pauses ([`AcceptAction::BackOff`]), mostly because no descriptor or memory is left.
     pub backoffs: usize,
     /// The error that ended it, if it was not stopped ([`AcceptAction::Closed`],
     /// [`AcceptAction::Fatal`]).

@@ -3,9 +3,9 @@
 use core::ffi::{CStr, c_int};
 use core::fmt;
 
-use libc::{EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EFAULT, EHOSTDOWN};
-use libc::{EHOSTUNREACH, EINTR, EINVAL, ENETDOWN, ENETUNREACH, ENOPROTOOPT, ENOTSOCK};
-use libc::{EPERM, EPROTO, ETIMEDOUT};
+use libc::{EACCES, EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EFAULT, EHOSTDOWN};
+use libc::{EHOSTUNREACH, EINTR, EINVAL, EMSGSIZE, ENETDOWN, ENETUNREACH, ENOPROTOOPT, ENOTSOCK};
+use libc::{EOPNOTSUPP, EPROTO, ETIMEDOUT};
 
 #[cfg(any(target_os = "android", target_os = "netbsd", target_os = "openbsd"))]
 use libc::__errno as errno_location;
@@ -97,23 +97,24 @@ impl Error {
         row.map(|row| row.1)
     }
 
-    /// Returns what a loop around `accept(2)` should do about this error.
+    /// Returns what a loop around `accept(2)`, or around `recvmsg(2)`, should do about this error.
     ///
-    /// Linux also reports the network error of a queued connection as an error of `accept`
+    /// A kernel may report the network error of a queued connection as an error of `accept`
     /// (accept(2), "Error handling"): that connection is lost, and the listener still works.
     pub const fn accept_action(self) -> AcceptAction {
         match self.errno {
             EAGAIN => AcceptAction::WouldBlock,
-            EINTR | EPERM | EPROTO | ECONNABORTED | ECONNREFUSED | ECONNRESET | ENETDOWN
-            | ENETUNREACH | EHOSTDOWN | EHOSTUNREACH | ENOPROTOOPT | ETIMEDOUT => {
+            EINTR | EPROTO | ECONNABORTED | ECONNREFUSED | ECONNRESET | ENETDOWN | ENETUNREACH
+            | EHOSTDOWN | EHOSTUNREACH | ENOPROTOOPT | ETIMEDOUT => AcceptAction::Retry,
+            // A UDP socket reports so what ICMP says, once each: any host on the way can send it.
+            EACCES | EMSGSIZE | EOPNOTSUPP if !matches!(self.call, Call::Accept) => {
                 AcceptAction::Retry
             }
             #[cfg(linux_kernel)]
             libc::ENONET => AcceptAction::Retry,
             EINVAL => AcceptAction::Closed,
             EBADF | ENOTSOCK | EFAULT => AcceptAction::Fatal,
-            // EMFILE, ENFILE, ENOBUFS, ENOMEM, EOPNOTSUPP, and what a later kernel may add. Without
-            // a pause the loop could spin.
+            // EMFILE, ENFILE, ENOBUFS, ENOMEM, a policy's EPERM, and what a later kernel may add.
             _ => AcceptAction::BackOff,
         }
     }
@@ -124,10 +125,10 @@ impl Error {
 pub enum AcceptAction {
     /// Accept again at once: one connection is lost, or a signal has arrived.
     Retry,
-    /// Wait with `poll(2)`: the queue is empty, and the listener does not block.
+    /// Wait with `poll(2)`: the queue is empty, and the socket does not block.
     WouldBlock,
-    /// Pause, then accept again: no descriptor or no memory is left, and the connection stays
-    /// queued. Without the pause the loop would spin.
+    /// Pause, then accept again: no descriptor or no memory is left, or a security policy refuses
+    /// the call. The connection stays queued; without the pause the loop would spin.
     BackOff,
     /// End the loop: the listener was shut down.
     Closed,

@@ -10,20 +10,24 @@ mod support;
 #[path = "support/wire.rs"]
 mod wire;
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::collections::{HashSet, VecDeque};
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 use load::{Load, answer, churn};
-use reuseport::{Acceptors, Group, Listener};
+use reuseport::{Acceptors, Group, Listener, sys};
 use wire::{SERVER, Wire};
 
 /// As far as the next town, and as the other side of an ocean.
 const NEAR: Duration = Duration::from_millis(20);
 const FAR: Duration = Duration::from_millis(80);
+
+static ON: i32 = 1;
 
 /// One wire at a time: its threads must not wait for a CPU, or the delay is not what it should be.
 static ONE: Mutex<()> = Mutex::new(());
@@ -158,4 +162,81 @@ fn hand_overs_over_a_round_trip_lose_no_client() {
 
     support::ten_hand_overs(server, client, sent_again);
     assert_eq!(wire.lost(), 0, "packets");
+}
+
+/// Whether a packet is the last of a handshake: a bare ACK, the first of its connection.
+fn is_last_of_handshake(packet: &[u8], seen: &mut HashSet<[u8; 2]>) -> bool {
+    let length = 20 + usize::from(packet[32] >> 4) * 4;
+    let port = [packet[20], packet[21]];
+    packet[33] == 0x10 && packet.len() == length && seen.insert(port)
+}
+
+#[test]
+fn retire_with_the_default_grace_waits_for_a_last_packet_that_was_lost() {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = HashSet::new();
+    let loses = move |packet: &[u8]| is_last_of_handshake(packet, &mut seen);
+    let wire = match Wire::losing(NEAR, loses) {
+        Err(error) => return support::skip(&format!("no namespaces with TUN devices: {error}")),
+        Ok(wire) => wire,
+    };
+    wire.server.inside(|| {
+        let group = Group::bind((SERVER, 0), 2).unwrap();
+        let server = group.spawn(|_, connection| _ = connection.send(b"hello"));
+        let server = server.unwrap();
+        let address = server.local_addr();
+        let connect = |_| TcpStream::connect(address).unwrap();
+        let clients: Vec<_> = wire.client.inside(|| (0..40).map(connect).collect());
+
+        server.retire(0).unwrap();
+
+        for mut client in clients {
+            let mut greeting = String::new();
+            client.set_read_timeout(Some(support::BOUND)).unwrap();
+            client.read_to_string(&mut greeting).expect("a greeting");
+            assert_eq!(greeting, "hello");
+        }
+    });
+}
+
+/// Has connections to port 80 of any address accepted by the listeners on `port`: TPROXY.
+fn redirect(port: u16) {
+    let run = |program: &str, words: &str| {
+        let done = support::finish(support::program(program).args(words.split(' ')));
+        assert!(done.status.success(), "{words}: {done:?}");
+    };
+    run("ip", "rule add fwmark 1 lookup 100");
+    run("ip", "route add local 0.0.0.0/0 dev lo table 100");
+    run("nft", "add table ip t");
+    let chain = "add chain ip t c { type filter hook prerouting priority mangle ; }";
+    run("nft", chain);
+    let rule = format!("add rule ip t c tcp dport 80 tproxy to :{port} meta mark set 1 accept");
+    run("nft", &rule);
+}
+
+#[test]
+fn handshakes_that_were_redirected_are_waited_for() {
+    if !support::tool("nft") || !support::tool("ip") {
+        return;
+    }
+    let Some((wire, _one)) = wire(FAR) else {
+        return;
+    };
+    let report = wire.server.inside(|| {
+        let options = Group::options().grace(support::BOUND).before_bind(|fd| {
+            let (level, value) = (libc::IPPROTO_IP, (&raw const ON).cast());
+            // SAFETY: the option takes four bytes, which are readable.
+            unsafe { sys::setsockopt(fd.as_raw_fd(), level, libc::IP_TRANSPARENT, value, 4) }?;
+            Ok(())
+        });
+        let group = options.bind((SERVER, 0), 4).unwrap();
+        let server = group.spawn(|_, connection| answer(&connection)).unwrap();
+        redirect(server.local_addr().port());
+        let load = start(&wire, FAR, (SERVER, 80).into(), 64);
+        churn(&server, 0, |retired| retired < 20 || load.made() < 500);
+        load.stop()
+    });
+
+    assert_eq!(wire.lost(), 0, "packets");
+    assert_eq!(report.lost(), 0, "{report:?}");
 }

@@ -101,7 +101,7 @@ fn accept_action_of_each_errno_of_the_manual_page() {
     let table = [
         (libc::EAGAIN, WouldBlock), (libc::EWOULDBLOCK, WouldBlock),
         (libc::EINTR, Retry), (libc::ECONNABORTED, Retry), (libc::ECONNRESET, Retry),
-        (libc::EPROTO, Retry), (libc::EPERM, Retry), (libc::ENETDOWN, Retry),
+        (libc::EPROTO, Retry), (libc::EPERM, BackOff), (libc::EACCES, BackOff), (libc::ENETDOWN, Retry),
         (libc::ENOPROTOOPT, Retry), (libc::EHOSTDOWN, Retry), (libc::EHOSTUNREACH, Retry),
         (libc::ENETUNREACH, Retry), (libc::ETIMEDOUT, Retry),
         (libc::EMFILE, BackOff), (libc::ENFILE, BackOff), (libc::ENOBUFS, BackOff),
@@ -115,6 +115,11 @@ fn accept_action_of_each_errno_of_the_manual_page() {
         assert_eq!(error.accept_action(), advice, "{error}");
     }
 
+    // What ICMP makes of a UDP socket: a remote host must not make the receiver pause.
+    for errno in [libc::EACCES, libc::EMSGSIZE, libc::EOPNOTSUPP] {
+        let error = Error::new(Call::RecvMsg, errno);
+        assert_eq!(error.accept_action(), Retry, "{error}");
+    }
     #[cfg(target_os = "linux")]
     assert_eq!(
         Error::new(Call::Accept, libc::ENONET).accept_action(),

@@ -51,7 +51,7 @@ impl<P> Default for GroupOptions<P> {
             protocol: PhantomData,
             device: None,
             before_bind: None,
-            grace: Duration::from_secs(1),
+            grace: Duration::from_secs(3),
             batch: false,
             single_copy: false,
             max_datagram_size: MAX_DATAGRAM,
@@ -150,7 +150,11 @@ impl<P: Protocol> GroupOptions<P> {
     }
 
     /// Sets how long a member that leaves waits at most for its handshakes, its queue and its
-    /// handlers. Default: 1 s.
+    /// handlers. Default: 3 s.
+    ///
+    /// Where the last packet of a handshake is lost, the kernel sends its own again after 1 s, and
+    /// after 3 s for the second time. So a grace of 1 s resets clients whose packet was lost once;
+    /// the default leaves them 2 s for the round trip.
     pub fn grace(mut self, grace: Duration) -> GroupOptions<P> {
         self.grace = grace;
         self

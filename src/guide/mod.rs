@@ -268,10 +268,10 @@
 //! (`tests/delay.rs`).
 //!
 //! If a SYN, ACK or its answer is lost on the way, the handshake takes 1 s longer: the kernel sends
-//! its part again after that time. A grace period of 1 s, the default, may then be too short, and
-//! 3 s are enough for one lost packet (measured: none of 40 was lost). A listener with
+//! its part again after that time. A grace period of 1 s may then be too short, and 3 s, the
+//! default, are enough for one lost packet (measured: none of 40 was lost). A listener with
 //! `TCP_DEFER_ACCEPT` keeps a connected client in the handshake until that sends something. Set the
-//! option to 0 before the member leaves.
+//! option to 0 before the member leaves; `retire` does.
 //!
 //! If the queue cannot be emptied within the grace period, because no descriptor or no thread is
 //! left, `retire` fails with `GroupError::StillQueued`. The member stays, steered around, and a

@@ -10,7 +10,9 @@
 //!   a listener out of its group.
 //! - `bind_exclusive`, `bind_exclusive_udp`: the first member of a group that shares its port
 //!   with no other program.
-//! - `handshakes`: the connections that are not finished; `listeners`: all members of a group.
+//! - `Handshakes`: the connections that are not finished; `accept_silent_clients`: without
+//!   `TCP_DEFER_ACCEPT`; `listeners`: all members of a group.
+//! - `Poller`: waits on a socket on which other processes wait too.
 //! - `allowed_cpus`, `start_on_cpu`, `move_to_cpu`, `name_thread`: threads.
 //! - `packet_info`: how the kernel reports where a datagram was sent to.
 //! - `wait_for_lookups`: no packet is on its way to a socket that was chosen before.

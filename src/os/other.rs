@@ -47,7 +47,7 @@ pub(crate) fn peer_name(socket: &Descriptor) -> Result<SockAddr, Error> {
 
 #[cfg(feature = "std")]
 mod with_std {
-    use core::ffi::CStr;
+    use core::ffi::{CStr, c_int};
     use core::net::SocketAddr;
     use std::vec::Vec;
 
@@ -115,8 +115,38 @@ mod with_std {
         Err(UNSUPPORTED)
     }
 
-    pub(crate) fn handshakes(_: SocketAddr) -> Result<Vec<SocketAddr>, Error> {
+    pub(crate) type Handshake = (SocketAddr, SocketAddr);
+
+    pub(crate) struct Handshakes;
+
+    impl Handshakes {
+        pub(crate) fn of(_: &Descriptor, _: SocketAddr) -> Result<Handshakes, Error> {
+            Err(UNSUPPORTED)
+        }
+
+        #[allow(clippy::unused_self)] // as on Linux
+        pub(crate) fn list(&self) -> Result<Vec<Handshake>, Error> {
+            Err(UNSUPPORTED)
+        }
+    }
+
+    pub(crate) fn accept_silent_clients(_: &Descriptor) -> Result<(), Error> {
         Err(UNSUPPORTED)
+    }
+
+    /// Waits with `poll(2)`, which wakes all that wait for a socket.
+    #[derive(Debug)]
+    pub(crate) struct Poller;
+
+    impl Poller {
+        pub(crate) fn new(_: c_int, _: c_int) -> Result<Poller, Error> {
+            Err(UNSUPPORTED)
+        }
+
+        #[allow(clippy::unused_self)] // as on Linux
+        pub(crate) fn wait(&self, _: c_int, _: c_int) -> [bool; 2] {
+            [false; 2]
+        }
     }
 
     pub(crate) fn listeners(_: SocketAddr, _: u32) -> Result<Vec<u32>, Error> {

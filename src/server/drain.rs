@@ -23,7 +23,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
 use std::sync::Arc;
 use std::time::Instant;
-use std::{thread, vec::Vec};
+use std::vec::Vec;
 
 use super::member::{Member, MemberState};
 use super::{Control, Serve, Server};
@@ -35,18 +35,29 @@ use crate::group::GroupError;
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A worker whose handler has returned gets so much time to end, also after the grace period.
-const MIN_JOIN_TIMEOUT: Duration = Duration::from_millis(50);
+pub(super) const MIN_JOIN_TIMEOUT: Duration = Duration::from_millis(50);
 
 impl<P: Serve> Server<P> {
     /// Removes a member: nothing new reaches it, what it has begun is finished, then its socket is
-    /// closed. Returns what was done for it. No connection is lost.
+    /// closed. Returns what was done for it. No connection is lost, but for those named below.
     ///
     /// `acceptor` is the member's number, not its index. To replace a member, [`add`](Self::add)
     /// the new one first.
     ///
     /// It takes as long as the slowest handshake under way, with any member, and at most the
     /// group's [`grace`](crate::GroupOptions::grace): a client that never answers costs the whole
-    /// grace. A handler that still runs then finishes alone ([`Stats::running`]).
+    /// grace. A handler that still runs then finishes alone ([`Stats::running`]), also the one that
+    /// calls this for its own member.
+    ///
+    /// Handshakes with other listeners on the port, at other addresses, are not waited for. A
+    /// client that `TCP_DEFER_ACCEPT` keeps back is accepted before it has sent anything.
+    ///
+    /// A client is lost whose handshake
+    /// - ends after the grace: two lost packets, a longer round trip, or `TCP_DEFER_ACCEPT` with a
+    ///   client that has been silent for more than a second;
+    /// - was redirected from another address or port by a BPF program (`sk_lookup`): the kernel
+    ///   lists it there. (TPROXY is covered: such a listener has `IP_TRANSPARENT`.)
+    /// - takes more than 1.2 s where the kernel's list is not available.
     ///
     /// On Linux, removing the newest member of an IPv4 group, or the oldest of an IPv6 group,
     /// delays one connecting client by 1 s in about 1 of some hundred removals.
@@ -117,57 +128,6 @@ impl<P: Serve> Server<P> {
             return Err(GroupError::LastMember);
         }
         Ok(ids)
-    }
-
-    /// Takes nothing new, has every established connection or queued datagram handled, closes, and
-    /// returns what was done for each member: all within `grace`.
-    ///
-    /// A handler that still runs then finishes alone ([`Stats::running`]). It cannot be
-    /// interrupted: one that waits for its client wants a [read
-    /// timeout](crate::Connection::set_read_timeout), or looks at its
-    /// [`StopToken`](crate::StopToken). Connections that are still queued then, for want of a
-    /// thread or a descriptor, are reset and counted ([`Stats::reset`]).
-    ///
-    /// Turning new connections away takes `CAP_NET_ADMIN` on recent kernels (Linux 6.18). Without
-    /// it, clients that connect in the last moment may be reset.
-    ///
-    /// A change of the group that is under way is waited for first, at most for the group's
-    /// [`grace`](crate::GroupOptions::grace).
-    ///
-    /// Inherited sockets are left as they are, with what is queued there, to the processes that
-    /// hold them.
-    pub fn stop(&self, grace: Duration) -> Vec<Stats> {
-        let mut control = self.control();
-        let deadline = deadline_after(grace);
-        self.end(&mut control, deadline);
-        self.stats()
-    }
-
-    fn end(&self, control: &mut Control<P>, deadline: Instant) {
-        if core::mem::replace(&mut control.stopped, true) {
-            return;
-        }
-        let ids = self.numbers();
-        // A listener without the filter takes a few connections more than it should, and serves
-        // them.
-        _ = self.turn_away(control, &ids, true);
-        self.drain(&ids, deadline);
-        while self
-            .leave(control, &ids, MemberState::Serving, true)
-            .is_err()
-            && Instant::now() < deadline
-        {
-            thread::sleep(POLL_INTERVAL);
-        }
-        self.pool.close();
-        let monitor = self.monitor.lock().map(|mut monitor| monitor.take());
-        if let Ok(Some(monitor)) = monitor {
-            _ = monitor.join();
-        }
-        // Also for handlers of members that have left before.
-        let deadline = deadline.max(deadline_after(MIN_JOIN_TIMEOUT));
-        self.pool.wait_until(deadline, |state| state.threads == 0);
-        self.pool.join_all(deadline);
     }
 
     /// The numbers of all members, without those for a new process.
@@ -338,12 +298,4 @@ pub(crate) fn deadline_after(wait: Duration) -> Instant {
 /// The error of a call that was made for the whole group.
 pub(super) fn call<P: Serve>(server: &Server<P>, error: Error) -> GroupError {
     GroupError::call(error, server.address, 0)
-}
-
-impl<P: Serve> Drop for Server<P> {
-    fn drop(&mut self) {
-        let mut control = self.control();
-        let deadline = deadline_after(control.config.options.grace);
-        self.end(&mut control, deadline);
-    }
 }

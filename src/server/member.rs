@@ -8,7 +8,8 @@ use std::vec::Vec;
 
 use super::Serve;
 use super::worker::{Order, Worker};
-use crate::acceptors::{Counters, Stats, StopToken};
+use crate::acceptors::{Counters, Stats, StopToken, Stopped};
+use crate::error::Error;
 use crate::group::Slot;
 use crate::os;
 use crate::socket::protocol::{Protocol, Tcp};
@@ -52,6 +53,11 @@ impl<P: Serve> Member<P> {
 
     pub(crate) fn raw(&self) -> c_int {
         P::descriptor(&self.socket).raw()
+    }
+
+    /// Does what an error of `accept`, or of a call that receives, asks for.
+    pub(crate) fn handle_error(&self, error: Error) -> Result<(), Stopped> {
+        self.counters.handle(self.raw(), error, &self.stop)
     }
 }
 

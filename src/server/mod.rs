@@ -5,6 +5,7 @@ mod drain;
 mod error;
 mod external;
 mod handoff;
+mod handshakes;
 mod list;
 mod mark;
 pub(crate) mod member;
@@ -15,6 +16,7 @@ mod pool;
 mod receive;
 mod start;
 mod steering;
+mod stop;
 mod tcp;
 mod totals;
 mod udp;
@@ -134,6 +136,8 @@ pub struct Control<P: Serve> {
     old_process: Option<OldProcess>,
     /// [`Server::stop`] has begun.
     stopped: bool,
+    /// Members with a socket of other processes, which blocked before.
+    blocked: Vec<Arc<Member<P>>>,
     /// A new process is taking over.
     pub(crate) handing_over: bool,
     /// A new process has taken over.

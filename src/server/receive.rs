@@ -67,7 +67,7 @@ impl Member<Udp> {
             }
             let (len, truncated, destination) = match socket.receive(&mut buffer, &mut peer) {
                 Ok(received) => received,
-                Err(error) => match self.counters.handle_error(self.id, error, &self.stop) {
+                Err(error) => match self.handle_error(error) {
                     Ok(()) => continue,
                     Err(stopped) => return stopped,
                 },
@@ -103,7 +103,7 @@ impl Member<Udp> {
         let mut batch = os::Batch::<BATCH_SIZE>::new(&mut buffer);
         loop {
             if let Err(error) = batch.receive(&self.socket) {
-                match self.counters.handle_error(self.id, error, &self.stop) {
+                match self.handle_error(error) {
                     Ok(()) => continue,
                     Err(stopped) => return stopped,
                 }

@@ -24,6 +24,7 @@ impl<P: Serve> Group<P> {
         let pins = self.config.clone();
         let pins = Box::new(move |cpu_index| pins.pinned_cpu(cpu_index).ok().flatten());
         let pool = Pool::new(work, pins, spare_limit, shared);
+        let blocking: Vec<_> = self.sockets.iter().map(blocks::<P>).collect();
         let prepared = self.prepare(&pool);
         let (ready, monitor) = match prepared {
             Ok(prepared) => prepared,
@@ -40,6 +41,7 @@ impl<P: Serve> Group<P> {
             next_id: self.sockets.len(),
             old_process: self.old_process,
             stopped: false,
+            blocked: Vec::new(),
             handing_over: false,
             handed_over: false,
         };
@@ -48,7 +50,11 @@ impl<P: Serve> Group<P> {
         control.config.options = options.nonblocking(nonblocking);
         let address = control.config.address;
         for (id, ((worker, source), socket)) in ready.into_iter().zip(self.sockets).enumerate() {
-            pool.employ(Member::new(id, id, socket, source), worker.as_ref(), 0);
+            let member = Member::new(id, id, socket, source);
+            if control.config.inherited && blocking[id] {
+                control.blocked.push(Arc::clone(&member));
+            }
+            pool.employ(member, worker.as_ref(), 0);
         }
         if let Some(old_process) = &mut control.old_process {
             old_process.notify();
@@ -94,6 +100,13 @@ impl<P: Serve> Group<P> {
         }
         Ok((ready, monitor?))
     }
+}
+
+fn blocks<P: Serve>(socket: &P::Socket) -> bool {
+    let fd = P::descriptor(socket).raw();
+    // SAFETY: takes two integers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    flags >= 0 && flags & libc::O_NONBLOCK == 0
 }
 
 /// Whether workers poll: where a shutdown would wake no thread, or would also close the socket of

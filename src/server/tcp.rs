@@ -1,15 +1,13 @@
 //! A group that accepts connections: what only [`Tcp`] has.
 
-use core::net::SocketAddr;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::boxed::Box;
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Instant;
-use std::vec::Vec;
 
 use super::drain::{POLL_INTERVAL, call};
+use super::handshakes::{self, Begun};
 use super::member::{Member, OtherListeners};
 use super::polling::WakePipe;
 use super::pool::Pool;
@@ -173,7 +171,11 @@ impl Member<Tcp> {
 
     #[cold]
     fn is_refused(&self, error: Error) -> Result<Option<Connection>, Stopped> {
-        self.counters.handle_error(self.id, error, &self.stop)?;
+        if error.errno() == libc::EAGAIN && self.source.pipe.is_some() {
+            // Another worker, or another process, has taken it: wait again, on the pipe too.
+            return Ok(None);
+        }
+        self.handle_error(error)?;
         // Without a descriptor `accept` fails before it looks at the listener's state.
         if Tcp::has_left(self) {
             return Err(Stopped);
@@ -190,8 +192,7 @@ pub struct Source {
     inherited: bool,
     /// The listener has a packet filter, which its connections inherit.
     filtered: AtomicBool,
-    /// The handshakes that were under way when it began to leave.
-    handshakes: Mutex<Option<HashSet<SocketAddr>>>,
+    pub(super) begun: Begun,
 }
 
 impl Serve for Tcp {
@@ -204,7 +205,7 @@ impl Serve for Tcp {
             pipe,
             inherited: config.inherited,
             filtered: AtomicBool::new(false),
-            handshakes: Mutex::new(None),
+            begun: Begun::default(),
         })
     }
 
@@ -258,7 +259,11 @@ impl Serve for Tcp {
         if !os::STEERS || members.iter().any(|member| member.source.inherited) {
             return;
         }
-        wait_for_handshakes(server.local_addr(), members, deadline);
+        for member in members {
+            // It fails on no listener; and without it they are awaited for the whole grace period.
+            _ = os::accept_silent_clients(&member.socket.0);
+        }
+        handshakes::wait_for(server.local_addr(), members, deadline);
         let mut interval = POLL_INTERVAL;
         while members.iter().any(|member| Tcp::queued(member) != Ok(0)) && Instant::now() < deadline
         {
@@ -290,41 +295,5 @@ impl Source {
         // It fails where there is none.
         _ = os::detach_filter(&member.socket.0);
         self.filtered.store(false, Relaxed);
-    }
-}
-
-/// Waits until the handshakes that are under way on the group's port have ended, at most until
-/// `deadline`. The kernel does not tell which member began them, so all are awaited. A member that
-/// could not leave before waits for those of its first attempt only.
-fn wait_for_handshakes(local: SocketAddr, members: &[Arc<Member<Tcp>>], deadline: Instant) {
-    // A SYN that was being looked up when the steering changed has become a handshake by now.
-    sleep(POLL_INTERVAL);
-    let list = |member: &Arc<Member<Tcp>>| {
-        let list = member.source.handshakes.lock();
-        list.unwrap_or_else(PoisonError::into_inner).clone()
-    };
-    let begun = match members.iter().map(list).collect::<Option<Vec<_>>>() {
-        Some(lists) => lists.into_iter().flatten().collect(),
-        None => match os::handshakes(local) {
-            Ok(list) => HashSet::from_iter(list),
-            // The list is not available: wait for the whole grace period.
-            Err(_) => return sleep(deadline.saturating_duration_since(Instant::now())),
-        },
-    };
-    for member in members {
-        let list = member.source.handshakes.lock();
-        *list.unwrap_or_else(PoisonError::into_inner) = Some(begun.clone());
-    }
-    let mut interval = POLL_INTERVAL;
-    loop {
-        sleep(interval);
-        let now = os::handshakes(local);
-        let ended = now.is_ok_and(|now| !now.iter().any(|one| begun.contains(one)));
-        // A connection is in neither list for a short time between handshake and queue, so sleep
-        // between the two checks.
-        if ended || Instant::now() >= deadline {
-            return sleep(POLL_INTERVAL);
-        }
-        interval = (2 * interval).min(16 * POLL_INTERVAL);
     }
 }

@@ -29,6 +29,8 @@ const NAME: &str = "wire";
 /// thread does not get a CPU for a while. Further ones would be lost.
 const ROOM: i32 = 20_000;
 
+type Loses = Box<dyn FnMut(&[u8]) -> bool + Send>;
+
 pub struct Wire {
     pub server: Namespace,
     pub client: Namespace,
@@ -44,18 +46,29 @@ pub struct Wire {
 impl Wire {
     /// Fails where namespaces or TUN devices cannot be had: they are root's.
     pub fn new(round_trip: Duration) -> io::Result<Wire> {
+        Wire::losing(round_trip, |_| false)
+    }
+
+    /// A wire that loses the packets from client to server that `loses` returns true for.
+    pub fn losing(
+        round_trip: Duration,
+        mut loses: impl FnMut(&[u8]) -> bool + Send + 'static,
+    ) -> io::Result<Wire> {
         let (server, at_server) = end(SERVER)?;
         let (client, at_client) = end(CLIENT)?;
         let (stop, stopped) = UnixStream::pair()?;
         let refused = Arc::<AtomicUsize>::default();
         let latest = Arc::<AtomicU64>::default();
         let mut carriers = Vec::new();
-        for (from, to) in [(&at_server, &at_client), (&at_client, &at_server)] {
+        let mut loses: Option<Loses> = Some(Box::new(move |packet| loses(packet)));
+        for (from, to) in [(&at_client, &at_server), (&at_server, &at_client)] {
             let (from, to) = (Arc::clone(from), Arc::clone(to));
+            let mut loses = loses.take().unwrap_or_else(|| Box::new(|_| false));
             let stopped = stopped.try_clone()?;
             let (refused, latest) = (Arc::clone(&refused), Arc::clone(&latest));
             carriers.push(thread::spawn(move || {
-                carry(&from, &to, round_trip / 2, &stopped, (&refused, &latest));
+                let counters = (&*refused, &*latest);
+                carry(&from, &to, round_trip / 2, &stopped, counters, &mut loses);
             }));
         }
         Ok(Wire {
@@ -120,20 +133,26 @@ fn end(ip: Ipv4Addr) -> io::Result<(Namespace, Arc<File>)> {
             return Err(io::Error::last_os_error());
         }
         let namespace = Namespace(Arc::new(File::open("/proc/thread-self/ns/net")?));
-        let device = open_tun()?;
-        let flags = libc::IFF_TUN | libc::IFF_NO_PI;
-        request(&device, libc::TUNSETIFF as _, NAME, &flags_of(flags));
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        let up = flags_of(libc::IFF_UP);
-        request(&socket, libc::SIOCSIFFLAGS, "lo", &up);
-        request(&socket, libc::SIOCSIFTXQLEN, NAME, &ROOM.to_ne_bytes());
-        request(&socket, libc::SIOCSIFADDR, NAME, &address_of(ip));
-        let mask = address_of(Ipv4Addr::new(255, 255, 255, 0));
-        request(&socket, libc::SIOCSIFNETMASK, NAME, &mask);
-        request(&socket, libc::SIOCSIFFLAGS, NAME, &up);
-        Ok((namespace, Arc::new(device)))
+        Ok((namespace, Arc::new(device(ip)?)))
     };
     thread::spawn(made).join().expect("an end of the wire")
+}
+
+/// A device with this address in the calling thread's namespace. What is written to it the kernel
+/// has received, and what is read the kernel has sent.
+pub fn device(ip: Ipv4Addr) -> io::Result<File> {
+    let device = open_tun()?;
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI;
+    request(&device, libc::TUNSETIFF as _, NAME, &flags_of(flags));
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let up = flags_of(libc::IFF_UP);
+    request(&socket, libc::SIOCSIFFLAGS, "lo", &up);
+    request(&socket, libc::SIOCSIFTXQLEN, NAME, &ROOM.to_ne_bytes());
+    request(&socket, libc::SIOCSIFADDR, NAME, &address_of(ip));
+    let mask = address_of(Ipv4Addr::new(255, 255, 255, 0));
+    request(&socket, libc::SIOCSIFNETMASK, NAME, &mask);
+    request(&socket, libc::SIOCSIFFLAGS, NAME, &up);
+    Ok(device)
 }
 
 fn open_tun() -> io::Result<File> {
@@ -208,6 +227,7 @@ fn carry(
     delay: Duration,
     stopped: &UnixStream,
     (refused, latest): (&AtomicUsize, &AtomicU64),
+    loses: &mut Loses,
 ) {
     let mut under_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
     let mut packet = [0; 2048]; // the device's MTU is 1500
@@ -219,6 +239,7 @@ fn carry(
         // Not more at a time, so that nothing that is due waits for long.
         for _ in 0..64 {
             match from.read(&mut packet) {
+                Ok(length) if loses(&packet[..length]) => {}
                 Ok(length) => {
                     under_way.push_back((Instant::now() + delay, packet[..length].to_vec()));
                 }

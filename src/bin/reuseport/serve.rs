@@ -32,7 +32,7 @@ Usage: reuseport serve [OPTIONS]
   --steer HOW        hash: the kernel's own way; cpu: the receiving CPU's acceptor; random;
                      byte:K, for datagrams: the one whose number is the byte at K [hash]
   --pin              run each acceptor on one CPU
-  --grace MS         at the end, how long to wait for handshakes and handlers at most [1000]
+  --grace MS         at the end, how long to wait for handshakes and handlers at most [3000]
   --spare-threads N  threads that may be started beside those, for connections that wait behind
                      a handler that blocks; 0: none [512]
   --slow P:MS        handle P percent of the connections slowly, each for MS milliseconds
@@ -90,7 +90,7 @@ impl Wanted {
             shared: args.flag("--shared"),
             steering: args.value("--steer", "hash, cpu, random or byte:K", steering)?,
             pin: args.flag("--pin"),
-            grace: Duration::from_millis(args.number("--grace", 0, 86_400_000, 1000)? as u64),
+            grace: Duration::from_millis(args.number("--grace", 0, 86_400_000, 3000)? as u64),
             slow: Slow::option(args)?,
             quiet: args.flag("--quiet"),
             only_v6: args.flag("--only-v6"),

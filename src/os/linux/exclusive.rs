@@ -13,8 +13,8 @@ use std::collections::hash_map::RandomState;
 use std::thread::sleep;
 
 use super::sock_diag::{Socket, State, sockets};
+use super::socket::option;
 use super::{attach_program, detach_program};
-use crate::address::socklen;
 use crate::error::{Call, Error};
 use crate::listener::{Descriptor, Listener};
 use crate::os;
@@ -22,7 +22,7 @@ use crate::socket::bpf;
 use crate::socket::options::Options;
 use crate::socket::protocol::Udp;
 use crate::socket::udp::UdpSocket;
-use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEPORT, SOL_SOCKET};
+use crate::sys::{IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEPORT, SOL_SOCKET};
 
 /// How often two programs that bind at the same time may yield to each other.
 const ATTEMPTS: usize = 20;
@@ -132,7 +132,7 @@ fn bind_over_time_wait(options: &Options<'_>, address: SocketAddr) -> Outcome {
 
 /// Returns whether another socket listens where `ours` does or would.
 fn other_listener_exists(ours: &Listener, address: SocketAddr) -> Result<bool, Error> {
-    let only_v6 = address.is_ipv6() && only_v6(ours)?;
+    let only_v6 = address.is_ipv6() && option(&ours.0, IPPROTO_IPV6, IPV6_V6ONLY)? != 0;
     // The list has the low 32 bits.
     #[allow(clippy::cast_possible_truncation)]
     let inode = os::inode(ours.raw())? as u32;
@@ -156,14 +156,6 @@ fn overlaps(ours: IpAddr, only_v6: bool, theirs: &Socket) -> bool {
         (their, theirs.only_v6)
     };
     wildcard.is_unspecified() && !alone
-}
-
-fn only_v6(listener: &Listener) -> Result<bool, Error> {
-    let (mut value, mut len) = (0_i32, socklen::<i32>());
-    let (at, fd) = ((&raw mut value).cast(), listener.raw());
-    // SAFETY: `value` is writable for the four bytes that `len` states.
-    unsafe { sys::getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, at, &raw mut len) }?;
-    Ok(value != 0)
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ mod departure;
 mod exclusive;
 mod options;
 #[cfg(feature = "std")]
+mod poller;
+#[cfg(feature = "std")]
 mod sock_diag;
 mod socket;
 
@@ -24,9 +26,11 @@ pub(crate) use departure::{Placeholder, wait_for_lookups};
 pub(crate) use exclusive::{bind_exclusive, bind_exclusive_udp};
 pub(crate) use options::{KernelOptions, OPTION_NAMES, SO_LINGER, bind_to_device, peer_name};
 #[cfg(feature = "std")]
-pub(crate) use sock_diag::{handshakes, listeners};
+pub(crate) use poller::Poller;
 #[cfg(feature = "std")]
-pub(crate) use socket::{accept_queue, receive_buffer};
+pub(crate) use sock_diag::{Handshake, Handshakes, listeners};
+#[cfg(feature = "std")]
+pub(crate) use socket::{accept_queue, accept_silent_clients, receive_buffer};
 #[cfg(feature = "std")]
 pub(crate) use socket::{attach_filter, attach_program, detach_filter, detach_program};
 

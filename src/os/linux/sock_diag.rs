@@ -5,10 +5,13 @@
 //! calling thread's own.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::vec::Vec;
 
+use super::socket::option;
 use crate::error::{Call, Error};
+use crate::listener::Descriptor;
 use crate::sys::{self, AF_INET, AF_INET6};
 
 /// A TCP state, as the kernel numbers it in `struct inet_diag_msg`.
@@ -35,8 +38,9 @@ pub(crate) struct Socket {
 /// All sockets in `state` on the local `port`, of both families.
 pub(crate) fn sockets(state: State, port: u16) -> Result<Vec<Socket>, Error> {
     let mut found = Vec::new();
-    dump(AF_INET, state, port, &mut found)?;
-    dump(AF_INET6, state, port, &mut found)?;
+    for family in [AF_INET, AF_INET6] {
+        dump(&request(family, state, port, &[]), &mut found)?;
+    }
     Ok(found)
 }
 
@@ -51,15 +55,96 @@ pub(crate) fn listeners(local: SocketAddr, ours: u32) -> Result<Vec<u32>, Error>
     Ok(all.iter().filter(same).map(|socket| socket.inode).collect())
 }
 
-/// The peers of the handshakes under way on `local`'s port, which may be IPv4 ones for an IPv6
-/// socket too. The kernel walks all its connections for each family, those in `TIME_WAIT` as well.
-pub(crate) fn handshakes(local: SocketAddr) -> Result<Vec<SocketAddr>, Error> {
-    let mut found = Vec::new();
-    dump(AF_INET, State::SynRecv, local.port(), &mut found)?;
-    if local.is_ipv6() {
-        dump(AF_INET6, State::SynRecv, local.port(), &mut found)?;
+/// The local and the remote address of a handshake under way.
+pub(crate) type Handshake = (SocketAddr, SocketAddr);
+
+/// What lists the handshakes that a listener may have begun.
+pub(crate) struct Handshakes(Vec<Vec<u8>>);
+
+impl Handshakes {
+    /// Those on the listener's port, and on its address if it has one: the kernel does not say
+    /// which of several listeners there began one. Not those on the addresses of other listeners.
+    ///
+    /// `IP_TRANSPARENT` lets a listener accept for any address and port (TPROXY), and the kernel
+    /// lists its handshakes under these: then it may have begun any.
+    pub(crate) fn of(listener: &Descriptor, local: SocketAddr) -> Result<Handshakes, Error> {
+        let transparent = option(listener, libc::IPPROTO_IP, libc::IP_TRANSPARENT) == Ok(1);
+        let (mut port, mut filter) = (local.port(), Vec::new());
+        // A filter for an IPv4 address also finds it where it is mapped to IPv6.
+        let ip = local.ip().to_canonical();
+        if transparent {
+            port = 0;
+        } else if ip.is_unspecified() {
+            filter = no_addresses(&specific_addresses(local)?);
+        } else {
+            filter = address(ip);
+        }
+        let families = [AF_INET, AF_INET6];
+        let families = families.iter().take(1 + usize::from(local.is_ipv6()));
+        let request = |family: &i32| request(*family, State::SynRecv, port, &filter);
+        Ok(Handshakes(families.map(request).collect()))
     }
-    Ok(found.into_iter().map(|socket| socket.remote).collect())
+
+    /// The kernel walks all its connections for each family, those in `TIME_WAIT` as well.
+    pub(crate) fn list(&self) -> Result<Vec<Handshake>, Error> {
+        let mut found = Vec::new();
+        self.0
+            .iter()
+            .try_for_each(|request| dump(request, &mut found))?;
+        let both = |socket: Socket| (socket.local, socket.remote);
+        Ok(found.into_iter().map(both).collect())
+    }
+}
+
+/// The addresses that other listeners have on the port of a wildcard listener, which therefore gets
+/// none of their connections.
+fn specific_addresses(wildcard: SocketAddr) -> Result<BTreeSet<IpAddr>, Error> {
+    let listening = sockets(State::Listen, wildcard.port())?;
+    let unbound = listening.iter().filter(|socket| socket.interface == 0);
+    let addresses = unbound.map(|socket| socket.local.ip());
+    Ok(addresses.filter(|ip| !ip.is_unspecified()).collect())
+}
+
+/// A filter that the kernel runs on each socket: its local address is `ip`.
+fn address(ip: IpAddr) -> Vec<u8> {
+    // struct inet_diag_bc_op, then struct inet_diag_hostcond. Behind the end by four: no.
+    let (family, bits, bytes) = match ip {
+        IpAddr::V4(ip) => (2, 32, ip.octets().to_vec()),
+        IpAddr::V6(ip) => (10, 128, ip.octets().to_vec()),
+    };
+    let length = 12 + bits / 8;
+    let mut filter = Vec::from([
+        INET_DIAG_BC_S_COND,
+        length,
+        length + 4,
+        0,
+        family,
+        bits,
+        0,
+        0,
+    ]);
+    filter[2..4].copy_from_slice(&u16::from(length + 4).to_ne_bytes());
+    filter.extend((-1_i32).to_ne_bytes()); // any port
+    filter.extend(bytes);
+    filter
+}
+
+/// A filter: the local address is none of `others`.
+fn no_addresses(others: &BTreeSet<IpAddr>) -> Vec<u8> {
+    let mut filter: Vec<u8> = Vec::new();
+    // The last first, for a jump behind the end states how far that is.
+    for ip in others {
+        let Ok(end) = u16::try_from(8 + filter.len()) else {
+            break; // so many addresses: the handshakes of further ones are awaited too
+        };
+        let mut one = address(*ip);
+        // Where the address is another one, it goes on behind this jump.
+        one.extend([INET_DIAG_BC_JMP, 4]);
+        one.extend(end.to_ne_bytes());
+        one.append(&mut filter);
+        filter = one;
+    }
+    filter
 }
 
 // linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
@@ -69,23 +154,40 @@ const NLM_F_REQUEST_DUMP: u16 = 0x301;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const INET_DIAG_SKV6ONLY: u16 = 11;
+const INET_DIAG_REQ_BYTECODE: u16 = 1;
+const INET_DIAG_BC_JMP: u8 = 1;
+const INET_DIAG_BC_S_COND: u8 = 7;
 
-fn dump(family: i32, state: State, port: u16, found: &mut Vec<Socket>) -> Result<(), Error> {
-    let kind = libc::SOCK_DGRAM | sys::SOCK_CLOEXEC;
-    // SAFETY: owned by the next line.
-    let fd = unsafe { sys::socket(libc::AF_NETLINK, kind, NETLINK_SOCK_DIAG) }?;
-    // SAFETY: the kernel has just opened it for us alone.
-    let netlink = unsafe { OwnedFd::from_raw_fd(fd) };
-
+/// Asks for the sockets in `state` on a local port, 0 for any, on which the `filter` ends at its
+/// end.
+fn request(family: i32, state: State, port: u16, filter: &[u8]) -> Vec<u8> {
     // struct nlmsghdr, then struct inet_diag_req_v2: 16 and 56 bytes.
-    let mut request = [0_u8; 72];
-    request[0..4].copy_from_slice(&72_u32.to_ne_bytes());
+    let mut request = Vec::from([0_u8; 72]);
     request[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request[6..8].copy_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
     request[16] = u8::try_from(family).unwrap_or_default(); // 2 or 10
     request[17] = 6; // IPPROTO_TCP
     request[20..24].copy_from_slice(&(1_u32 << state as u32).to_ne_bytes());
     request[24..26].copy_from_slice(&port.to_be_bytes());
+    if !filter.is_empty() {
+        // struct nlattr
+        let length = u16::try_from(4 + filter.len()).unwrap_or_default();
+        request.extend(length.to_ne_bytes());
+        request.extend(INET_DIAG_REQ_BYTECODE.to_ne_bytes());
+        request.extend(filter);
+    }
+    let length = u32::try_from(request.len()).unwrap_or_default();
+    request[0..4].copy_from_slice(&length.to_ne_bytes());
+    request
+}
+
+fn dump(request: &[u8], found: &mut Vec<Socket>) -> Result<(), Error> {
+    let kind = libc::SOCK_DGRAM | sys::SOCK_CLOEXEC;
+    // SAFETY: owned by the next line.
+    let fd = unsafe { sys::socket(libc::AF_NETLINK, kind, NETLINK_SOCK_DIAG) }?;
+    // SAFETY: the kernel has just opened it for us alone.
+    let netlink = unsafe { OwnedFd::from_raw_fd(fd) };
+
     // SAFETY: `request` is readable for its length.
     unsafe {
         sys::send(

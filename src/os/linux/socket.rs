@@ -47,6 +47,23 @@ pub(crate) fn detach_filter(socket: &Descriptor) -> Result<(), Error> {
     socket.set_option(SOL_SOCKET, libc::SO_DETACH_FILTER, 0)
 }
 
+/// Returns an option whose value is C's `int`.
+#[cfg(feature = "std")]
+pub(super) fn option(socket: &Descriptor, level: c_int, name: c_int) -> Result<c_int, Error> {
+    let (mut value, mut len) = (0, socklen::<c_int>());
+    let at = (&raw mut value).cast();
+    // SAFETY: `value` is writable for the four bytes that `len` states.
+    unsafe { sys::getsockopt(socket.raw(), level, name, at, &raw mut len) }?;
+    Ok(value)
+}
+
+/// Has a client be accepted that has sent nothing yet: no `TCP_DEFER_ACCEPT`, which keeps its
+/// handshake from ending.
+#[cfg(feature = "std")]
+pub(crate) fn accept_silent_clients(listener: &Descriptor) -> Result<(), Error> {
+    listener.set_option(sys::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0)
+}
+
 /// `TCP_INFO`, whose fields for sent and for unacknowledged segments are the accept queue of a
 /// listener: what waits, and the limit.
 pub(crate) fn accept_queue(socket: &Descriptor) -> Result<[u32; 2], Error> {

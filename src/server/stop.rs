@@ -1,0 +1,79 @@
+//! The end of a server: all members leave, then all threads end.
+
+use core::time::Duration;
+use std::sync::MutexGuard;
+use std::thread::sleep;
+use std::time::Instant;
+use std::vec::Vec;
+
+use super::drain::{MIN_JOIN_TIMEOUT, POLL_INTERVAL};
+use super::member::MemberState;
+use super::{Control, Serve, Server, deadline_after};
+use crate::acceptors::Stats;
+
+impl<P: Serve> Server<P> {
+    /// Takes nothing new, has every established connection or queued datagram handled, closes, and
+    /// returns what was done for each member: all within `grace`.
+    ///
+    /// A handler that still runs then finishes alone ([`Stats::running`]). It cannot be
+    /// interrupted: one that waits for its client wants a [read
+    /// timeout](crate::Connection::set_read_timeout), or looks at its
+    /// [`StopToken`](crate::StopToken). A handler that calls this itself is such a one: the call
+    /// takes the whole grace. Connections that are still queued then, because no thread or
+    /// descriptor is left, are reset and counted ([`Stats::reset`]).
+    ///
+    /// Turning new connections away takes `CAP_NET_ADMIN` on recent kernels (Linux 6.18). Without
+    /// it, clients that connect in the last moment may be reset.
+    ///
+    /// A change of the group that is under way is waited for first, at most for the group's
+    /// [`grace`](crate::GroupOptions::grace).
+    ///
+    /// Inherited sockets are left to the processes that hold them, with what is queued there. They
+    /// block again if they did before.
+    pub fn stop(&self, grace: Duration) -> Vec<Stats> {
+        let control = self.control();
+        self.end(control, deadline_after(grace));
+        self.stats()
+    }
+
+    /// Joins threads, whose thread-local destructors may call this server: so without the lock.
+    fn end(&self, mut control: MutexGuard<'_, Control<P>>, deadline: Instant) {
+        let ids = self.numbers();
+        let blocked = core::mem::take(&mut control.blocked);
+        if !core::mem::replace(&mut control.stopped, true) {
+            // A listener without the filter takes a few connections more than it should, and
+            // serves them.
+            _ = self.turn_away(&control, &ids, true);
+            self.drain(&ids, deadline);
+            while self
+                .leave(&control, &ids, MemberState::Serving, true)
+                .is_err()
+                && Instant::now() < deadline
+            {
+                sleep(POLL_INTERVAL);
+            }
+            self.pool.close();
+        }
+        drop(control);
+        let monitor = self.monitor.lock().map(|mut monitor| monitor.take());
+        if let Ok(Some(monitor)) = monitor {
+            _ = monitor.join();
+        }
+        // Also for handlers of members that have left before.
+        let deadline = deadline.max(deadline_after(MIN_JOIN_TIMEOUT));
+        self.pool.wait_until(deadline, |state| state.threads == 0);
+        self.pool.join_all(deadline);
+        for member in blocked {
+            // It fails on no open socket.
+            _ = P::descriptor(&member.socket).set_nonblocking(false);
+        }
+    }
+}
+
+impl<P: Serve> Drop for Server<P> {
+    fn drop(&mut self) {
+        let control = self.control();
+        let deadline = deadline_after(control.config.options.grace);
+        self.end(control, deadline);
+    }
+}
