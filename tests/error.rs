@@ -101,7 +101,8 @@ fn accept_action_of_each_errno_of_the_manual_page() {
     let table = [
         (libc::EAGAIN, WouldBlock), (libc::EWOULDBLOCK, WouldBlock),
         (libc::EINTR, Retry), (libc::ECONNABORTED, Retry), (libc::ECONNRESET, Retry),
-        (libc::EPROTO, Retry), (libc::EPERM, BackOff), (libc::EACCES, BackOff), (libc::ENETDOWN, Retry),
+        (libc::EPROTO, Retry), (libc::ENETDOWN, Retry),
+        (libc::EPERM, BackOff), (libc::EACCES, BackOff),
         (libc::ENOPROTOOPT, Retry), (libc::EHOSTDOWN, Retry), (libc::EHOSTUNREACH, Retry),
         (libc::ENETUNREACH, Retry), (libc::ETIMEDOUT, Retry),
         (libc::EMFILE, BackOff), (libc::ENFILE, BackOff), (libc::ENOBUFS, BackOff),
