@@ -256,6 +256,15 @@ fn picture_is_well_formed_and_shows_each_row() {
         drawing.contains("<title>") && !drawing.contains("<script"),
         "{drawing}"
     );
+    for line in [
+        "Ways to accept connections: 4 threads each, 4 clients",
+        "connections per second (more is better)",
+        "p99, milliseconds (less is better)",
+        "Bars and numbers: the median of 1 round. Lines: from the least to the most.",
+        "@media (prefers-color-scheme: dark)",
+    ] {
+        assert!(drawing.contains(line), "{line}: {drawing}");
+    }
     // What it needs, it has.
     let outside = drawing.matches("http").count();
     assert_eq!((outside, drawing.matches("href").count()), (1, 0));

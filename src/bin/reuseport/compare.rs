@@ -134,8 +134,15 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         "{command}\n{ways} ways, {}, {seconds} s a turn: takes {takes:.0} s or more\n",
         count(rounds, "round")
     ));
+    let (verb, what) = if load.udp {
+        ("receive", "datagrams")
+    } else {
+        ("accept", "connections")
+    };
     let report = Report {
         command,
+        title: format!("Ways to {verb} {what}: {acceptors} threads each, {clients} clients"),
+        what,
         rows: here.iter().map(|way| Row::new(way.name)).collect(),
         missing: missing.iter().map(|way| way.name).collect(),
         base: BASE,

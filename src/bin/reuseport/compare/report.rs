@@ -97,6 +97,10 @@ impl Row {
 pub(crate) struct Report {
     /// How to have it again.
     pub(crate) command: String,
+    /// What was compared.
+    pub(crate) title: String,
+    /// Connections, or datagrams.
+    pub(crate) what: &'static str,
     pub(crate) rows: Vec<Row>,
     /// The ways that this kernel does not have.
     pub(crate) missing: Vec<&'static str>,
@@ -231,6 +235,8 @@ mod tests {
         let command = String::new();
         Report {
             command,
+            title: String::new(),
+            what: "connections",
             rows,
             missing: Vec::new(),
             base: 0,
