@@ -167,8 +167,10 @@ pub use group::{Group, GroupError, GroupOptions, Steering};
 pub use listener::{Connection, Listener};
 #[cfg(linux_kernel)]
 pub use os::Batch;
+#[cfg(feature = "std")]
+pub use restart::Inherited;
 #[cfg(all(feature = "std", linux_kernel))]
-pub use restart::{HandOver, HandOverError};
+pub use restart::{AnyServer, HandOver, HandOverError, hand_over};
 #[cfg(feature = "std")]
 pub use server::{
     MemberState, MemberStats, OtherListeners, Serve, Server, SpareThreads, SpawnError, Totals,

@@ -159,10 +159,6 @@ fn options_of_connections_are_refused_with_udp() {
         err.contains("only datagrams can be steered by a byte: byte:K goes with --udp"),
         "{err}"
     );
-
-    let mut server = ServeProcess::start(&["--udp"]);
-    server.signal(libc::SIGHUP);
-    server.read_stderr_until("datagram sockets are not handed over");
 }
 
 #[test]

@@ -92,40 +92,6 @@ impl Group {
     pub fn from_listeners(listeners: Vec<Listener>) -> Result<Group, GroupError> {
         Group::from_sockets(listeners)
     }
-
-    /// Makes a group of one listener that another process has opened. `exclusive`: that process has
-    /// given it away.
-    pub(crate) fn inherited(
-        listener: Listener,
-        exclusive: bool,
-        old_process: Option<OldProcess>,
-    ) -> Result<Group, GroupError> {
-        let mut group = Group::new(Vec::from([listener]), Group::options())?;
-        group.config.inherited = !exclusive;
-        group.old_process = old_process;
-        Ok(group)
-    }
-
-    /// Duplicates the one listener of this group, so that `acceptors` workers share it, as with
-    /// [`shared`](GroupOptions::shared): for a single listener that was inherited.
-    ///
-    /// # Errors
-    /// [`GroupError::SharedSocket`] if the group has several listeners.
-    pub fn share_among(mut self, acceptors: usize) -> Result<Group, GroupError> {
-        let [only] = self.sockets.as_slice() else {
-            return Err(GroupError::SharedSocket);
-        };
-        self.config.options = self.config.options.shared(true);
-        let copies = (1..acceptors).map(|member| self.config.share(only, member));
-        let copies = copies.collect::<Result<Vec<_>, _>>()?;
-        self.sockets.extend(copies);
-        Ok(self)
-    }
-
-    /// Returns whether other processes hold the listeners too: see [`from_env`](Self::from_env).
-    pub fn is_inherited(&self) -> bool {
-        self.config.inherited
-    }
 }
 
 impl Group<Udp> {
@@ -137,6 +103,39 @@ impl Group<Udp> {
 }
 
 impl<P: Protocol> Group<P> {
+    /// Makes a group of sockets that another process has opened. `exclusive`: that process has
+    /// given them away.
+    pub(crate) fn inherited(
+        sockets: Vec<P::Socket>,
+        exclusive: bool,
+    ) -> Result<Group<P>, GroupError> {
+        let mut group = Group::from_sockets(sockets)?;
+        group.config.inherited = !exclusive;
+        Ok(group)
+    }
+
+    /// Duplicates the one socket of this group, so that `workers` share it, as with
+    /// [`shared`](GroupOptions::shared): for a single socket that was inherited.
+    ///
+    /// # Errors
+    /// [`GroupError::SharedSocket`] if the group has several sockets.
+    pub fn share_among(mut self, workers: usize) -> Result<Group<P>, GroupError> {
+        let [only] = self.sockets.as_slice() else {
+            return Err(GroupError::SharedSocket);
+        };
+        self.config.options = self.config.options.shared(true);
+        let copies = (1..workers).map(|member| self.config.share(only, member));
+        let copies = copies.collect::<Result<Vec<_>, _>>()?;
+        self.sockets.extend(copies);
+        Ok(self)
+    }
+
+    /// Returns whether other processes hold the sockets too: see
+    /// [`Group::from_env`](Group::from_env).
+    pub fn is_inherited(&self) -> bool {
+        self.config.inherited
+    }
+
     fn make(
         mode: BindMode,
         address: SocketAddr,

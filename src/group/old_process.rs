@@ -1,33 +1,60 @@
 //! The process that hands a group over to this one.
 
-use std::io::{ErrorKind, Read, Write};
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire};
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
-/// The old process, seen through the socket between the two.
+/// The old process, seen through the socket between the two. Each group that it hands over has one.
 ///
-/// Dropping it before [`notify`](Self::notify) closes the socket, and the old process treats that
-/// as a failed start.
+/// Dropping it before [`notify`](Self::notify) shuts the socket down, and the old process treats
+/// that as a failed start.
 #[derive(Debug)]
-pub(crate) struct OldProcess(UnixStream);
+pub(crate) struct OldProcess {
+    socket: Arc<(UnixStream, AtomicUsize)>,
+    notified: bool,
+}
 
 impl OldProcess {
-    pub(crate) fn new(socket: UnixStream) -> OldProcess {
-        OldProcess(socket)
+    /// Makes one for each of `groups`.
+    pub(crate) fn share(socket: UnixStream, groups: usize) -> impl Iterator<Item = OldProcess> {
+        let socket = Arc::new((socket, AtomicUsize::new(groups)));
+        let all = core::iter::repeat_n(socket, groups);
+        all.map(|socket| OldProcess {
+            socket,
+            notified: false,
+        })
     }
 
-    /// Notifies the old process that this one serves.
+    /// Notes that the group is served. The last one notifies the old process.
     pub(crate) fn notify(&mut self) {
-        // It fails if the old process has ended.
-        _ = self.0.write_all(b"!");
+        let (socket, waiting) = &*self.socket;
+        if !core::mem::replace(&mut self.notified, true) && waiting.fetch_sub(1, AcqRel) == 1 {
+            // It fails if the old process has ended.
+            _ = { socket }.write_all(b"!");
+        }
     }
 
     /// Returns whether the old process still has members in the kernel's group: until it has
     /// written that its last one has left, or has ended.
     pub(crate) fn is_leaving(&self) -> bool {
-        let read = self
-            .0
-            .set_nonblocking(true)
-            .and_then(|()| (&self.0).read(&mut [0]));
-        matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
+        const LOOK: c_int = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        let (fd, mut byte) = (self.socket.0.as_raw_fd(), [0_u8]);
+        // SAFETY: `byte` is writable for the one byte stated.
+        let length = unsafe { libc::recv(fd, byte.as_mut_ptr().cast(), 1, LOOK) };
+        let error = std::io::Error::last_os_error().kind();
+        length < 0 && error == std::io::ErrorKind::WouldBlock
+    }
+}
+
+impl Drop for OldProcess {
+    fn drop(&mut self) {
+        let (socket, waiting) = &*self.socket;
+        if !self.notified && waiting.load(Acquire) > 0 {
+            _ = socket.shutdown(Shutdown::Both);
+        }
     }
 }

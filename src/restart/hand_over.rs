@@ -15,6 +15,7 @@
 //! has left; an end of file without the byte means that the other side has ended.
 
 mod error;
+mod part;
 
 use core::time::Duration;
 use std::io::{self, Read, Write as _};
@@ -25,21 +26,20 @@ use std::string::ToString;
 use std::{format, time::Instant, vec::Vec};
 
 pub use error::HandOverError;
+pub use part::AnyServer;
+use part::Split;
 
 use super::listen_fds::{
     FD_NAME, LISTEN_FDS_START, LISTEN_VARIABLES, SOCKET_NAME, SOCKET_VARIABLE,
 };
 use crate::error::{Call, Error, check};
-use crate::group::GroupError;
 use crate::os;
-use crate::server::member::{MemberState, OtherListeners};
-use crate::server::{Control, Serve, Server, deadline_after};
-use crate::socket::protocol::Tcp;
+use crate::server::{Serve, Server, deadline_after};
 
 /// How often a new process is looked at while its predecessor's members drain.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-impl Server {
+impl<P: Serve> Server<P> {
     /// Starts `command` as a new process that takes over the port, and waits until it is ready.
     /// From then on it gets the new connections; [`HandOver::leave`] ends the old members.
     ///
@@ -65,58 +65,50 @@ impl Server {
         command: Command,
         timeout: Duration,
     ) -> Result<HandOver<'_>, HandOverError> {
-        // Dropped after `control`, which its end needs.
-        let mut hand_over;
-        let mut control = self.change()?;
-        if control.config.options.shared {
-            return Err(GroupError::SharedSocket.into());
-        }
-        let others = self.look_for_others() == OtherListeners::Some;
-        if control.config.options.join || others {
-            return Err(GroupError::JoinedGroup.into());
-        }
-        control.handing_over = true;
-        hand_over = HandOver {
-            server: self,
-            child: None,
-            socket: None,
-            old: self.numbers(),
-            serving: self.serving(),
-            new: Vec::new(),
-        };
-        let count = hand_over.old.len();
-        self.open_new_members(&mut control, count, &mut hand_over.new)?;
-        drop(control);
-        let (near, far) = UnixStream::pair().map_err(prepare(Call::SocketPair))?;
-        let members = self.members_of(&hand_over.new);
-        let listeners = members.iter().map(|member| member.raw());
-        hand_over.child = Some(spawn(command, listeners.collect(), &far)?);
-        drop(far);
-        wait_until_ready(hand_over.socket.insert(near), timeout)?;
-        if hand_over.has_ended() {
-            return Err(HandOverError::ChildExited);
-        }
-        let control = self.control();
-        self.set_state(&hand_over.old, MemberState::Draining);
-        // The new process serves. Where steering fails the hash decides between old and new.
-        _ = self.steer_to(&control, MemberState::HandedOver);
-        drop(control);
-        Ok(hand_over)
+        hand_over([self as &dyn AnyServer], command, timeout)
     }
+}
 
-    /// Opens as many members as there are, for the new process; nothing is steered to them.
-    fn open_new_members(
-        &self,
-        control: &mut Control<Tcp>,
-        count: usize,
-        new: &mut Vec<usize>,
-    ) -> Result<(), HandOverError> {
-        self.steer_before_new(control)?;
-        for cpu_index in 0..count {
-            new.push(self.open_without_worker(control, cpu_index)?);
+/// Starts `command` as one new process that takes over several servers, as [`Server::hand_over`]
+/// does one: TCP and UDP, IPv4 and IPv6. It is ready when it serves them all; if one cannot be
+/// handed over, none is.
+///
+/// The new process takes them by [`Inherited::from_env`](crate::Inherited::from_env).
+///
+/// # Errors
+/// [`HandOverError`]; all groups are then as they were.
+///
+/// # Platforms
+/// Linux and Android alone.
+pub fn hand_over<'a>(
+    servers: impl IntoIterator<Item = &'a dyn AnyServer>,
+    command: Command,
+    timeout: Duration,
+) -> Result<HandOver<'a>, HandOverError> {
+    let mut hand_over = HandOver {
+        parts: Vec::new(),
+        child: None,
+        socket: None,
+    };
+    let mut sockets = Vec::new();
+    for server in servers {
+        hand_over.parts.push((server, Split::default()));
+        if let Some((server, split)) = hand_over.parts.last_mut() {
+            server.begin(split)?;
+            sockets.extend(server.descriptors(split));
         }
-        Ok(())
     }
+    let (near, far) = UnixStream::pair().map_err(prepare(Call::SocketPair))?;
+    hand_over.child = Some(spawn(command, sockets, &far)?);
+    drop(far);
+    wait_until_ready(hand_over.socket.insert(near), timeout)?;
+    if hand_over.has_ended() {
+        return Err(HandOverError::ChildExited);
+    }
+    for (server, split) in &hand_over.parts {
+        server.steer_to_new(split);
+    }
+    Ok(hand_over)
 }
 
 /// A new process that serves beside the old one, which still has its members: see
@@ -129,13 +121,9 @@ impl Server {
 #[derive(Debug)]
 #[must_use = "dropping it kills the new process"]
 pub struct HandOver<'a> {
-    server: &'a Server,
+    parts: Vec<(&'a dyn AnyServer, Split)>,
     child: Option<Child>,
     socket: Option<UnixStream>,
-    old: Vec<usize>,
-    /// Those of the old members that got new connections before.
-    serving: Vec<usize>,
-    new: Vec<usize>,
 }
 
 impl HandOver<'_> {
@@ -158,33 +146,33 @@ impl HandOver<'_> {
     /// Linux and Android alone.
     pub fn leave(mut self, grace: Duration) -> Result<Child, HandOverError> {
         let deadline = deadline_after(grace);
-        let server = self.server;
-        // The group is steered to the new members already. Where a filter cannot be had, the old
-        // ones leave without.
-        _ = Tcp::turn_away(server, &server.control(), &self.old, true);
-        server.drain(&self.old, deadline);
-        let mut control = server.control();
-        let new = MemberState::HandedOver;
-        while !self.has_ended() && server.leave(&control, &self.old, new, true).is_err() {
-            if Instant::now() >= deadline {
-                break;
+        for (server, split) in &self.parts {
+            server.drain_old(split, deadline);
+        }
+        for (server, split) in &self.parts {
+            while !self.has_ended() && server.leave_old(split).is_err() {
+                if Instant::now() >= deadline {
+                    break;
+                }
+                std::thread::sleep(POLL_INTERVAL);
             }
-            std::thread::sleep(POLL_INTERVAL);
         }
         if self.has_ended() {
-            self.go_on(&mut control, deadline);
+            for (server, split) in self.parts.drain(..) {
+                server.go_on(&split, deadline);
+            }
             return Err(HandOverError::ChildExited);
         }
-        _ = server.steer_to(&control, new);
-        server.forget(&self.new);
-        control.handing_over = false;
-        control.handed_over = true;
+        for (server, split) in &self.parts {
+            server.end(split);
+        }
         // It fails if the new process has ended.
         if let Some(mut socket) = self.socket.take() {
             _ = socket.write_all(b"!");
         }
-        drop(control);
-        server.wait_for_workers(&self.old, deadline);
+        for (server, split) in self.parts.drain(..) {
+            server.wait_for_old(&split, deadline);
+        }
         self.child.take().ok_or(HandOverError::ChildExited)
     }
 
@@ -209,43 +197,14 @@ impl HandOver<'_> {
             _ = child.wait();
         }
     }
-
-    /// Serves on the members that were meant for the new process, and ends the old ones.
-    fn go_on(&mut self, control: &mut Control<Tcp>, deadline: Instant) {
-        let server = self.server;
-        server.serve_without_worker(control, &self.new, MemberState::Serving);
-        _ = server.steer(control);
-        let old: Vec<_> = server.members_of(&self.old);
-        let old: Vec<_> = old.iter().map(|member| member.id).collect();
-        _ = server.finish_removal(control, &old, deadline);
-        // Their threads are free now.
-        server.employ_orphans(control);
-        _ = server.steer_if_stale(control);
-        control.handing_over = false;
-        self.end_child();
-        self.old.clear();
-    }
 }
 
 impl Drop for HandOver<'_> {
     fn drop(&mut self) {
-        let server = self.server;
         self.end_child();
-        let mut control = server.control();
-        if !core::mem::replace(&mut control.handing_over, false) {
-            return;
+        for (server, split) in &self.parts {
+            server.take_back(split);
         }
-        let deadline = deadline_after(control.config.options.grace);
-        server.set_state(&self.serving, MemberState::Serving);
-        // What may have come to the new members is served before they leave.
-        server.serve_without_worker(&control, &self.new, MemberState::Draining);
-        _ = server.steer(&control);
-        while !server.employ_orphans(&control) && Instant::now() < deadline {
-            std::thread::sleep(POLL_INTERVAL);
-        }
-        _ = server.finish_removal(&control, &self.new, deadline);
-        // One without a worker stays in the list otherwise.
-        _ = server.leave(&control, &self.new, MemberState::Serving, true);
     }
 }
 

@@ -1,16 +1,18 @@
-//! Listeners that another process has opened, passed as `sd_listen_fds(3)` describes: by systemd,
+//! Sockets that another process has opened, passed as `sd_listen_fds(3)` describes: by systemd,
 //! or by an old process that this one replaces.
 
+use core::ffi::c_int;
+use core::net::SocketAddr;
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::{env, process, string::String, vec::Vec};
 
 use crate::address::SockAddr;
 use crate::error::{Call, Error, check};
 use crate::group::{Group, GroupError, OldProcess};
-use crate::listener::{Descriptor, Listener};
 use crate::os;
+use crate::socket::protocol::{Protocol, Udp};
 use crate::sys::{self, SOCK_STREAM};
 
 /// The first descriptor that is passed: systemd's `SD_LISTEN_FDS_START`.
@@ -32,6 +34,48 @@ pub(super) const LISTEN_VARIABLES: [&str; 4] = [
     "LISTEN_FDNAMES",
 ];
 
+/// What a process was started with: by an old process that it replaces, by systemd, or by any other
+/// program that follows `sd_listen_fds(3)`.
+///
+/// # Examples
+/// ```no_run
+/// use reuseport::Inherited;
+///
+/// for (name, inherited) in Inherited::from_env()? {
+///     match inherited {
+///         Inherited::Tcp(group) => println!("{name}: TCP, {}", group.local_addr()),
+///         Inherited::Udp(group) => println!("{name}: UDP, {}", group.local_addr()),
+///         _ => println!("{name}: something else"),
+///     }
+/// }
+/// # Ok::<(), reuseport::GroupError>(())
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Inherited {
+    /// Listeners on one address.
+    Tcp(Group),
+    /// UDP sockets on one address.
+    Udp(Group<Udp>),
+    /// A descriptor of another kind: a UNIX socket, for example.
+    Other(OwnedFd),
+}
+
+impl Inherited {
+    /// Returns all that this process was started with, each with its name in `LISTEN_FDNAMES`. The
+    /// listeners of one address are one group, and so are its UDP sockets. It works once, and is
+    /// otherwise as [`Group::from_env`].
+    ///
+    /// The old process takes this one for ready when all groups are served.
+    ///
+    /// # Errors
+    /// [`GroupError::InvalidListenFds`], and [`GroupError::NotAListener`] for a number that is no
+    /// open descriptor.
+    pub fn from_env() -> Result<Vec<(String, Inherited)>, GroupError> {
+        take(|_| Ok(()))
+    }
+}
+
 impl Group {
     /// Returns the groups that this process was started with, one for each address; none if it was
     /// not started so. It works once: a second call returns none.
@@ -45,43 +89,95 @@ impl Group {
     /// them, and marks them close-on-exec.
     ///
     /// # Errors
-    /// [`GroupError::InvalidListenFds`] and [`GroupError::NotAListener`]; nothing is taken then.
+    /// [`GroupError::InvalidListenFds`], and [`GroupError::NotAListener`] for a descriptor of
+    /// another kind, which [`Inherited::from_env`] takes; nothing is taken then.
     pub fn from_env() -> Result<Vec<Group>, GroupError> {
-        static TAKEN: AtomicBool = AtomicBool::new(false);
-        let socket = old_process_socket();
-        let is_for_us = number("LISTEN_PID") == Some(u64::from(process::id()));
-        if (socket.is_none() && !is_for_us) || TAKEN.swap(true, Relaxed) {
-            return Ok(Vec::new());
-        }
-        let end = listen_fds_end().ok_or(GroupError::InvalidListenFds)?;
-        let no_listener = |descriptor, error| GroupError::NotAListener { descriptor, error };
-        for fd in LISTEN_FDS_START..end {
-            // First for all of them: the number may be wrong.
-            set_cloexec(fd).map_err(|error| no_listener(fd, error))?;
-        }
-        let listeners = (LISTEN_FDS_START..end).filter(|fd| Some(*fd) != socket);
-        for fd in listeners.clone() {
-            check_listener(fd).map_err(|error| no_listener(fd, error))?;
-        }
-        let mut old_process = socket.map(|fd| {
-            // SAFETY: it was passed to this process, which takes it once.
-            OldProcess::new(unsafe { UnixStream::from_raw_fd(fd) })
-        });
-        let mut groups: Vec<Group> = Vec::new();
-        for fd in listeners {
-            // SAFETY: as above; it is a listener.
-            let listener = Listener(unsafe { Descriptor::own(fd) });
-            let address = listener.local_addr();
-            let same = |group: &&mut Group| Ok(group.local_addr()) == address;
-            if let Some(group) = groups.iter_mut().find(same) {
-                group.sockets.push(listener);
-            } else {
-                let old_process = old_process.take();
-                groups.push(Group::inherited(listener, socket.is_some(), old_process)?);
-            }
-        }
-        Ok(groups)
+        let all = take(check_listener)?.into_iter();
+        let group = |(_, inherited)| match inherited {
+            Inherited::Tcp(group) => Some(group),
+            _ => None,
+        };
+        Ok(all.filter_map(group).collect())
     }
+}
+
+/// Takes the descriptors that were passed, if `check` accepts each.
+fn take(check: fn(RawFd) -> Result<(), Error>) -> Result<Vec<(String, Inherited)>, GroupError> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let socket = old_process_socket();
+    let is_for_us = number("LISTEN_PID") == Some(u64::from(process::id()));
+    if (socket.is_none() && !is_for_us) || TAKEN.swap(true, Relaxed) {
+        return Ok(Vec::new());
+    }
+    let end = listen_fds_end().ok_or(GroupError::InvalidListenFds)?;
+    let no_listener = |descriptor, error| GroupError::NotAListener { descriptor, error };
+    for fd in LISTEN_FDS_START..end {
+        // First for all of them: the number may be wrong.
+        set_cloexec(fd).map_err(|error| no_listener(fd, error))?;
+    }
+    let given = (LISTEN_FDS_START..end).filter(|fd| Some(*fd) != socket);
+    for fd in given.clone() {
+        check(fd).map_err(|error| no_listener(fd, error))?;
+    }
+    let names = names();
+    let mut found: Vec<(String, Option<Kind>, Vec<OwnedFd>)> = Vec::new();
+    for fd in given {
+        let kind = kind(fd);
+        // SAFETY: it was passed to this process, which takes it once.
+        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        let same = found.iter_mut().find(|one| kind.is_some() && one.1 == kind);
+        if let Some((_, _, sockets)) = same {
+            sockets.push(owned);
+        } else {
+            let name = names.get((fd - LISTEN_FDS_START).unsigned_abs() as usize);
+            found.push((name.cloned().unwrap_or_default(), kind, Vec::from([owned])));
+        }
+    }
+    let groups = found.iter().filter(|(_, kind, _)| kind.is_some()).count();
+    let mut old_processes = socket.into_iter().flat_map(|fd| {
+        // SAFETY: as above.
+        OldProcess::share(unsafe { UnixStream::from_raw_fd(fd) }, groups)
+    });
+    let mut inherited = Vec::new();
+    for (name, kind, sockets) in found {
+        let kind = kind.map(|(kind, _)| kind);
+        let old_process = kind.and_then(|_| old_processes.next());
+        let one = match kind {
+            Some(SOCK_STREAM) => group(sockets, old_process).map(Inherited::Tcp)?,
+            Some(_) => group(sockets, old_process).map(Inherited::Udp)?,
+            None => match sockets.into_iter().next() {
+                Some(fd) => Inherited::Other(fd),
+                None => continue,
+            },
+        };
+        inherited.push((name, one));
+    }
+    Ok(inherited)
+}
+
+fn group<P: Protocol>(
+    sockets: Vec<OwnedFd>,
+    old_process: Option<OldProcess>,
+) -> Result<Group<P>, GroupError> {
+    let sockets = sockets.into_iter().map(P::Socket::from).collect();
+    let mut group = Group::inherited(sockets, old_process.is_some())?;
+    group.old_process = old_process;
+    Ok(group)
+}
+
+/// The type and the address of a listener or a UDP socket.
+type Kind = (c_int, SocketAddr);
+
+fn kind(fd: RawFd) -> Option<Kind> {
+    let kind = os::option(fd, libc::SO_TYPE).ok()?;
+    let listens = kind == SOCK_STREAM && os::option(fd, libc::SO_ACCEPTCONN) == Ok(1);
+    let address = internet_address(fd)?;
+    (listens || kind == libc::SOCK_DGRAM).then_some((kind, address))
+}
+
+fn names() -> Vec<String> {
+    let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+    names.split(':').map(String::from).collect()
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -99,8 +195,7 @@ fn listen_fds_end() -> Option<RawFd> {
 /// alone.
 fn old_process_socket() -> Option<RawFd> {
     let inode = number(SOCKET_VARIABLE)?;
-    let names = env::var("LISTEN_FDNAMES").ok()?;
-    let names: Vec<String> = names.split(':').map(String::from).collect();
+    let names = names();
     let mut given = (LISTEN_FDS_START..listen_fds_end()?).zip(&names);
     let is_it = |fd: RawFd, name: &str| name == SOCKET_NAME && os::inode(fd) == Ok(inode);
     given.find(|(fd, name)| is_it(*fd, name)).map(|(fd, _)| fd)
@@ -108,21 +203,20 @@ fn old_process_socket() -> Option<RawFd> {
 
 /// Checks that `fd` is a TCP socket that listens.
 fn check_listener(fd: RawFd) -> Result<(), Error> {
-    let listens =
-        os::option(fd, libc::SO_TYPE)? == SOCK_STREAM && os::option(fd, libc::SO_ACCEPTCONN)? == 1;
-    if listens && is_internet(fd) {
-        return Ok(());
+    // Its error, if it is no socket.
+    os::option(fd, libc::SO_TYPE)?;
+    match kind(fd) {
+        Some((SOCK_STREAM, _)) => Ok(()),
+        _ => Err(Error::new(Call::GetSockOpt, libc::EINVAL)),
     }
-    Err(Error::new(Call::GetSockOpt, libc::EINVAL))
 }
 
-/// Whether `fd` is a socket with an internet address.
-fn is_internet(fd: RawFd) -> bool {
+fn internet_address(fd: RawFd) -> Option<SocketAddr> {
     let mut address = SockAddr::empty();
     let (at, len) = (address.as_mut_ptr(), address.len_mut_ptr());
     // SAFETY: both point into `address`, which has room for the length it states.
-    let named = unsafe { sys::getsockname(fd, at, len) };
-    named.is_ok() && address.get().is_some()
+    unsafe { sys::getsockname(fd, at, len) }.ok()?;
+    address.get()
 }
 
 /// Keeps `fd`, if it is open, from programs that this one starts.

@@ -5,4 +5,5 @@ mod hand_over;
 mod listen_fds;
 
 #[cfg(linux_kernel)]
-pub use hand_over::{HandOver, HandOverError};
+pub use hand_over::{AnyServer, HandOver, HandOverError, hand_over};
+pub use listen_fds::Inherited;

@@ -14,9 +14,9 @@ use std::{
     process::{self, Command},
 };
 
-use reuseport::Server;
 #[cfg(linux_kernel)]
-use reuseport::{GroupError, HandOverError};
+use reuseport::{AnyServer, GroupError, HandOverError};
+use reuseport::{Serve, Server};
 
 use crate::output::report;
 use crate::signals::Signals;
@@ -44,7 +44,12 @@ impl Program {
         Program()
     }
 
-    pub(crate) fn hand_over(&self, _: &Server, _: Duration, _: &Signals) -> HandedOver {
+    pub(crate) fn hand_over<P: Serve>(
+        &self,
+        _: &[Server<P>],
+        _: Duration,
+        _: &Signals,
+    ) -> HandedOver {
         refuse("this kernel cannot hand a port over")
     }
 }
@@ -74,10 +79,10 @@ impl Program {
         Program(candidates.find(is_it).map_or_else(env::current_exe, Ok))
     }
 
-    /// Starts the program again, as this process was called, and leaves the port to it.
-    pub(crate) fn hand_over(
+    /// Starts the program again, as this process was called, and leaves the ports to it.
+    pub(crate) fn hand_over<P: Serve>(
         &self,
-        server: &Server,
+        servers: &[Server<P>],
         grace: Duration,
         signals: &Signals,
     ) -> HandedOver {
@@ -91,7 +96,8 @@ impl Program {
             Ok(program) => program,
             Err(error) => return refuse(&format!("the file of this program: {error}")),
         };
-        let hand_over = match server.hand_over(again(program), START_TIMEOUT) {
+        let servers = servers.iter().map(|server| server as &dyn AnyServer);
+        let hand_over = match reuseport::hand_over(servers, again(program), START_TIMEOUT) {
             Ok(hand_over) => hand_over,
             Err(HandOverError::Group(GroupError::PredecessorLeaving)) => return HandedOver::NotYet,
             Err(error) => return refuse(&error.to_string()),

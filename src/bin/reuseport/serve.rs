@@ -5,12 +5,12 @@ use core::time::Duration;
 use std::sync::Arc;
 use std::time::Instant;
 
-use reuseport::{Group, GroupOptions, Protocol, Steering, Udp};
+use reuseport::{Group, GroupOptions, Inherited, Protocol, Steering, Udp};
 
 use crate::Failure;
 use crate::args::Args;
 use crate::output::{TCP, UDP, explain, print};
-use crate::restart::{Program, refuse};
+use crate::restart::Program;
 use crate::signals::Signals;
 use crate::slow::Slow;
 use crate::work::Work;
@@ -51,13 +51,12 @@ once.
 SIGUSR1 prints what each acceptor has done, and its queue, on stderr.
 SIGUSR2 hands the port over to a new process, and so does SIGHUP where no terminal controls it. That
 is the file at the path by which this process was called, so that a link may be moved to the next
-release before; the new pid is on stderr. Datagram sockets and systemd's listeners are not handed
-over.
+release before; the new pid is on stderr. The sockets of systemd are not handed over.
 
 Under a supervisor:
 
   systemd            Type=notify, NotifyAccess=all, ExecReload=/bin/kill -USR2 $MAINPID
-  a socket unit      serves the listeners that it passes, and ignores --addr; restart the
+  a socket unit      serves the sockets that it passes, and ignores --addr; restart the
                      service, and systemd holds them meanwhile
   one that follows a pid (runit, s6, supervisord, docker --init)
                      takes a hand-over for the end: run two copies with --join, and restart one
@@ -121,6 +120,35 @@ impl Wanted {
         self.addresses.iter().map(bind_one).collect()
     }
 
+    /// Takes the groups that were passed to this process, or binds those that were asked for.
+    fn take_or_bind<P: Protocol>(
+        &self,
+        passed: Vec<Group<P>>,
+        options: &GroupOptions<P>,
+        made_to_order: bool,
+    ) -> Result<Vec<Group<P>>, Failure> {
+        let mut groups = Vec::new();
+        for group in passed {
+            let is_inherited = group.is_inherited();
+            if is_inherited && made_to_order {
+                let line = "the listeners are inherited: --join, --shared, --steer and --backlog \
+                            are for those who open them";
+                return Err(Failure::Usage(line.to_owned()));
+            }
+            let is_single = group.sockets().len() == 1 && is_inherited;
+            let group = group.with_options(options.clone());
+            groups.push(if is_single {
+                group.share_among(self.acceptors)?
+            } else {
+                group
+            });
+        }
+        if groups.is_empty() {
+            groups = self.bind(options)?;
+        }
+        Ok(groups)
+    }
+
     /// What becomes of each connection or datagram.
     fn handle(&self, who: &str, number: usize) {
         if !self.quiet {
@@ -168,25 +196,7 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
     let program = Program::of_this_process();
     // Before the first thread, which inherits it.
     let signals = Signals::of_a_server();
-    let mut groups = Vec::new();
-    for group in Group::from_env()? {
-        let is_inherited = group.is_inherited();
-        if is_inherited && made_to_order {
-            let line = "the listeners are inherited: --join, --shared, --steer and --backlog are \
-                        for those who open them";
-            return Err(Failure::Usage(line.to_owned()));
-        }
-        let is_single = group.sockets().len() == 1 && is_inherited;
-        let group = group.with_options(options.clone());
-        groups.push(if is_single {
-            group.share_among(wanted.acceptors)?
-        } else {
-            group
-        });
-    }
-    if groups.is_empty() {
-        groups = wanted.bind(&options)?;
-    }
+    let groups = wanted.take_or_bind(Group::from_env()?, &options, made_to_order)?;
     let (grace, inherited) = (wanted.grace, groups[0].is_inherited());
     let wanted = Arc::new(wanted);
     let spawn = |group: Group| {
@@ -204,9 +214,8 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         inherited,
         begun: Instant::now(),
     };
-    work.until_the_end(&signals, |servers| match servers {
-        [server] => program.hand_over(server, grace, &signals),
-        _ => refuse("one address is handed over, not several"),
+    work.until_the_end(&signals, |servers| {
+        program.hand_over(servers, grace, &signals)
     })
 }
 
@@ -220,12 +229,19 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
     let wanted = Wanted::parse(&mut args)?;
     args.finish()?;
     let options = wanted.options(options);
+    let program = Program::of_this_process();
     let signals = Signals::of_a_server();
-    if !Group::from_env()?.is_empty() {
-        let line = "listeners are inherited, and they are no datagram sockets".to_owned();
-        return Err(Failure::Usage(line));
+    let mut passed = Vec::new();
+    for (_, inherited) in Inherited::from_env()? {
+        let Inherited::Udp(group) = inherited else {
+            let line = "listeners are inherited, and they are no datagram sockets".to_owned();
+            return Err(Failure::Usage(line));
+        };
+        passed.push(group);
     }
-    let groups = wanted.bind(&options)?;
+    let made_to_order = wanted.join || wanted.shared || wanted.steering.is_some();
+    let groups = wanted.take_or_bind(passed, &options, made_to_order)?;
+    let inherited = groups[0].is_inherited();
     let grace = wanted.grace;
     let wanted = Arc::new(wanted);
     let spawn = |group: Group<Udp>| {
@@ -246,11 +262,11 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
         servers,
         words: UDP,
         grace,
-        inherited: false,
+        inherited,
         begun: Instant::now(),
     };
-    work.until_the_end(&signals, |_| {
-        refuse("datagram sockets cannot be handed over")
+    work.until_the_end(&signals, |servers| {
+        program.hand_over(servers, grace, &signals)
     })
 }
 

@@ -1,0 +1,144 @@
+//! [`AnyServer`]: what a hand-over does with each of the servers that it takes part in.
+
+use std::os::fd::RawFd;
+use std::time::Instant;
+use std::vec::Vec;
+
+use super::{HandOverError, POLL_INTERVAL};
+use crate::group::GroupError;
+use crate::server::member::{MemberState, OtherListeners};
+use crate::server::{Serve, Server, deadline_after};
+
+/// A [`Server`] of either protocol, for [`hand_over`](super::hand_over). The trait is sealed.
+///
+/// # Platforms
+/// Linux and Android alone.
+pub trait AnyServer: Part {}
+
+impl<P: Serve> AnyServer for Server<P> {}
+
+/// The numbers of a server's members in a hand-over.
+///
+/// # Platforms
+/// Linux and Android alone.
+#[derive(Debug, Default)]
+pub struct Split {
+    begun: bool,
+    old: Vec<usize>,
+    /// Those of the old members that got new connections before.
+    serving: Vec<usize>,
+    new: Vec<usize>,
+}
+
+/// Keeps [`AnyServer`] to this crate.
+///
+/// # Platforms
+/// Linux and Android alone.
+pub trait Part: core::fmt::Debug {
+    /// Opens as many members as there are, for the new process; nothing is steered to them.
+    fn begin(&self, split: &mut Split) -> Result<(), HandOverError>;
+    fn descriptors(&self, split: &Split) -> Vec<RawFd>;
+    fn steer_to_new(&self, split: &Split);
+    /// Waits until nothing more can reach the old members.
+    fn drain_old(&self, split: &Split, deadline: Instant);
+    /// Takes the old members out of the kernel's group. It may be called again.
+    fn leave_old(&self, split: &Split) -> Result<(), GroupError>;
+    /// Leaves the new members to the new process.
+    fn end(&self, split: &Split);
+    fn wait_for_old(&self, split: &Split, deadline: Instant);
+    /// Serves on the members that were meant for the new process, and ends the old ones.
+    fn go_on(&self, split: &Split, deadline: Instant);
+    /// Serves on the old members, and ends the new ones.
+    fn take_back(&self, split: &Split);
+}
+
+impl<P: Serve> Part for Server<P> {
+    fn begin(&self, split: &mut Split) -> Result<(), HandOverError> {
+        let mut control = self.change()?;
+        if control.config.options.shared {
+            return Err(GroupError::SharedSocket.into());
+        }
+        let others = self.look_for_others() == OtherListeners::Some;
+        if control.config.options.join || others {
+            return Err(GroupError::JoinedGroup.into());
+        }
+        control.handing_over = true;
+        split.begun = true;
+        split.old = self.numbers();
+        split.serving = self.serving();
+        self.steer_before_new(&control)?;
+        for cpu_index in 0..split.old.len() {
+            let new = self.open_without_worker(&mut control, cpu_index)?;
+            split.new.push(new);
+        }
+        Ok(())
+    }
+
+    fn descriptors(&self, split: &Split) -> Vec<RawFd> {
+        let members = self.members_of(&split.new);
+        members.iter().map(|member| member.raw()).collect()
+    }
+
+    fn steer_to_new(&self, split: &Split) {
+        let control = self.control();
+        self.set_state(&split.old, MemberState::Draining);
+        // The new process serves. Where steering fails the hash decides between old and new.
+        _ = self.steer_to(&control, MemberState::HandedOver);
+    }
+
+    fn drain_old(&self, split: &Split, deadline: Instant) {
+        // The group is steered to the new members already. Where a filter cannot be had, the old
+        // ones leave without. Datagrams that are still on their way are to be received.
+        if !P::HAS_PAYLOAD {
+            _ = P::turn_away(self, &self.control(), &split.old, true);
+        }
+        self.drain(&split.old, deadline);
+    }
+
+    fn leave_old(&self, split: &Split) -> Result<(), GroupError> {
+        self.leave(&self.control(), &split.old, MemberState::HandedOver, true)
+    }
+
+    fn end(&self, split: &Split) {
+        let mut control = self.control();
+        _ = self.steer_to(&control, MemberState::HandedOver);
+        self.forget(&split.new);
+        control.handing_over = false;
+        control.handed_over = true;
+    }
+
+    fn wait_for_old(&self, split: &Split, deadline: Instant) {
+        self.wait_for_workers(&split.old, deadline);
+    }
+
+    fn go_on(&self, split: &Split, deadline: Instant) {
+        let mut control = self.control();
+        self.serve_without_worker(&control, &split.new, MemberState::Serving);
+        _ = self.steer(&control);
+        let old = self.members_of(&split.old);
+        let old: Vec<_> = old.iter().map(|member| member.id).collect();
+        _ = self.finish_removal(&control, &old, deadline);
+        // Their threads are free now.
+        self.employ_orphans(&control);
+        _ = self.steer_if_stale(&control);
+        control.handing_over = false;
+    }
+
+    fn take_back(&self, split: &Split) {
+        let mut control = self.control();
+        if !split.begun || !core::mem::replace(&mut control.handing_over, false) {
+            return;
+        }
+        let deadline = deadline_after(control.config.options.grace);
+        self.set_state(&split.serving, MemberState::Serving);
+        // What may have come to the new members is served before they leave.
+        self.serve_without_worker(&control, &split.new, MemberState::Draining);
+        _ = self.steer(&control);
+        while !self.employ_orphans(&control) && Instant::now() < deadline {
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        _ = self.finish_removal(&control, &split.new, deadline);
+        // One without a worker stays in the list otherwise.
+        _ = self.leave(&control, &split.new, MemberState::Serving, true);
+    }
+}

@@ -1,0 +1,275 @@
+//! Restarts of servers of datagrams, and of several servers at once: no datagram is lost.
+//!
+//! `REUSEPORT_HAND_OVERS` sets how many there are of each kind; the long form has 200.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod support;
+
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use core::time::Duration;
+use std::env;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::thread;
+
+use reuseport::{AnyServer, Connection, Datagram, Group, GroupError, HandOverError, Inherited};
+use support::{BOUND, ServeProcess, role, wait_until};
+
+/// The answers of the old process and of the new one.
+const OLD: &[u8] = b"old";
+const NEW: &[u8] = b"new";
+
+fn hand_overs() -> usize {
+    let wanted = env::var("REUSEPORT_HAND_OVERS");
+    wanted.map_or(3, |wanted| wanted.parse().expect("a number"))
+}
+
+fn client(to: SocketAddr) -> UdpSocket {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let client = UdpSocket::bind(any).unwrap();
+    client.connect(to).unwrap();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    client
+}
+
+/// Flows that send, wait for the answer and send again, while `act` runs. Returns how many answers
+/// there were. A datagram that is lost, or answered from elsewhere, fails here.
+fn flows_while(asked: &[SocketAddr], act: impl FnOnce()) -> usize {
+    let (done, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for to in asked {
+            let (done, answers) = (&done, &answers);
+            scope.spawn(move || {
+                let mut number = 0_u32;
+                while !done.load(SeqCst) {
+                    // A new flow now and then.
+                    let client = client(*to);
+                    for _ in 0..20 {
+                        number += 1;
+                        client.send(&number.to_ne_bytes()).unwrap();
+                        let mut answer = [0; 8];
+                        let len = client.recv(&mut answer);
+                        let len = len.unwrap_or_else(|error| panic!("{to}: {error}"));
+                        assert_eq!(answer[..len], number.to_ne_bytes());
+                        answers.fetch_add(1, SeqCst);
+                    }
+                }
+            });
+        }
+        act();
+        done.store(true, SeqCst);
+    });
+    answers.load(SeqCst)
+}
+
+#[test]
+fn datagrams_during_hand_overs_are_all_answered() {
+    for (bound, asked) in [
+        ("127.0.0.1:0", &["127.0.0.1"][..]),
+        ("0.0.0.0:0", &["127.0.0.1", "127.0.0.2"]),
+        ("[::1]:0", &["::1"]),
+        ("[::]:0", &["::1", "127.0.0.1"]),
+    ] {
+        for more in [&[][..], &["--batch"]] {
+            let args = [&["--udp", "--echo", "--quiet", "--addr", bound], more].concat();
+            let mut server = ServeProcess::start(&args);
+            let port = server.address.port();
+            let ips = asked.iter().map(|ip| ip.parse::<IpAddr>().unwrap());
+            let asked: Vec<_> = ips
+                .map(|ip| SocketAddr::new(ip, port))
+                .cycle()
+                .take(4)
+                .collect();
+            let mut pid = server.pid();
+
+            let answers = flows_while(&asked, || {
+                (0..hand_overs()).for_each(|_| pid = server.hand_over(pid));
+            });
+
+            println!(
+                "{bound} {more:?}: {answers} answers in {} hand-overs",
+                hand_overs()
+            );
+            assert!(answers > 0);
+            // SAFETY: takes two integers; the last new process lives, for nothing has ended it.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    }
+}
+
+/// Groups of both protocols on one port, for both families.
+struct Four {
+    tcp: Vec<Group>,
+    udp: Vec<Group<reuseport::Udp>>,
+}
+
+fn four() -> Four {
+    let mut found = None;
+    wait_until("a port is free for both", || {
+        let first = Group::bind(([127, 0, 0, 1], 0), 2).unwrap();
+        let port = first.local_addr().port();
+        let v6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port));
+        let tcp = Group::bind(v6, 2);
+        let udp = [first.local_addr(), v6].map(|address| Group::bind_udp(address, 2));
+        let [Ok(udp4), Ok(udp6)] = udp else {
+            return false;
+        };
+        found = tcp.ok().map(|tcp| Four {
+            tcp: vec![first, tcp],
+            udp: vec![udp4, udp6],
+        });
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+fn accept(who: &'static [u8]) -> impl Fn(usize, Connection) + Send + Sync + 'static {
+    move |_, connection| _ = connection.send(who)
+}
+
+fn answer(who: &'static [u8]) -> impl Fn(usize, Datagram<'_>) + Send + Sync + 'static {
+    move |_, mut datagram| {
+        datagram.buffer_mut()[..who.len()].copy_from_slice(who);
+        datagram.reply(who.len());
+    }
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn serves_all_that_it_inherits() {
+    let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+    for (name, inherited) in Inherited::from_env().unwrap() {
+        assert_eq!(name, "reuseport");
+        match inherited {
+            Inherited::Tcp(group) => tcp.push(group.spawn(accept(NEW)).unwrap()),
+            Inherited::Udp(group) => udp.push(group.spawn(answer(NEW)).unwrap()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((tcp.len(), udp.len()), (2, 2));
+    assert!(tcp.iter().all(|server| server.members().len() == 2));
+    thread::sleep(10 * BOUND);
+}
+
+/// Which process answers, by either protocol.
+fn who(address: SocketAddr, udp: bool) -> Vec<u8> {
+    let mut answer = Vec::new();
+    if udp {
+        let client = client(address);
+        client.send(b"who").unwrap();
+        answer.resize(3, 0);
+        client.recv(&mut answer).unwrap();
+    } else {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(BOUND)).unwrap();
+        stream.read_to_end(&mut answer).unwrap();
+    }
+    answer
+}
+
+#[test]
+fn tcp_and_udp_of_both_families_are_handed_to_one_process_without_a_loss() {
+    let _none = support::no_process_starts();
+    let Four { tcp, udp } = four();
+    let tcp: Vec<_> = tcp
+        .into_iter()
+        .map(|group| group.spawn(accept(OLD)).unwrap())
+        .collect();
+    let udp: Vec<_> = udp
+        .into_iter()
+        .map(|group| group.spawn(answer(OLD)).unwrap())
+        .collect();
+    let addresses = [tcp[0].local_addr(), tcp[1].local_addr()];
+    let done = AtomicBool::new(false);
+
+    let mut child = thread::scope(|scope| {
+        let clients = addresses
+            .iter()
+            .flat_map(|address| [(*address, false), (*address, true)]);
+        let clients: Vec<_> = clients
+            .map(|(address, udp)| {
+                let done = &done;
+                scope.spawn(move || {
+                    let mut seen = [0; 2];
+                    while !done.load(SeqCst) {
+                        let who = who(address, udp);
+                        assert!(who == OLD || who == NEW, "{who:?}");
+                        seen[usize::from(who == NEW)] += 1;
+                    }
+                    seen
+                })
+            })
+            .collect();
+        let servers = tcp.iter().map(|server| server as &dyn AnyServer);
+        let servers = servers.chain(udp.iter().map(|server| server as &dyn AnyServer));
+        let hand_over = reuseport::hand_over(servers, role("serves_all_that_it_inherits"), BOUND);
+        let child = hand_over.unwrap().leave(BOUND).unwrap();
+        for address in addresses {
+            assert_eq!([false, true].map(|udp| who(address, udp)), [NEW, NEW]);
+        }
+        done.store(true, SeqCst);
+        for client in clients {
+            client.join().unwrap();
+        }
+        child
+    });
+
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn of_several_servers_all_are_handed_over_or_none() {
+    let _none = support::no_process_starts();
+    let Four { tcp, udp } = four();
+    let tcp: Vec<_> = tcp
+        .into_iter()
+        .map(|group| group.spawn(accept(OLD)).unwrap())
+        .collect();
+    let shared = Group::udp_options()
+        .shared(true)
+        .bind(([127, 0, 0, 1], 0), 2)
+        .unwrap();
+    let shared = shared.spawn(answer(OLD)).unwrap();
+    drop(udp);
+
+    let servers = [&tcp[0] as &dyn AnyServer, &tcp[1], &shared];
+    let role = || role("serves_all_that_it_inherits");
+    let refused = reuseport::hand_over(servers, role(), Duration::from_secs(1)).unwrap_err();
+
+    let HandOverError::Group(error) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(error, GroupError::SharedSocket);
+    for server in &tcp {
+        assert_eq!(server.members().len(), 2);
+        assert_eq!(who(server.local_addr(), false), OLD);
+        server.add().unwrap();
+    }
+}
+
+#[test]
+fn handler_that_outlives_the_grace_still_answers_from_the_address_that_was_asked() {
+    let (gate, key) = std::sync::mpsc::channel::<()>();
+    let key = std::sync::Mutex::new(key);
+    let options = Group::udp_options().grace(Duration::from_millis(1));
+    let server = options.bind(([0, 0, 0, 0], 0), 2).unwrap();
+    let server = server.spawn(move |_, datagram| {
+        _ = key.lock().unwrap().recv();
+        answer(OLD)(0, datagram);
+    });
+    let server = server.unwrap();
+    let asked = SocketAddr::from(([127, 0, 0, 2], server.local_addr().port()));
+    let client = client(asked);
+    client.send(b"who").unwrap();
+    wait_until("its handler runs", || server.totals().accepted == 1);
+    let stats = server.stats();
+    let busy = stats.iter().find(|stats| stats.accepted == 1).unwrap().id;
+
+    assert!(server.retire(busy).unwrap().running);
+    drop(gate);
+
+    let mut answer = [0; 3];
+    client.recv(&mut answer).unwrap();
+    assert_eq!(answer, OLD);
+}
