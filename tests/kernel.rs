@@ -140,6 +140,7 @@ claims! {
     a_udp_flow_stays
     adding_a_udp_member_moves_flows
     a_udp_program_sees_the_payload
+    a_broadcast_reaches_every_udp_member
     closing_a_udp_socket_drops_in_silence
     a_connected_udp_socket_hears_its_peer
     a_connected_udp_socket_leaves_the_group
