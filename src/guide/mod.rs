@@ -292,7 +292,8 @@
 //!   `explain --claim connect-to-nothing-ends-a-listener`
 //!
 //! **A restart** is the same with two processes. `Server::hand_over` starts the new one, which
-//! calls `Group::from_env`; `HandOver::leave` ends the old members (`tests/handover.rs`).
+//! calls `Group::from_env`; `HandOver::leave` ends the old members (`tests/handover.rs`). UDP
+//! groups are handed over alike, and several groups at once (`tests/handover_udp.rs`).
 //!
 #![doc = include_str!("restart.svg")]
 //!
