@@ -53,7 +53,7 @@ impl<P: Serve> Server<P> {
     /// process that looks at `LISTEN_PID` itself does not find it.
     ///
     /// Until the [`HandOver`] has ended, other changes of the group fail with
-    /// [`GroupError::HandingOver`].
+    /// [`GroupError::HandingOver`](crate::GroupError::HandingOver).
     ///
     /// # Errors
     /// [`HandOverError`]; the group is then as it was.
