@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::sync::mpsc;
 
 use reuseport::{Connection, Group, Listener, sys};
-use support::BOUND;
+use support::{BOUND, reset};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -29,20 +29,6 @@ fn get<const N: usize>(connection: &Connection, level: c_int, name: c_int) -> [c
     // SAFETY: `value` is writable for the bytes stated.
     unsafe { sys::getsockopt(fd, level, name, at, &raw mut len) }.unwrap();
     value
-}
-
-/// Closes with a reset.
-fn reset(client: TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    let size = size_of::<libc::linger>().try_into().unwrap();
-    let (value, name) = ((&raw const linger).cast(), libc::SO_LINGER);
-    // SAFETY: `linger` is readable for its own size, and the option takes that struct.
-    let set = unsafe { libc::setsockopt(client.as_raw_fd(), libc::SOL_SOCKET, name, value, size) };
-    assert_eq!(set, 0);
-    drop(client);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use reuseport::{Connection, Group, GroupOptions, Server, Steering, StopToken};
-use support::{BOUND, wait_until};
+use support::{BOUND, steer_to_index, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -112,26 +112,6 @@ fn accepted(server: &Server) -> usize {
     server.stats().iter().map(|stats| stats.accepted).sum()
 }
 
-/// Has every client go to the member that was opened first: a program that returns 0.
-fn steer_to_the_first(first: &impl AsRawFd) {
-    let mut program = libc::sock_filter {
-        code: 0x06, // BPF_RET | BPF_K
-        jt: 0,
-        jf: 0,
-        k: 0,
-    };
-    let program = libc::sock_fprog {
-        len: 1,
-        filter: &raw mut program,
-    };
-    let (at, len) = ((&raw const program).cast(), size_of_val(&program));
-    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF);
-    let len = len.try_into().unwrap();
-    // SAFETY: the option takes a `sock_fprog`, which is readable, and so is its one instruction.
-    let set = unsafe { libc::setsockopt(first.as_raw_fd(), level, name, at, len) };
-    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
-}
-
 /// Holds the acceptor of member 0, and has another client come for it: `rounds` times. Returns the
 /// latencies of these, in rising order.
 fn rounds(rounds: usize, churn: bool) -> Vec<Duration> {
@@ -151,7 +131,7 @@ fn rounds(rounds: usize, churn: bool) -> Vec<Duration> {
         *gates.lock().unwrap() = Arc::clone(&gate);
         let added = churn.then(|| server.add().unwrap());
         // Whoever comes or goes has steered the group anew.
-        steer_to_the_first(&first);
+        steer_to_index(&first, 0);
         let blocked = ask(server.local_addr(), WAIT);
 
         let begun = Instant::now();
@@ -448,7 +428,7 @@ fn retire_while_a_handler_is_blocked_loses_nothing() {
     let gate: Arc<Gate> = Arc::default();
     let options = Group::options().grace(BOUND);
     let group = options.bind(ANY_PORT, 2).unwrap();
-    steer_to_the_first(&group.sockets()[0]);
+    steer_to_index(&group.sockets()[0], 0);
     let server = spawn(group, &gate);
     let blocked = ask(server.local_addr(), WAIT);
     answer(ask(server.local_addr(), GO));

@@ -8,7 +8,7 @@ use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use reuseport::{BALANCES, Call, Connection, Error, Listener};
-use support::{BOUND, wait_until};
+use support::{BOUND, reset, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -109,19 +109,6 @@ fn accept_from_of_a_reset_connection_returns_the_peer() {
 
     let error = connection.recv(&mut [0]).unwrap_err();
     assert_eq!(error, Error::new(Call::Recv, libc::ECONNRESET));
-}
-
-fn reset(client: TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    let size = size_of::<libc::linger>().try_into().unwrap();
-    let (value, name) = ((&raw const linger).cast(), libc::SO_LINGER);
-    // SAFETY: `linger` is readable for its own size, and the option takes that struct.
-    let set = unsafe { libc::setsockopt(client.as_raw_fd(), libc::SOL_SOCKET, name, value, size) };
-    assert_eq!(set, 0);
-    drop(client);
 }
 
 #[test]

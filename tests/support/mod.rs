@@ -12,6 +12,7 @@
 mod namespace;
 mod process;
 mod server;
+mod sockets;
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -28,6 +29,9 @@ pub use process::{
     start, try_start,
 };
 pub use server::{ServeProcess, counts, read_until, runs, ten_hand_overs, word_after};
+pub use sockets::reset;
+#[cfg(target_os = "linux")]
+pub use sockets::steer_to_index;
 
 /// The longest wait for anything that must happen.
 pub const BOUND: Duration = Duration::from_secs(60);

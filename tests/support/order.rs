@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use reuseport::{GroupOptions, Server, sys};
 
-use super::support::visit;
+use super::support::{steer_to_index, visit};
 
 /// Copies of a group's listeners: by them they can be shut down behind its back.
 #[derive(Clone, Default)]
@@ -51,7 +51,7 @@ impl Copies {
         let copies = self.0.lock().unwrap();
         let listens = |copy: &&OwnedFd| listens(copy.as_raw_fd());
         let through = copies.iter().rfind(listens).expect("one listens");
-        attach(through.as_raw_fd(), index);
+        steer_to_index(through, index.try_into().unwrap());
     }
 
     /// The numbers of the members at the first `count` indexes of the kernel's list: a program has
@@ -78,24 +78,6 @@ fn listens(fd: RawFd) -> bool {
     let asked = unsafe { sys::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
     asked.unwrap();
     value == 1
-}
-
-/// Attaches a program that returns this index.
-fn attach(fd: RawFd, index: usize) {
-    let mut program = libc::sock_filter {
-        code: 0x06, // BPF_RET | BPF_K
-        jt: 0,
-        jf: 0,
-        k: index.try_into().unwrap(),
-    };
-    let program = libc::sock_fprog {
-        len: 1,
-        filter: &raw mut program,
-    };
-    let (at, len) = ((&raw const program).cast(), size_of_val(&program));
-    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF);
-    // SAFETY: the option takes a `sock_fprog`, which is readable, and so is its one instruction.
-    unsafe { sys::setsockopt(fd, level, name, at, len.try_into().unwrap()) }.unwrap();
 }
 
 /// The members' numbers in the order of the server's own list.
