@@ -68,7 +68,7 @@ fn steers_without_privilege() {
     let server = group.spawn(|_, _| {}).unwrap();
     assert_eq!(server.add(), Ok(3));
     assert_eq!(server.retire(0).unwrap().id, 0);
-    assert_eq!(server.stop(support::BOUND).len(), 4);
+    assert_eq!(server.stop(support::BOUND).len(), 3);
 }
 
 #[test]
