@@ -118,7 +118,8 @@
 [`GroupOptions`]: #without-the-standard-library
 [`HandOver`]: #without-the-standard-library
 [`Server`]: #without-the-standard-library
-[`Steering`]: #without-the-standard-library"
+[`Steering`]: #without-the-standard-library
+[`Totals`]: #without-the-standard-library"
 )]
 #![cfg_attr(
     not(linux_kernel),
