@@ -6,7 +6,7 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -404,4 +404,45 @@ fn two_joined_copies_under_supervisors_are_restarted_without_a_loss() {
     });
 
     assert!(visits > 0);
+}
+
+#[test]
+fn sockets_of_several_units_are_served_and_left_to_the_service_manager() {
+    if !tool("systemd-socket-activate") || !support::own_namespace() {
+        return support::skip("no systemd-socket-activate, or no namespace with ports of its own");
+    }
+    // Outside the range of outgoing connections, in a namespace where no other process is.
+    let [v4, v6]: [SocketAddr; 2] =
+        ["127.0.0.1:3101", "[::1]:3102"].map(|address| address.parse().unwrap());
+    let mut activate = program("systemd-socket-activate");
+    for address in [v4, v6] {
+        activate.args(["-l", &address.to_string()]);
+    }
+    activate.args([REUSEPORT, "serve", "--quiet"]);
+    let mut systemd = start(activate.stdout(Stdio::null()).stderr(Stdio::piped()));
+    let mut stderr = systemd.stderr();
+    support::read_until(&mut stderr, "Listening on [::1]:3102");
+
+    // The first to come has the program started.
+    (0..5).for_each(|_| _ = visit(v6));
+    (0..3).for_each(|_| _ = visit(v4));
+    systemd.signal(libc::SIGTERM);
+
+    let mut said = String::new();
+    stderr.read_to_string(&mut said).unwrap();
+    let kept = "; what is queued is left to the holder of the socket\n";
+    for (address, count) in [(v4, 3), (v6, 5)] {
+        assert!(
+            said.contains(&format!("listening on {address} with 3 acceptors")),
+            "{said}"
+        );
+        let line = said
+            .lines()
+            .find(|line| line.contains(&format!("{address}, pid ")));
+        let line = line.unwrap().to_owned() + "\n";
+        assert!(
+            line.ends_with(&format!(": {count} connections{kept}")),
+            "{said}"
+        );
+    }
 }
