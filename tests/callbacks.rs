@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use reuseport::{Connection, Group, Server, Steering, StopToken};
+use reuseport::{Connection, Group, GroupError, Server, Steering, StopToken};
 use support::{BOUND, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -44,6 +44,31 @@ fn thread_local_destructor_that_calls_the_server_holds_nothing_up() {
 
     assert_eq!(done.recv_timeout(BOUND), Ok([true; 2]));
     wait_until("both have ended", || FLUSHED.load(SeqCst) == 2);
+}
+
+#[test]
+fn stop_joins_threads_whose_destructors_call_the_server() {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    struct Flush;
+    impl Drop for Flush {
+        fn drop(&mut self) {
+            let server = SERVER.get().unwrap();
+            // Until `stop` has begun to wait for this thread.
+            thread::sleep(Duration::from_millis(20));
+            assert_eq!(server.add(), Err(GroupError::Stopped));
+        }
+    }
+    thread_local!(static FLUSH: Cell<Option<Flush>> = const { Cell::new(None) });
+    let _none = support::no_process_starts();
+    let group = Group::options().spare_threads(0).bind(ANY_PORT, 1).unwrap();
+    let group = group.spawn(|_, _: Connection| FLUSH.set(Some(Flush)));
+    let server = SERVER.get_or_init(|| group.unwrap());
+    support::visit(server.local_addr());
+
+    let (sender, done) = std::sync::mpsc::channel();
+    thread::spawn(move || sender.send(server.stop(BOUND)[0].running));
+
+    assert_eq!(done.recv_timeout(BOUND), Ok(false));
 }
 
 #[test]

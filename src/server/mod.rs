@@ -1,4 +1,18 @@
 //! [`Server`]: a group at work.
+//!
+//! Its locks, in the order in which one thread may take them:
+//!
+//! | lock | held |
+//! |---|---|
+//! | `Server::control` | for a whole change of the group, up to its grace |
+//! | `Server::monitor` | by `stop`, to take the monitor's handle |
+//! | `Begun` in `handshakes.rs` | to read or replace a list of handshakes |
+//! | `Pool::state` | to read or change the lists, and for short calls on a member's socket |
+//! | `Worker::order` | to give an order; a worker waits for one on its condition |
+//!
+//! Of the user's code only a `before_bind` hook runs under one of them, `control`: it must not
+//! change the server whose member it is for.
+//! No thread is joined under any.
 
 mod add;
 mod drain;
