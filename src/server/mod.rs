@@ -11,8 +11,7 @@
 //! | `Worker::order` | to give an order; a worker waits for one on its condition |
 //!
 //! Of the user's code only a `before_bind` hook runs under one of them, `control`: it must not
-//! change the server whose member it is for.
-//! No thread is joined under any.
+//! change the server whose member it is for. No thread is joined under any.
 
 mod add;
 mod drain;

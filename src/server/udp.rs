@@ -186,7 +186,9 @@ impl Serve for Udp {
 
     fn release(members: &[Arc<Member<Udp>>]) {
         os::wait_for_lookups();
-        members.iter().for_each(|member| member.wake());
+        // Twice, for a call may fail.
+        let again = members.iter().chain(members);
+        again.for_each(|member| member.wake());
     }
 }
 
