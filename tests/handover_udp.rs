@@ -9,11 +9,15 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use core::time::Duration;
 use std::env;
 use std::io::Read;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 use std::thread;
 
 use reuseport::{AnyServer, Connection, Datagram, Group, GroupError, HandOverError, Inherited};
-use support::{BOUND, ServeProcess, role, wait_until};
+use support::{BOUND, ServeProcess, program, role, wait_until};
 
 /// The answers of the old process and of the new one.
 const OLD: &[u8] = b"old";
@@ -272,4 +276,112 @@ fn handler_that_outlives_the_grace_still_answers_from_the_address_that_was_asked
     let mut answer = [0; 3];
     client.recv(&mut answer).unwrap();
     assert_eq!(answer, OLD);
+}
+
+/// Passes descriptors as systemd does: from 3 on. A shell of this process's pid sets `LISTEN_PID`.
+fn pass(command: &Command, descriptors: &[RawFd], names: &str) -> Command {
+    let mut shell = program("sh");
+    shell.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    // Copies behind the range, so that none is overwritten before it has been moved.
+    let copy = |fd: &RawFd| {
+        // SAFETY: takes three integers.
+        let copy = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 100) };
+        assert!(copy >= 100);
+        copy
+    };
+    let copies: Vec<RawFd> = descriptors.iter().map(copy).collect();
+    let arrange = move || {
+        for (to, from) in (3..).zip(&copies) {
+            // SAFETY: takes two integers.
+            unsafe { libc::dup2(*from, to) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes system calls only.
+    unsafe { shell.pre_exec(arrange) };
+    shell.env("LISTEN_FDS", descriptors.len().to_string());
+    shell.env("LISTEN_FDNAMES", names);
+    shell.stdout(Stdio::piped());
+    shell
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn says_what_it_inherits() {
+    println!();
+    for (name, inherited) in Inherited::from_env().unwrap() {
+        match inherited {
+            Inherited::Tcp(group) => {
+                assert!(group.is_inherited());
+                println!(
+                    "{name}: tcp {} of {}",
+                    group.local_addr(),
+                    group.sockets().len()
+                );
+            }
+            Inherited::Udp(group) => {
+                assert!(group.is_inherited());
+                println!(
+                    "{name}: udp {} of {}",
+                    group.local_addr(),
+                    group.sockets().len()
+                );
+            }
+            _ => println!("{name}: other"),
+        }
+    }
+    assert!(Inherited::from_env().unwrap().is_empty());
+}
+
+#[test]
+fn sockets_of_both_kinds_and_several_addresses_are_inherited_with_their_names() {
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp6 = TcpListener::bind("[::1]:0").unwrap();
+    let udp = UdpSocket::bind(tcp.local_addr().unwrap()).unwrap();
+    let directory = support::scratch("inherited");
+    let unix = UnixListener::bind(directory.join("socket")).unwrap();
+    let descriptors = [
+        tcp.as_raw_fd(),
+        tcp6.as_raw_fd(),
+        udp.as_raw_fd(),
+        unix.as_raw_fd(),
+    ];
+
+    let mut role = pass(
+        &role("says_what_it_inherits"),
+        &descriptors,
+        "http:http6:quic:control",
+    );
+    let said = support::play(&mut role);
+
+    let (v4, v6) = (tcp.local_addr().unwrap(), tcp6.local_addr().unwrap());
+    for line in [
+        format!("\nhttp: tcp {v4} of 1\n"),
+        format!("\nhttp6: tcp {v6} of 1\n"),
+        format!("\nquic: udp {v4} of 1\n"),
+        "\ncontrol: other\n".to_owned(),
+    ] {
+        assert!(said.contains(&line), "{said}");
+    }
+}
+
+#[test]
+fn inherited_udp_socket_is_served_by_all_receivers_and_outlives_the_server() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let args = ["serve", "--udp", "--echo", "--quiet", "--acceptors", "2"];
+    let mut serve = pass(&support::reuseport(&args), &[socket.as_raw_fd()], "udp");
+    let server = ServeProcess::from(&mut serve);
+    assert_eq!(server.address, address);
+
+    flows_while(&[address; 2], || thread::sleep(Duration::from_millis(50)));
+    server.signal(libc::SIGTERM);
+    let (code, _, err) = server.end();
+
+    assert_eq!(code, Some(0), "{err}");
+    // What comes now waits for the next one.
+    client(address).send(b"x").unwrap();
+    socket.set_read_timeout(Some(BOUND)).unwrap();
+    assert_eq!(socket.recv(&mut [0]).unwrap(), 1);
 }
