@@ -75,7 +75,10 @@
 //! Without it there are [`Listener`], [`Connection`], [`UdpSocket`], [`Datagram`], [`Options`],
 //! [`SockAddr`], [`Error`] and [`sys`]; on Linux and Android also [`Batch`] and [`steering`].
 //! [`Group`], [`Server`], [`Acceptors`] and the conversions to the standard library's types need
-//! the feature.
+//! the feature. `Options::bind_exclusive` (Linux) keeps other programs out without it.
+//!
+//! A `no_std` binary needs a C library, a panic handler, and in its profile `panic = "abort"` and
+//! `lto = "fat"`: without them the linker looks for an unwinder. `tests/crates/minimal` has five.
 //!
 //! # The source, in reading order
 //!

@@ -25,6 +25,8 @@ const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/crates/minimal
 /// What README.md there states, with room for other compilers; `sizes` has the narrow bounds.
 const BYTES: u64 = 5_700;
 const SAFE_TEXT: u64 = 128;
+/// What an exclusive group takes beyond `reuseport`.
+const EXCLUSIVE_TEXT: u64 = 900;
 
 /// The linker that comes with Rust, or `None` where the tests cannot be run.
 fn linker() -> Option<[String; 2]> {
@@ -131,6 +133,40 @@ fn safe_program_is_as_small_as_stated() {
 }
 
 #[test]
+fn exclusive_group_adds_as_little_text_as_stated() {
+    let Some(linker) = linker() else { return };
+    let built = build(&linker, "minimal", &[]);
+    let readme = fs::read_to_string(format!("{PACKAGE}/README.md")).unwrap();
+
+    let (plain, exclusive) = (
+        code(&built.join("reuseport")),
+        code(&built.join("exclusive")),
+    );
+
+    println!("text: {plain}, exclusive {exclusive}");
+    assert!(exclusive <= plain + EXCLUSIVE_TEXT, "{exclusive} {plain}");
+    assert!(readme.contains(&format!("{EXCLUSIVE_TEXT} bytes")));
+}
+
+#[test]
+fn exclusive_program_serves_and_refuses_a_second_copy() {
+    let Some(linker) = linker() else { return };
+    let built = build(&linker, "minimal", &[]).join("exclusive");
+    let (port, reserved) = reserve();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    drop(reserved); // its port is to be exclusive
+    let mut command = program(&built);
+    let _first = start(command.arg(port.to_string()).stdout(Stdio::null()));
+    support::wait_until_listening(port, 3);
+
+    let second = finish(program(&built).arg(port.to_string()));
+
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text(&second.stderr).ends_with(": errno  98\n"));
+    (0..10).for_each(|_| assert_eq!(visit(address), ""));
+}
+
+#[test]
 fn safe_program_imports_what_the_c_program_does_and_three_more() {
     let Some(linker) = linker() else { return };
     let safe = build(&linker, "minimal", &[]).join("reuseport");
@@ -166,7 +202,7 @@ fn programs_contain_no_panic_formatting_or_allocator() {
         words.map(|word| names.contains(word))
     };
     let built = build(&linker, "minimal-named", &named);
-    for program in ["reuseport", "bare", "http"] {
+    for program in ["reuseport", "bare", "http", "exclusive"] {
         assert_eq!(machinery(&built.join(program)), [false; 5], "{program}");
     }
 

@@ -110,6 +110,7 @@ impl<'a> Options<'a> {
     }
 
     /// Does all but `listen`.
+    #[inline(always)]
     pub(crate) fn bind_only(&self, address: SocketAddr) -> Result<Listener, Error> {
         self.open(sys::SOCK_STREAM, address).map(Listener)
     }
@@ -230,6 +231,7 @@ impl<'a, P> Options<'a, P> {
         self
     }
 
+    #[inline(always)]
     fn open(&self, kind: c_int, address: SocketAddr) -> Result<Descriptor, Error> {
         let addr = SockAddr::from(address);
         let socket = self.make(kind, &addr)?;
@@ -238,6 +240,7 @@ impl<'a, P> Options<'a, P> {
     }
 
     /// Makes the calls before `bind`.
+    #[inline(always)] // a program without options contains none of them
     fn make(&self, kind: c_int, addr: &SockAddr) -> Result<Descriptor, Error> {
         let nonblocking = if self.settings.nonblocking {
             sys::SOCK_NONBLOCK

@@ -1,10 +1,4 @@
-//! The first member of a group: it binds its port exclusively, and only then shares it.
-//!
-//! A group whose members all set `SO_REUSEPORT` before `bind` does not keep other programs out: a
-//! second copy of the program joins silently. So the first socket binds *and listens* without the
-//! option; the kernel refuses that while another socket holds the port. `bind` alone is not enough:
-//! two sockets with `SO_REUSEADDR` may both bind while neither listens. Afterwards the first socket
-//! sets the option, and the other members can bind.
+//! The first member of a group binds its port exclusively, also over connections in `TIME_WAIT`.
 
 use core::hash::{BuildHasher, Hasher};
 use core::net::{IpAddr, SocketAddr};
@@ -12,42 +6,26 @@ use core::time::Duration;
 use std::collections::hash_map::RandomState;
 use std::thread::sleep;
 
+use super::first::create_reuseport_group;
 use super::sock_diag::{Socket, State, sockets};
 use super::socket::option;
-use super::{attach_program, detach_program};
 use crate::error::{Call, Error};
-use crate::listener::{Descriptor, Listener};
+use crate::listener::Listener;
 use crate::os;
-use crate::socket::bpf;
 use crate::socket::options::Options;
-use crate::socket::protocol::Udp;
-use crate::socket::udp::UdpSocket;
-use crate::sys::{IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEPORT, SOL_SOCKET};
+use crate::sys::{IPPROTO_IPV6, IPV6_V6ONLY};
 
 /// How often two programs that bind at the same time may yield to each other.
 const ATTEMPTS: usize = 20;
-
-/// Binds a UDP socket exclusively, then lets siblings bind. Nothing lingers on a UDP port, so
-/// `bind` alone shows whether another socket is there.
-pub(crate) fn bind_exclusive_udp(
-    options: &Options<'_, Udp>,
-    address: SocketAddr,
-) -> Result<UdpSocket, Error> {
-    let exclusive = options.reuse_port(false);
-    let first = exclusive.bind_after(address, create_reuseport_group)?;
-    first.0.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
-    Ok(first)
-}
 
 /// Binds a listener exclusively, then lets siblings bind.
 pub(crate) fn bind_exclusive(
     options: &Options<'_>,
     address: SocketAddr,
 ) -> Result<Listener, Error> {
-    let exclusive = options.reuse_port(false).reuse_address(true);
     let mut attempts = 0;
     loop {
-        let refused = match try_bind_exclusive(&exclusive, address) {
+        let refused = match options.bind_exclusive_after(address, create_reuseport_group) {
             Ok(first) => return Ok(first),
             Err(error) => error,
         };
@@ -67,27 +45,6 @@ pub(crate) fn bind_exclusive(
             Outcome::Failed(error) => return Err(error),
         }
     }
-}
-
-fn try_bind_exclusive(exclusive: &Options<'_>, address: SocketAddr) -> Result<Listener, Error> {
-    let first = exclusive.bind_only(address)?;
-    create_reuseport_group(&first.0)?;
-    exclusive.listen(&first)?;
-    first.set_reuse_port()?;
-    Ok(first)
-}
-
-/// Gives the socket a group of its own. A socket that has the option neither at `bind` nor at
-/// `listen` has none, and could not be steered before it has a sibling; attaching a program before
-/// `listen` makes one. Where this fails, steering fails later and reports it.
-fn create_reuseport_group(socket: &Descriptor) -> Result<(), Error> {
-    socket.set_option(SOL_SOCKET, SO_REUSEPORT, 1)?;
-    // There is no program yet. Before Linux 5.3 a program cannot be detached, and would stay.
-    let none = detach_program(socket).map_err(Error::errno);
-    if none != Err(libc::ENOPROTOOPT) && attach_program(socket, &bpf::random(1)).is_ok() {
-        detach_program(socket)?;
-    }
-    socket.set_option(SOL_SOCKET, SO_REUSEPORT, 0)
 }
 
 enum Outcome {

@@ -8,6 +8,7 @@ mod constants;
 mod departure;
 #[cfg(feature = "std")]
 mod exclusive;
+mod first;
 mod options;
 #[cfg(feature = "std")]
 mod poller;
@@ -23,7 +24,9 @@ pub(crate) use constants::dup3;
 #[cfg(feature = "std")]
 pub(crate) use departure::{Placeholder, wait_for_lookups};
 #[cfg(feature = "std")]
-pub(crate) use exclusive::{bind_exclusive, bind_exclusive_udp};
+pub(crate) use exclusive::bind_exclusive;
+#[cfg(feature = "std")]
+pub(crate) use first::bind_exclusive_udp;
 pub(crate) use options::{KernelOptions, OPTION_NAMES, SO_LINGER, bind_to_device, peer_name};
 #[cfg(feature = "std")]
 pub(crate) use poller::Poller;

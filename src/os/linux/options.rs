@@ -39,6 +39,7 @@ impl KernelOptions {
         defer_accept: None,
     };
 
+    #[inline(always)]
     pub(crate) fn set(&self, socket: &Descriptor) -> Result<(), Error> {
         if let Some(cpu) = self.incoming_cpu {
             socket.set_option(SOL_SOCKET, SO_INCOMING_CPU, cpu)?;
