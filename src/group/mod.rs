@@ -69,6 +69,9 @@ impl Group {
 
     /// Binds `members` UDP sockets to `address`, exclusively, as [`bind`](Group::bind) does
     /// listeners.
+    ///
+    /// # Errors
+    /// Those of [`bind`](Group::bind); `EADDRINUSE` if another socket is bound to the port.
     pub fn bind_udp(
         address: impl Into<SocketAddr>,
         members: usize,
@@ -97,6 +100,9 @@ impl Group {
 impl Group<Udp> {
     /// Makes a group of UDP sockets that are bound already, as
     /// [`from_listeners`](Group::from_listeners); the index order is that of their `bind`.
+    ///
+    /// # Errors
+    /// Those of [`from_listeners`](Group::from_listeners).
     pub fn from_udp_sockets(sockets: Vec<UdpSocket>) -> Result<Group<Udp>, GroupError> {
         Group::from_sockets(sockets)
     }

@@ -9,6 +9,18 @@ use crate::socket::bpf::{self, Instruction};
 ///
 /// # Platforms
 /// Linux and Android; elsewhere all but `Hash` is refused.
+///
+/// # Examples
+/// ```
+/// # #[cfg(target_os = "linux")] {
+/// use reuseport::{Group, Steering};
+///
+/// // Each connection is accepted on the CPU that received it.
+/// let options = Group::options().steering(Steering::Cpu).pin(true);
+/// let group = options.bind(([127, 0, 0, 1], 0), 2)?;
+/// # }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Steering {

@@ -116,6 +116,20 @@ pub fn hand_over<'a>(
 ///
 /// Dropping it kills the new process and takes the members back.
 ///
+/// # Examples
+/// ```no_run
+/// use reuseport::Server;
+/// use std::{env, io, process::Command, time::Duration};
+///
+/// fn restart(server: &Server) -> io::Result<()> {
+///     let command = Command::new(env::current_exe()?);
+///     let hand_over = server.hand_over(command, Duration::from_secs(30))?;
+///     println!("{} serves now", hand_over.pid());
+///     hand_over.leave(Duration::from_secs(10))?;
+///     Ok(())
+/// }
+/// ```
+///
 /// # Platforms
 /// Linux and Android alone.
 #[derive(Debug)]

@@ -81,6 +81,26 @@ impl Group {
     /// a handler that does, and called again after 50 ms.
     ///
     /// The handler also learns when its member is to come to an end.
+    ///
+    /// # Errors
+    /// Those of [`spawn`](Self::spawn).
+    ///
+    /// # Examples
+    /// Each thread has a buffer of its own:
+    /// ```
+    /// use reuseport::{Connection, Group, StopToken};
+    ///
+    /// let group = Group::bind(([127, 0, 0, 1], 0), 2)?;
+    /// let server = group.spawn_with(|_member| {
+    ///     let mut buffer = vec![0; 64 * 1024];
+    ///     move |connection: Connection, _: &StopToken| {
+    ///         if let Ok(length) = connection.recv(&mut buffer) {
+    ///             _ = connection.send(&buffer[..length]);
+    ///         }
+    ///     }
+    /// })?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn spawn_with<M, H>(self, make: M) -> Result<Server, SpawnError>
     where
         M: Fn(usize) -> H + Send + Sync + 'static,

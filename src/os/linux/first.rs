@@ -21,8 +21,8 @@ use crate::sys::{SO_REUSEPORT, SOL_SOCKET};
 
 impl Options<'_> {
     /// Binds a listener that no other socket shares its port with, then lets siblings bind:
-    /// [`bind`](Self::bind) to the same address. So a second copy of the program is refused. It sets
-    /// `SO_REUSEADDR`, and does not need the standard library.
+    /// [`bind`](Self::bind) to the same address. So a second copy of the program is refused. It
+    /// sets `SO_REUSEADDR`, and does not need the standard library.
     ///
     /// The listener can be steered once it has a sibling.
     ///
