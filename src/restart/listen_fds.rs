@@ -91,6 +91,18 @@ impl Group {
     /// # Errors
     /// [`GroupError::InvalidListenFds`], and [`GroupError::NotAListener`] for a descriptor of
     /// another kind, which [`Inherited::from_env`] takes; nothing is taken then.
+    ///
+    /// # Examples
+    /// ```
+    /// use reuseport::Group;
+    ///
+    /// let group = match Group::from_env()?.pop() {
+    ///     Some(group) => group, // of an old process, or of systemd
+    ///     None => Group::bind(([127, 0, 0, 1], 0), 2)?,
+    /// };
+    /// let server = group.spawn(|_, connection| _ = connection.send(b"hello"))?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn from_env() -> Result<Vec<Group>, GroupError> {
         let all = take(check_listener)?.into_iter();
         let group = |(_, inherited)| match inherited {
