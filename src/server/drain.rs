@@ -62,9 +62,9 @@ impl<P: Serve> Server<P> {
     /// On Linux, removing the newest member of an IPv4 group, or the oldest of an IPv6 group,
     /// delays one connecting client by 1 s in about 1 of some hundred removals.
     ///
-    /// All datagrams that have reached a UDP member are handled within the grace; those that are
-    /// queued behind a handler at its end are lost. A group on the wildcard address may lose a
-    /// datagram in the cases above; a joined one loses what comes in the last moment.
+    /// All datagrams that have reached a UDP member are handled, also after the grace if they are
+    /// queued behind a handler that still runs. Before Linux 6.13 such a member stays, draining,
+    /// and the error is [`GroupError::Call`] with `EBUSY`.
     ///
     /// # Errors
     /// - [`GroupError::StillQueued`]: connections are queued, and no thread or descriptor could be

@@ -11,9 +11,9 @@
 //!    returns. Then it is shut down, which wakes its thread; the thread reads on until the queue is
 //!    empty. The socket is closed when its last handler has returned.
 //!
-//! It connects late: on an address of its own, the first connected socket makes every later lookup
-//! in the group look for connected ones first. Where all members leave there is none to steer to,
-//! so they connect at once. A client is then told that the port is closed.
+//! It connects late, when nothing is steered to it any more: a datagram that comes to a connected
+//! socket's port finds it no more. Where all members leave there is none to steer to, so they
+//! connect at once; a client then learns that the port is closed.
 
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::boxed::Box;
