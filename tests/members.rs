@@ -8,9 +8,10 @@ mod support;
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Mutex;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -208,15 +209,11 @@ fn totals_count_members_that_are_gone_whose_rows_are_not_kept() {
     assert_eq!(server.totals(), totals);
 }
 
-/// Destroys all listeners on the port, as `ss` lets root do.
-fn destroy(address: SocketAddr, listeners: usize) -> bool {
+/// Destroys listeners on the port, one at least, as `ss` lets root do.
+fn destroy(address: SocketAddr) {
     let filter = format!("sport = :{}", address.port());
-    (0..listeners).all(|_| {
-        // It destroys one at a time.
-        finish(program("ss").args(["-K", "-ltH", &filter]))
-            .status
-            .success()
-    })
+    let done = finish(program("ss").args(["-K", "-ltH", &filter]));
+    assert!(done.status.success(), "{done:?}");
 }
 
 #[test]
@@ -226,10 +223,11 @@ fn serve_whose_listeners_are_destroyed_replaces_them() {
     }
     let mut server = ServeProcess::start(&["--quiet"]);
 
-    let destroyed = destroy(server.address, 3);
+    for new in 3..6 {
+        destroy(server.address);
+        server.read_stderr_until(&format!("acceptor {new} takes the place"));
+    }
 
-    assert!(destroyed);
-    server.read_stderr_until("acceptor 5 takes the place");
     support::wait_until_listening(server.address.port(), 3);
     (0..50).for_each(|_| _ = visit(server.address));
     server.signal(libc::SIGTERM);
@@ -242,7 +240,7 @@ fn serve_that_cannot_replace_its_last_listener_ends_with_an_error() {
     if !support::tool("ss") {
         return;
     }
-    let server = ServeProcess::start(&["--quiet"]);
+    let mut server = ServeProcess::start(&["--quiet"]);
     let none = libc::rlimit {
         rlim_cur: 3,
         rlim_max: 3,
@@ -252,9 +250,95 @@ fn serve_that_cannot_replace_its_last_listener_ends_with_an_error() {
     let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, limit, std::ptr::null_mut()) };
     assert_eq!(set, 0);
 
-    destroy(server.address, 3);
+    wait_until("it has ended", || {
+        destroy(server.address);
+        server.process.ended().is_some()
+    });
 
     let (code, _, said) = server.end();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.ends_with("reuseport: no acceptor is left\n"), "{said}");
+}
+
+/// In a new process: whether the old one has left, and whether its indexes are known.
+fn steer_once_permitted(server: &Server) -> Result<(), GroupError> {
+    let mut steered = Ok(());
+    wait_until("the old process has left", || {
+        steered = server.set_steering(Steering::Random);
+        steered != Err(GroupError::PredecessorLeaving)
+    });
+    steered
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn says_whether_it_is_steered() {
+    static STEERED: OnceLock<String> = OnceLock::new();
+    let group = Group::from_env().unwrap().pop().unwrap();
+    let server = group.spawn(|_, connection| {
+        let steered = STEERED.get().map_or("not yet", String::as_str);
+        _ = connection.send(steered.as_bytes());
+    });
+    let server = server.unwrap();
+    STEERED.get_or_init(|| format!("{:?}", steer_once_permitted(&server)));
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn new_process_relies_on_indexes_unless_a_member_has_failed_meanwhile() {
+    for (fails, steered) in [
+        (None, Ok(())),
+        (Some(0), Err(GroupError::JoinedGroup)),
+        (Some(4), Err(GroupError::JoinedGroup)),
+    ] {
+        let (server, copies) = serve(3);
+        let mut role = support::role("says_whether_it_is_steered");
+        role.stdin(Stdio::piped()).stdout(Stdio::null());
+        let hand_over = server.hand_over(role, BOUND).unwrap();
+        // One of the old process, or one of the new.
+        if let Some(fails) = fails {
+            copies.shut_down(fails);
+        }
+
+        let mut child = hand_over.leave(BOUND).unwrap();
+
+        wait_until("it says so", || {
+            visit(server.local_addr()) == format!("{steered:?}")
+        });
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+    }
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn ends_once_its_successor_serves() {
+    let (server, _) = serve(3);
+    let successor = support::role("outlives_the_old_process");
+    let hand_over = server.hand_over(into_our_output(successor), BOUND).unwrap();
+    std::mem::forget(hand_over);
+    std::process::exit(0);
+}
+
+fn into_our_output(mut command: Command) -> Command {
+    command.stdout(Stdio::inherit());
+    command
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn outlives_the_old_process() {
+    let group = Group::from_env().unwrap().pop().unwrap();
+    let server = group.spawn(say_the_number).unwrap();
+
+    assert_eq!(steer_once_permitted(&server), Err(GroupError::JoinedGroup));
+
+    assert_eq!(server.other_listeners(), OtherListeners::Some);
+    (0..50).for_each(|_| _ = visit(server.local_addr()));
+    assert_eq!(server.add(), Ok(3));
+}
+
+#[test]
+fn successor_of_an_old_process_that_died_relies_on_no_index() {
+    support::play(&mut support::role("ends_once_its_successor_serves"));
 }

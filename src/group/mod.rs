@@ -12,7 +12,7 @@ use std::vec::Vec;
 
 pub(crate) use config::GroupConfig;
 pub use error::GroupError;
-pub(crate) use old_process::OldProcess;
+pub(crate) use old_process::{Left, OldProcess};
 pub use options::GroupOptions;
 pub(crate) use steering::Slot;
 pub use steering::Steering;
@@ -216,11 +216,11 @@ impl<P: Protocol> Group<P> {
         if self.config.inherited {
             return Err(GroupError::Inherited);
         }
-        let mut old_process = self.old_process.iter();
-        if old_process.any(OldProcess::is_leaving) {
-            return Err(GroupError::PredecessorLeaving);
+        match self.old_process.as_ref().map(OldProcess::left) {
+            Some(None) => Err(GroupError::PredecessorLeaving),
+            Some(Some(Left::InAnyOrder)) => Err(GroupError::JoinedGroup),
+            Some(Some(Left::InOrder)) | None => Ok(()),
         }
-        Ok(())
     }
 
     fn open_one_more(&mut self) -> Result<(), GroupError> {

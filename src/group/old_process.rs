@@ -18,7 +18,20 @@ pub(crate) struct OldProcess {
     notified: bool,
 }
 
+/// What is known of the kernel's list once the old process has left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The members of this process are in the order in which they were passed.
+    InOrder,
+    /// Their order is not known: a member has failed meanwhile, or the old process has ended before
+    /// it could leave in good order.
+    InAnyOrder,
+}
+
 impl OldProcess {
+    /// What it writes when it has left [in order](Left::InOrder). It writes another byte otherwise.
+    pub(crate) const IN_ORDER: u8 = b'!';
+
     /// Makes one for each of `groups`.
     pub(crate) fn share(socket: UnixStream, groups: usize) -> impl Iterator<Item = OldProcess> {
         let socket = Arc::new((socket, AtomicUsize::new(groups)));
@@ -38,15 +51,19 @@ impl OldProcess {
         }
     }
 
-    /// Returns whether the old process still has members in the kernel's group: until it has
-    /// written that its last one has left, or has ended.
-    pub(crate) fn is_leaving(&self) -> bool {
+    /// Returns `None` while the old process has members in the kernel's group: until it has written
+    /// that its last one has left, or has ended.
+    pub(crate) fn left(&self) -> Option<Left> {
         const LOOK: c_int = libc::MSG_PEEK | libc::MSG_DONTWAIT;
         let (fd, mut byte) = (self.socket.0.as_raw_fd(), [0_u8]);
         // SAFETY: `byte` is writable for the one byte stated.
         let length = unsafe { libc::recv(fd, byte.as_mut_ptr().cast(), 1, LOOK) };
         let error = std::io::Error::last_os_error().kind();
-        length < 0 && error == std::io::ErrorKind::WouldBlock
+        match length {
+            1 if byte == [OldProcess::IN_ORDER] => Some(Left::InOrder),
+            -1 if error == std::io::ErrorKind::WouldBlock => None,
+            _ => Some(Left::InAnyOrder),
+        }
     }
 }
 

@@ -12,7 +12,8 @@
 //! descriptors are the old process's own: `LISTEN_PID` would have to be known before the new
 //! process is started, and a parent's pid changes behind a shell or in a PID namespace. On that
 //! socket the new process writes one byte when it is ready, and the old one when its last member
-//! has left; an end of file without the byte means that the other side has ended.
+//! has left: `!` if the new members are in the order in which they were passed. An end of file
+//! without the byte means that the other side has ended.
 
 mod error;
 mod part;
@@ -33,6 +34,7 @@ use super::listen_fds::{
     FD_NAME, LISTEN_FDS_START, LISTEN_VARIABLES, SOCKET_NAME, SOCKET_VARIABLE,
 };
 use crate::error::{Call, Error, check};
+use crate::group::OldProcess;
 use crate::os;
 use crate::server::{Serve, Server, deadline_after};
 
@@ -177,12 +179,14 @@ impl HandOver<'_> {
             }
             return Err(HandOverError::ChildExited);
         }
+        let mut in_order = true;
         for (server, split) in &self.parts {
-            server.end(split);
+            in_order &= server.end(split);
         }
+        let byte = if in_order { OldProcess::IN_ORDER } else { b'?' };
         // It fails if the new process has ended.
         if let Some(mut socket) = self.socket.take() {
-            _ = socket.write_all(b"!");
+            _ = socket.write_all(&[byte]);
         }
         for (server, split) in self.parts.drain(..) {
             server.wait_for_old(&split, deadline);

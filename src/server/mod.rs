@@ -52,7 +52,7 @@ pub use totals::Totals;
 
 use crate::acceptors::Stats;
 use crate::error::Error;
-use crate::group::{GroupConfig, GroupError, OldProcess};
+use crate::group::{GroupConfig, GroupError, Left, OldProcess};
 use crate::socket::protocol::{Protocol, Tcp};
 
 /// What `mark.rs` is made of: a test of its interleavings puts other types here.
@@ -271,12 +271,11 @@ impl<P: Serve> Server<P> {
         if control.config.inherited {
             return Err(GroupError::Inherited);
         }
-        if control
-            .old_process
-            .as_ref()
-            .is_some_and(OldProcess::is_leaving)
-        {
-            return Err(GroupError::PredecessorLeaving);
+        if let Some(old_process) = &control.old_process {
+            let left = old_process.left().ok_or(GroupError::PredecessorLeaving)?;
+            let mut list = self.pool.lock();
+            list.scrambled = left == Left::InAnyOrder && list.members.len() > 1;
+            list.stale = true;
         }
         control.old_process = None;
         self.pool.detach_ended();

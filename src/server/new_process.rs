@@ -45,12 +45,16 @@ impl<P: Serve> Server<P> {
     }
 
     /// Closes this process's descriptors of these members, which live on in another process.
-    pub(crate) fn forget(&self, ids: &[usize]) {
+    /// Returns whether they were alone in the list, in this order.
+    pub(crate) fn forget(&self, ids: &[usize]) -> bool {
         let mut state = self.pool.lock();
+        state.note_failed();
+        let in_order = state.members.iter().map(Entry::id).eq(ids.iter().copied());
         let members = core::mem::take(&mut state.members).into_iter();
         let (forgotten, kept): (Vec<_>, _) = members.partition(|entry| ids.contains(&entry.id()));
         state.members = kept;
         drop(state);
         drop(forgotten);
+        in_order
     }
 }

@@ -43,8 +43,8 @@ pub trait Part: core::fmt::Debug {
     fn drain_old(&self, split: &Split, deadline: Instant);
     /// Takes the old members out of the kernel's group. It may be called again.
     fn leave_old(&self, split: &Split) -> Result<(), GroupError>;
-    /// Leaves the new members to the new process.
-    fn end(&self, split: &Split);
+    /// Leaves the new members to the new process. Returns whether they are in their order.
+    fn end(&self, split: &Split) -> bool;
     fn wait_for_old(&self, split: &Split, deadline: Instant);
     /// Serves on the members that were meant for the new process, and ends the old ones.
     fn go_on(&self, split: &Split, deadline: Instant);
@@ -99,12 +99,13 @@ impl<P: Serve> Part for Server<P> {
         self.leave(&self.control(), &split.old, MemberState::HandedOver, true)
     }
 
-    fn end(&self, split: &Split) {
+    fn end(&self, split: &Split) -> bool {
         let mut control = self.control();
         _ = self.steer_to(&control, MemberState::HandedOver);
-        self.forget(&split.new);
+        let in_order = self.forget(&split.new);
         control.handing_over = false;
         control.handed_over = true;
+        in_order
     }
 
     fn wait_for_old(&self, split: &Split, deadline: Instant) {
