@@ -7,10 +7,10 @@
 )]
 
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
-use reuseport::{GroupOptions, Server, sys};
+use reuseport::{GroupOptions, Listener, Server, sys};
 
 use super::support::{steer_to_index, visit};
 
@@ -36,14 +36,24 @@ impl Copies {
         shut_down(self.0.lock().unwrap()[nth].as_raw_fd());
     }
 
-    /// Shuts down one of those that listen, and forgets those that do not.
-    pub fn shut_down_any(&self, chance: usize) {
+    /// Shuts down one of those that listen, if any does, and forgets those that do not.
+    pub fn shut_down_any(&self, chance: usize) -> bool {
         let mut copies = self.0.lock().unwrap();
         copies.retain(|copy| listens(copy.as_raw_fd()));
-        if !copies.is_empty() {
-            let at = chance % copies.len();
-            shut_down(copies.swap_remove(at).as_raw_fd());
+        if copies.is_empty() {
+            return false;
         }
+        let at = chance % copies.len();
+        shut_down(copies.swap_remove(at).as_raw_fd());
+        true
+    }
+
+    /// Keeps copies of listeners that were inherited.
+    pub fn keep(&self, listeners: &[Listener]) {
+        let copies = listeners
+            .iter()
+            .map(|one| one.as_fd().try_clone_to_owned().unwrap());
+        self.0.lock().unwrap().extend(copies);
     }
 
     /// Has every client of the group go to this index.
