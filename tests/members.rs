@@ -250,7 +250,7 @@ fn serve_that_cannot_replace_its_last_listener_ends_with_an_error() {
     let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, limit, std::ptr::null_mut()) };
     assert_eq!(set, 0);
 
-    wait_until("it has ended", || {
+    support::wait_until_within(support::LONG, "it has ended", || {
         destroy(server.address);
         server.process.ended().is_some()
     });
