@@ -531,7 +531,9 @@ fn serve_makes_two_system_calls_a_connection() {
         let lines = log.lines().skip_while(|line| !line.starts_with("accept4("));
         // At the end one fails, to wake the acceptor; what follows is the thread's own end.
         let lines = lines.take_while(|line| !line.contains(" = -1"));
-        let names: Vec<_> = lines.map(|line| line.split('(').next().unwrap()).collect();
+        let names = lines.map(|line| line.split('(').next().unwrap());
+        // The one that wakes the monitor, where that has slept: on a busy machine now and then.
+        let names: Vec<_> = names.filter(|name| *name != "futex").collect();
         if names.is_empty() {
             continue;
         }
