@@ -266,7 +266,7 @@ pub struct Stats {
     /// The error that ended it, if it was not stopped ([`AcceptAction::Closed`],
     /// [`AcceptAction::Fatal`]).
     pub error: Option<Error>,
-    /// Whether a thread accepts for it, or one of its handlers has not returned.
+    /// Whether a thread or a runtime accepts for it, or one of its handlers has not returned.
     pub running: bool,
     /// How often its listener was handed to a spare thread.
     pub handed_off: usize,

@@ -71,6 +71,15 @@ impl GroupOptions {
     ///
     /// With 0 there is one thread for each member, as in the C program: a connection waits until
     /// the handler of its member has returned.
+    ///
+    /// # Examples
+    /// ```
+    /// use reuseport::Group;
+    ///
+    /// let options = Group::options().spare_threads(64); // at most 66 handlers at a time
+    /// let group = options.bind(([127, 0, 0, 1], 0), 2)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn spare_threads(mut self, threads: usize) -> GroupOptions {
         self.spare_threads = threads;
         self
