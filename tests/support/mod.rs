@@ -28,7 +28,9 @@ pub use process::{
     LONG, Lines, Resource, Running, bounded, finish, limit_softly, no_process_starts, program,
     start, try_start,
 };
-pub use server::{ServeProcess, counts, read_until, runs, ten_hand_overs, word_after};
+#[cfg(feature = "std")]
+pub use server::runs;
+pub use server::{ServeProcess, counts, read_until, ten_hand_overs, word_after};
 pub use sockets::reset;
 #[cfg(target_os = "linux")]
 pub use sockets::steer_to_index;

@@ -5,8 +5,6 @@ use std::net::SocketAddr;
 use std::process::{ChildStderr, Command, Output, Stdio};
 use std::time::Instant;
 
-use reuseport::{Serve, Server};
-
 use super::{LONG, Lines, Running, reuseport, start, text};
 
 /// A running `reuseport serve`. It dies with this value.
@@ -161,7 +159,8 @@ pub fn ten_hand_overs(
 }
 
 /// Whether a thread accepts or receives for this member, or one of its handlers runs.
-pub fn runs<P: Serve>(server: &Server<P>, id: usize) -> bool {
+#[cfg(feature = "std")]
+pub fn runs<P: reuseport::Serve>(server: &reuseport::Server<P>, id: usize) -> bool {
     let stats = server.stats().into_iter();
     stats
         .filter(|stats| stats.id == id)
