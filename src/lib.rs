@@ -27,7 +27,7 @@
 //! # client.read_to_string(&mut answer)?;
 //! # assert!(answer.starts_with("acceptor "));
 //!
-//! let stats = server.stop(Duration::from_secs(1)); // serves what is queued, then closes
+//! let stats = server.stop(Duration::from_secs(3)); // serves what is queued, then closes
 //! assert_eq!(stats.len(), 3);
 //! # Ok::<(), std::io::Error>(())
 //! ```

@@ -3,7 +3,7 @@
 //! A datagram that arrives while its socket is being closed is lost, and a UDP socket that is shut
 //! down stays in its group. So a member leaves in this order:
 //!
-//! 1. The group is steered around it, by a hash of the flow.
+//! 1. On a wildcard address, the group is steered around it by a hash of the flow.
 //! 2. It is connected to an address of its machine, which takes it out of the group (since Linux
 //!    6.13), also if a handler has duplicated its descriptor. It keeps what is queued, and its
 //!    handler can still answer.
@@ -11,9 +11,11 @@
 //!    returns. Then it is shut down, which wakes its thread; the thread reads on until the queue is
 //!    empty. The socket is closed when its last handler has returned.
 //!
-//! It connects late, when nothing is steered to it any more: a datagram that comes to a connected
-//! socket's port finds it no more. Where all members leave there is none to steer to, so they
-//! connect at once; a client then learns that the port is closed.
+//! On a wildcard address it connects late, when nothing is steered to it any more: a datagram that
+//! comes to a connected socket's port finds it no more. On an address of its own to connect is
+//! enough; with a program that steered around it, about 1 in 250 departures lost a datagram on
+//! Linux 6.18. Where all members leave there is none to steer to, so they connect at once; a client
+//! then learns that the port is closed.
 
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::boxed::Box;
@@ -130,8 +132,8 @@ impl Serve for Udp {
         Ok(0)
     }
 
-    /// Steers around the members. Where none stays they leave the group at once, or, where a socket
-    /// cannot be connected, drop what is new.
+    /// Steers around the members, on a wildcard address. Where none stays they leave the group at
+    /// once, or, where a socket cannot be connected, drop what is new.
     fn turn_away(
         server: &Server<Udp>,
         control: &Control<Udp>,
@@ -142,6 +144,12 @@ impl Serve for Udp {
             return Ok(());
         }
         if !last {
+            // On an address of its own to connect is enough, if that takes a member out.
+            let own = !control.config.address.ip().to_canonical().is_unspecified();
+            let leaves = |member: &Arc<Member<Udp>>| member.source.placeholder.is_needless();
+            if own && server.members_of(ids).iter().all(leaves) {
+                return Ok(());
+            }
             return server.steer(control);
         }
         for member in server.members_of(ids) {

@@ -3,7 +3,8 @@
 use core::net::SocketAddr;
 use core::time::Duration;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::thread::sleep;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 
 use super::{attach_program, dup3};
 use crate::error::{Call, Error, check};
@@ -14,15 +15,30 @@ use crate::socket::udp::UdpSocket;
 /// `linux/membarrier.h`.
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
+/// How long `membarrier` is waited for. It takes some 20 ms, but a flood of packets can hold it up
+/// for a minute.
+const LONGEST_BARRIER: Duration = Duration::from_millis(100);
+
 /// Waits until every packet for which the kernel has begun to look for a socket has reached one:
 /// `membarrier(2)`, which waits for all processors to leave what they do in the kernel.
+///
+/// The call cannot be interrupted, so a thread makes it. A lookup takes microseconds: after 100 ms
+/// it has ended, too.
 pub(crate) fn wait_for_lookups() {
-    // SAFETY: takes three integers.
-    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if done != 0 {
-        // The kernel lacks it, or is built for undisturbed processors (nohz_full). A lookup takes
-        // microseconds.
-        sleep(Duration::from_millis(1));
+    let (done, ended) = mpsc::channel();
+    let barrier = move || {
+        // SAFETY: takes three integers.
+        let failed = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+        _ = done.send(failed == 0);
+    };
+    let started = thread::Builder::new()
+        .name("membarrier".into())
+        .spawn(barrier);
+    let waited = started.is_ok().then(|| ended.recv_timeout(LONGEST_BARRIER));
+    if !matches!(waited, Some(Ok(true) | Err(RecvTimeoutError::Timeout))) {
+        // There is no thread, the kernel lacks it, or is built for undisturbed processors
+        // (nohz_full).
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -41,7 +41,7 @@ fn owners(given: u16, bytes: &mut [u8]) -> Result<usize, Error> {
     let options = options.reuse_address(on).only_v6(on).nonblocking(on);
     let options = options.incoming_cpu(number).before_bind(&hook);
     let options = options.receive_buffer(number).send_buffer(number);
-    let options = options.mark(number.cast_unsigned()).bind_to_device("lo");
+    let options = options.mark(number.unsigned_abs()).bind_to_device("lo");
     let options = options.defer_accept(Duration::from_millis(given.into()));
     let listener = options.bind(plain.local_addr()?)?;
     listener.set_reuse_port()?;

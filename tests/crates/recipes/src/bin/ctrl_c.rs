@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
 
     signals.forever().next();
-    for stats in server.stop(Duration::from_secs(1)) {
+    for stats in server.stop(Duration::from_secs(3)) {
         println!("acceptor {} accepted {}", stats.id, stats.accepted);
     }
     Ok(())
