@@ -17,13 +17,13 @@ const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
 /// How long `membarrier` is waited for. It takes some 20 ms, but a flood of packets can hold it up
 /// for a minute.
-const LONGEST_BARRIER: Duration = Duration::from_millis(100);
+const LONGEST_BARRIER: Duration = Duration::from_secs(1);
 
 /// Waits until every packet for which the kernel has begun to look for a socket has reached one:
 /// `membarrier(2)`, which waits for all processors to leave what they do in the kernel.
 ///
-/// The call cannot be interrupted, so a thread makes it. A lookup takes microseconds: after 100 ms
-/// it has ended, too.
+/// The call cannot be interrupted, so a thread makes it. A lookup takes microseconds: after a second it
+/// has ended, too.
 pub(crate) fn wait_for_lookups() {
     let (done, ended) = mpsc::channel();
     let barrier = move || {
