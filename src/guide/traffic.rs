@@ -189,8 +189,8 @@
 //!
 //! A datagram that arrives during `close` is lost, even if the program has just emptied the queue.
 //! So a member leaves in steps: on a wildcard address, the group is steered around it, by a hash of
-//! the flow in the program; it connects to the loopback, and so leaves the group; it reads until its
-//! queue is empty; it closes. `tests/datagrams.rs` replaces members under load. On the wildcard
+//! the flow in the program; it connects to the loopback, and so leaves the group; it reads until
+//! its queue is empty; it closes. `tests/datagrams.rs` replaces members under load. On the wildcard
 //! address no datagram was lost; on an address of its own, some 1 departure in 1 000 lost what was
 //! on its way when the machine was overloaded, for a reason that is not known. Before Linux 6.13 it
 //! is still a member after `connect`, steered around.
