@@ -22,8 +22,8 @@ const LONGEST_BARRIER: Duration = Duration::from_secs(1);
 /// Waits until every packet for which the kernel has begun to look for a socket has reached one:
 /// `membarrier(2)`, which waits for all processors to leave what they do in the kernel.
 ///
-/// The call cannot be interrupted, so a thread makes it. A lookup takes microseconds: after a second it
-/// has ended, too.
+/// The call cannot be interrupted, so a thread makes it. A lookup takes microseconds: after a
+/// second it has ended, too.
 pub(crate) fn wait_for_lookups() {
     let (done, ended) = mpsc::channel();
     let barrier = move || {
