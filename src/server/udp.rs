@@ -15,7 +15,8 @@
 //! comes to a connected socket's port finds it no more. On an address of its own to connect is
 //! enough; with a program that steered around it, about 1 in 250 departures lost a datagram on
 //! Linux 6.18. Without one, an overloaded machine lost some now and then. Where all members leave
-//! there is none to steer to, so they connect at once; a client then learns that the port is closed.
+//! there is none to steer to, so they connect at once; a client then learns that the port is
+//! closed.
 
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::boxed::Box;
