@@ -203,9 +203,9 @@
 //!   in a group. `explain --claim a-namespace-has-ports-of-its-own` (needs root)
 //!
 //! A second copy is the most common accident with this option. `Group` avoids it: its first socket
-//! binds *and listens* without the option. The kernel refuses that if another socket listens there,
-//! and refuses other sockets afterwards. Then the first socket sets the option, and the other
-//! members bind. From then on a program can join, if it sets the option too.
+//! binds *and listens* without the option. The kernel refuses that if another socket listens there.
+//! Then the first socket sets the option, and the other members bind. From then on a second `Group`
+//! is refused, but a program of the same user that sets the option from the start can join.
 //! `explain --claim the-claim-keeps-others-out` `GroupOptions::join(true)` leaves the claim out,
 //! for programs that share a port on purpose.
 //!

@@ -46,9 +46,9 @@ impl<P: Serve> Server<P> {
     /// From then on it gets the new connections; [`HandOver::leave`] ends the old members.
     ///
     /// The new process takes its group by [`Group::from_env`](crate::Group::from_env), with as many
-    /// members as this one, and is ready once it has called
-    /// [`spawn`](crate::Group::spawn). If it is not ready within `timeout` it is killed, and all is
-    /// as it was; also if it ends before.
+    /// members as this one, and is ready once it has called [`spawn`](crate::Group::spawn), or
+    /// [`into_server`](crate::Group::into_server) where another runtime accepts. If it is not ready
+    /// within `timeout` it is killed, and all is as it was; also if it ends before.
     ///
     /// The environment of `command` is the caller's: only `LISTEN_FDS`, `LISTEN_PID`,
     /// `LISTEN_PIDFDID` and `LISTEN_FDNAMES` are replaced, and `REUSEPORT_SOCKET` is added. A new

@@ -20,8 +20,8 @@ impl Group {
     ///
     /// **A member leaves** once the runtime has emptied its queue. Then its socket is shut down,
     /// and the runtime's next `accept` fails with `EINVAL`
-    /// ([`AcceptAction::Closed`](crate::AcceptAction)): that ends its loop. Connections that it has
-    /// accepted are its own to finish.
+    /// ([`AcceptAction::Closed`](crate::AcceptAction); `raw_os_error` of an `io::Error`): that ends
+    /// its loop. Connections that it has accepted are its own to finish.
     ///
     /// **A runtime that drops its listener** without that leaves a member on which no one accepts.
     /// Its queue grows ([`MemberStats::queue`](crate::MemberStats::queue)), and `retire` fails with
@@ -29,12 +29,13 @@ impl Group {
     /// [`listener`](Server::listener) gives the socket out again. The runtime must not shut it
     /// down.
     ///
-    /// **A new process that died** in [`HandOver::leave`](crate::HandOver::leave) leaves members
-    /// with new numbers, whose listeners are to be taken. Connections that wait on such members
-    /// when a `HandOver` is dropped are reset after the grace period, and counted.
+    /// **If [`HandOver::leave`](crate::HandOver::leave) fails with `ChildExited`**, the members have
+    /// new numbers: take the listener of each, and accept there. If a `HandOver` is dropped, what is
+    /// queued on the members for the new process is reset after the grace period, and counted.
     ///
-    /// Members of an [inherited](Group::is_inherited) group are never shut down: at the end the
-    /// runtime stops by itself, and leaves what is queued to the process that holds them.
+    /// Members of an [inherited](Group::is_inherited) group are never shut down, so `accept` does
+    /// not fail: the runtime has to end its loops itself. What is queued is left to the process that
+    /// holds the sockets.
     ///
     /// # Errors
     /// `EOPNOTSUPP` where `shutdown(2)` does not end an accept loop: on all but Linux and Android.
