@@ -29,13 +29,14 @@ impl Group {
     /// [`listener`](Server::listener) gives the socket out again. The runtime must not shut it
     /// down.
     ///
-    /// **If [`HandOver::leave`](crate::HandOver::leave) fails with `ChildExited`**, the members have
-    /// new numbers: take the listener of each, and accept there. If a `HandOver` is dropped, what is
-    /// queued on the members for the new process is reset after the grace period, and counted.
+    /// **If [`HandOver::leave`](crate::HandOver::leave) fails with `ChildExited`**, the members
+    /// have new numbers: take the listener of each, and accept there. If a `HandOver` is dropped,
+    /// what is queued on the members for the new process is reset after the grace period, and
+    /// counted.
     ///
     /// Members of an [inherited](Group::is_inherited) group are never shut down, so `accept` does
-    /// not fail: the runtime has to end its loops itself. What is queued is left to the process that
-    /// holds the sockets.
+    /// not fail: the runtime has to end its loops itself. What is queued is left to the process
+    /// that holds the sockets.
     ///
     /// # Errors
     /// `EOPNOTSUPP` where `shutdown(2)` does not end an accept loop: on all but Linux and Android.
