@@ -29,8 +29,8 @@ impl Group {
     /// [`listener`](Server::listener) gives the socket out again. The runtime must not shut it
     /// down.
     ///
-    /// **If [`HandOver::leave`](crate::HandOver::leave) fails with `ChildExited`**, the members
-    /// have new numbers: take the listener of each, and accept there. If a `HandOver` is dropped,
+    /// **If `HandOver::leave` fails with `ChildExited`**, the members have new
+    /// numbers: take the listener of each, and accept there. If a `HandOver` is dropped,
     /// what is queued on the members for the new process is reset after the grace period, and
     /// counted.
     ///
