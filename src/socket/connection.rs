@@ -46,7 +46,7 @@ impl Connection {
     /// let listener = Listener::bind(([127, 0, 0, 1], 0))?;
     /// let client = std::net::TcpStream::connect(listener.local_addr()?)?;
     /// assert_eq!(listener.accept()?.peer_addr()?, client.local_addr()?);
-    /// # Ok::<(), std::io::Error>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn peer_addr(&self) -> Result<SocketAddr, Error> {
         let unknown = Error::new(Call::GetSockOpt, libc::EAFNOSUPPORT);
