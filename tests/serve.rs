@@ -212,7 +212,7 @@ fn have_handlers_stuck(server: &mut ServeProcess, acceptors: usize) -> Lines<Chi
     let fd = stdout.get_ref().as_fd().as_raw_fd();
     // SAFETY: takes integers; the descriptor is open.
     let size = unsafe { libc::fcntl(fd, libc::F_SETPIPE_SZ, page) };
-    assert_eq!(i64::from(size), page, "a pipe of one page");
+    assert_eq!(libc::c_long::from(size), page, "a pipe of one page");
     // The kernel adds a line to the page if all of it has room there.
     let full = usize::try_from(page).unwrap() / LINE;
     let (mut made, address) = (0, server.address);
