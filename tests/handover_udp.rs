@@ -103,8 +103,8 @@ fn datagrams_during_hand_overs_are_all_answered() {
 
 /// Groups of both protocols on one port, for both families.
 struct Four {
-    tcp: Vec<Group>,
-    udp: Vec<Group<reuseport::Udp>>,
+    tcp: [Group; 2],
+    udp: [Group<reuseport::Udp>; 2],
 }
 
 fn four() -> Four {
@@ -119,8 +119,8 @@ fn four() -> Four {
             return false;
         };
         found = tcp.ok().map(|tcp| Four {
-            tcp: vec![first, tcp],
-            udp: vec![udp4, udp6],
+            tcp: [first, tcp],
+            udp: [udp4, udp6],
         });
         found.is_some()
     });
@@ -175,14 +175,8 @@ fn who(address: SocketAddr, udp: bool) -> Vec<u8> {
 fn tcp_and_udp_of_both_families_are_handed_to_one_process_without_a_loss() {
     let _none = support::no_process_starts();
     let Four { tcp, udp } = four();
-    let tcp: Vec<_> = tcp
-        .into_iter()
-        .map(|group| group.spawn(accept(OLD)).unwrap())
-        .collect();
-    let udp: Vec<_> = udp
-        .into_iter()
-        .map(|group| group.spawn(answer(OLD)).unwrap())
-        .collect();
+    let tcp = tcp.map(|group| group.spawn(accept(OLD)).unwrap());
+    let udp = udp.map(|group| group.spawn(answer(OLD)).unwrap());
     let addresses = [tcp[0].local_addr(), tcp[1].local_addr()];
     let done = AtomicBool::new(false);
 
@@ -226,10 +220,7 @@ fn tcp_and_udp_of_both_families_are_handed_to_one_process_without_a_loss() {
 fn of_several_servers_all_are_handed_over_or_none() {
     let _none = support::no_process_starts();
     let Four { tcp, udp } = four();
-    let tcp: Vec<_> = tcp
-        .into_iter()
-        .map(|group| group.spawn(accept(OLD)).unwrap())
-        .collect();
+    let tcp = tcp.map(|group| group.spawn(accept(OLD)).unwrap());
     let shared = Group::udp_options()
         .shared(true)
         .bind(([127, 0, 0, 1], 0), 2)

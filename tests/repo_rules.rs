@@ -285,6 +285,24 @@ fn every_command_of_the_readme_is_run_by_ci() {
 }
 
 #[test]
+fn top_level_holds_what_the_card_names() {
+    let allowed = [
+        ".ci .gitignore CHANGELOG.md Cargo.lock Cargo.toml LICENSE-APACHE LICENSE-MIT",
+        "README.md README.zh-CN.md build.rs src tests",
+    ];
+    let allowed: BTreeSet<_> = allowed.iter().flat_map(|line| line.split(' ')).collect();
+
+    // What is built or written beside them is not the repository's.
+    let mut git = std::process::Command::new("git");
+    git.args(["-C", env!("CARGO_MANIFEST_DIR"), "ls-files"]);
+    let files = String::from_utf8(support::finish(&mut git).stdout).unwrap();
+    let names = files.lines().filter_map(|file| file.split('/').next());
+    let others: BTreeSet<_> = names.filter(|name| !allowed.contains(name)).collect();
+
+    assert!(others.is_empty(), "{others:?}");
+}
+
+#[test]
 fn libc_is_the_only_dependency() {
     let lock = read("Cargo.lock");
     let names: Vec<_> = lock

@@ -3,7 +3,6 @@
 use core::net::SocketAddr;
 use core::time::Duration;
 use std::sync::Arc;
-use std::time::Instant;
 
 use reuseport::{Group, GroupOptions, Inherited, Protocol, Steering, Udp};
 
@@ -203,20 +202,9 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         let wanted = Arc::clone(&wanted);
         group.spawn(move |acceptor, _| wanted.handle("acceptor", acceptor))
     };
-    let servers = groups
-        .into_iter()
-        .map(spawn)
-        .collect::<Result<Vec<_>, _>>()?;
-    let work = Work {
-        servers,
-        words: TCP,
-        grace,
-        inherited,
-        begun: Instant::now(),
-    };
-    work.until_the_end(&signals, |servers| {
-        program.hand_over(servers, grace, &signals)
-    })
+    let servers = groups.into_iter().map(spawn).collect::<Result<_, _>>()?;
+    let work = Work::new(servers, TCP, grace, inherited);
+    work.until_the_end(&signals, &program)
 }
 
 fn run_udp(mut args: Args) -> Result<(), Failure> {
@@ -254,20 +242,9 @@ fn run_udp(mut args: Args) -> Result<(), Failure> {
             }
         })
     };
-    let servers = groups
-        .into_iter()
-        .map(spawn)
-        .collect::<Result<Vec<_>, _>>()?;
-    let work = Work {
-        servers,
-        words: UDP,
-        grace,
-        inherited,
-        begun: Instant::now(),
-    };
-    work.until_the_end(&signals, |servers| {
-        program.hand_over(servers, grace, &signals)
-    })
+    let servers = groups.into_iter().map(spawn).collect::<Result<_, _>>()?;
+    let work = Work::new(servers, UDP, grace, inherited);
+    work.until_the_end(&signals, &program)
 }
 
 /// Binds a group to the first of `addresses` that lets it.

@@ -10,29 +10,44 @@ use reuseport::{Serve, Server};
 use crate::Failure;
 use crate::output::{Queued, Words, at_the_end, count, report, report_lines, so_far};
 use crate::replace::replace_failed;
-use crate::restart::{HandedOver, notify};
+use crate::restart::{HandedOver, Program, notify};
 use crate::signals::{Caught, Signals};
 
 /// The servers of this process, one for each address.
 pub(crate) struct Work<P: Serve> {
-    pub(crate) servers: Vec<Server<P>>,
-    pub(crate) words: Words,
-    pub(crate) grace: Duration,
+    servers: Vec<Server<P>>,
+    words: Words,
+    grace: Duration,
     /// Whether the sockets are held by another process too.
-    pub(crate) inherited: bool,
-    pub(crate) begun: Instant,
+    inherited: bool,
+    begun: Instant,
 }
 
 impl<P: Serve> Work<P>
 where
     P::Queue: Queued,
 {
-    /// Serves until a signal ends it, or `hand_over` has, or a server has no member left. Members
-    /// that fail are replaced.
+    pub(crate) fn new(
+        servers: Vec<Server<P>>,
+        words: Words,
+        grace: Duration,
+        inherited: bool,
+    ) -> Work<P> {
+        Work {
+            servers,
+            words,
+            grace,
+            inherited,
+            begun: Instant::now(),
+        }
+    }
+
+    /// Serves until a signal ends it, or `program` has taken over, or a server has no member left.
+    /// Members that fail are replaced.
     pub(crate) fn until_the_end(
         &self,
         signals: &Signals,
-        hand_over: impl Fn(&[Server<P>]) -> HandedOver,
+        program: &Program,
     ) -> Result<(), Failure> {
         notify("READY=1");
         let who = self.words.member;
@@ -48,7 +63,7 @@ where
                 let lost = &lost;
                 scope.spawn(move || replace_failed(server, who, members, lost));
             }
-            self.serve(signals, hand_over);
+            self.serve(signals, program);
             self.stop();
         });
         if lost.load(Relaxed) {
@@ -57,7 +72,7 @@ where
         Ok(())
     }
 
-    fn serve(&self, signals: &Signals, hand_over: impl Fn(&[Server<P>]) -> HandedOver) {
+    fn serve(&self, signals: &Signals, program: &Program) {
         let mut wanted = false;
         loop {
             // A request to hand over is kept until the old process of this one has left.
@@ -65,11 +80,13 @@ where
             match signals.wait(timeout) {
                 Some(Caught::Report) => self.report(),
                 Some(Caught::End) => break,
-                Some(Caught::HandOver) | None => match hand_over(&self.servers) {
-                    HandedOver::Yes => break,
-                    HandedOver::No => wanted = false,
-                    HandedOver::NotYet => wanted = true,
-                },
+                Some(Caught::HandOver) | None => {
+                    match program.hand_over(&self.servers, self.grace, signals) {
+                        HandedOver::Yes => break,
+                        HandedOver::No => wanted = false,
+                        HandedOver::NotYet => wanted = true,
+                    }
+                }
             }
         }
     }
