@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use load::{Load, answer};
 use reuseport::{Connection, Group, GroupError, GroupOptions, HandOverError, MemberState, Server};
-use support::{BOUND, wait_until};
+use support::{BOUND, wait_until, wait_until_dead};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -178,10 +178,7 @@ fn members_of_a_new_process_that_died_are_served_by_the_runtime() {
     let hand_over = hand_over.unwrap();
     // SAFETY: takes two integers; the child has not been waited for.
     unsafe { libc::kill(hand_over.pid().try_into().unwrap(), libc::SIGKILL) };
-    wait_until("it is dead", || {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", hand_over.pid()));
-        stat.unwrap().contains(") Z ")
-    });
+    wait_until_dead(hand_over.pid());
 
     let failed = hand_over.leave(BOUND).unwrap_err();
 

@@ -16,6 +16,7 @@ use std::{env, io, thread};
 use reuseport::{Group, GroupError, HandOverError, Listener, MemberState, Server, Steering};
 use support::{
     BOUND, ServeProcess, finish, program, reuseport, run, start, text, visit, wait_until,
+    wait_until_dead,
 };
 
 /// Ends a server that is not a child of this process, but of one that has ended.
@@ -407,10 +408,7 @@ fn old_process_whose_successor_dies_when_ready_goes_on() {
     let hand_over = server.hand_over(successor("takes_over"), BOUND).unwrap();
     let pid = hand_over.pid();
     end(i32::try_from(pid).unwrap());
-    wait_until("it has ended", || {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-        stat.unwrap().contains(") Z ")
-    });
+    wait_until_dead(pid);
     let waiting = [(); 20].map(|()| TcpStream::connect(address).unwrap());
 
     let failed = hand_over.leave(BOUND).unwrap_err();

@@ -372,6 +372,16 @@ pub fn wait_until_listening(port: u16, sockets: usize) {
     });
 }
 
+/// Waits until a child that was not waited for is dead. Its first thread may be so before the
+/// others, which still accept.
+pub fn wait_until_dead(pid: u32) {
+    wait_until("it is dead", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("not waited for");
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        stat.contains(") Z ") && threads <= 1
+    });
+}
+
 /// The only child of a process, such as strace.
 #[track_caller]
 pub fn child_of(pid: i32) -> i32 {
