@@ -261,7 +261,7 @@ pub struct Stats {
     pub panicked: usize,
     /// Errors that were passed over ([`AcceptAction::Retry`]), and replies that could not be sent.
     pub transient_errors: usize,
-    /// Pauses ([`AcceptAction::BackOff`]), mostly because no descriptor or memory is left.
+    /// Pauses of 10 to 100 ms ([`AcceptAction::BackOff`]), mostly for want of a descriptor.
     pub backoffs: usize,
     /// The error that ended it, if it was not stopped ([`AcceptAction::Closed`],
     /// [`AcceptAction::Fatal`]).

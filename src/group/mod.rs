@@ -54,7 +54,10 @@ impl Group {
     /// Binds `members` listeners to `address`, exclusively. Port 0 is any free port.
     ///
     /// # Errors
-    /// - [`GroupError::Call`] with `EADDRINUSE`: another socket listens there.
+    /// - [`GroupError::Call`]: a system call failed. Of `bind` or `listen`, `EADDRINUSE`: another
+    ///   socket listens there, or has the port. Of `bind`, `EACCES`: the port is below
+    ///   `net.ipv4.ip_unprivileged_port_start`, 1024 by default; `EADDRNOTAVAIL`: the machine does
+    ///   not have the address. Of `socket`, `EMFILE`: no descriptor is left.
     /// - [`GroupError::NotBalanced`]: this kernel would give one listener all connections, and more
     ///   than one member was asked for ([`shared`](GroupOptions::shared) works there).
     /// - [`GroupError::NoMembers`]: `members` is 0.

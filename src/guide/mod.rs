@@ -35,16 +35,24 @@
 //! address and port then form a **group**, and the kernel gives each new connection to one
 //! **member**.
 //!
-//! A connection begins with a **handshake** of three packets: the client's SYN, the server's SYN
-//! and ACK in one, the client's ACK. The kernel does this without the program. Then the connection
-//! is in its listener's queue, which the **backlog** bounds, until the program calls `accept`. A
+//! A connection begins with a **handshake** of three packets: the client's SYN, the server's
+//! SYN-ACK, the client's ACK. The kernel does this without the process. Then the connection is in
+//! its listener's queue, which the **backlog** bounds, until the process calls `accept`. A
 //! connection that is **reset** is aborted: the client's next `recv` fails with `ECONNRESET`.
 //!
 //! In this crate a `Listener` is one socket, a `Group` several on one port, and a `Server` a group
-//! with its threads. Three more words are this crate's. A group **claims** its port when it binds
-//! it exclusively ([chapter 4](#4-joining-a-group)). **Steering** replaces the kernel's hash by a
-//! program ([chapter 6](traffic#6-steering)). **Hand-off** gives the listener of a blocked thread
-//! to a spare thread ([chapter 7](traffic#7-one-slow-thread)).
+//! with its threads. These words are used for them:
+//!
+//! ```text
+//!    member      one socket of a group; in a server, with its threads
+//!    index       the place of a member in the kernel's array: it changes when another leaves
+//!    number      this crate's name for a member of a server: it stays while the member lives
+//!    acceptor    the thread that accepts for a TCP member, and in the API that member's number
+//!    receiver    the same for a UDP member
+//!    claim       to bind the port exclusively                             chapter 4
+//!    steering    a BPF program chooses the member, in place of the hash   chapter 6
+//!    hand-off    a blocked thread's listener goes to a spare thread       chapter 7
+//! ```
 //!
 #![doc = include_str!("queues.svg")]
 //!
@@ -158,7 +166,7 @@
 //! ```text
 //!    client                      kernel                            listener B
 //!      | -- SYN ------------------> | hash says B: a request of B's
-//!      | <------------- SYN, ACK -- |
+//!      | <-------------- SYN-ACK -- |
 //!      | -- ACK ------------------> | the request is found by its
 //!      |                            | four-tuple, not by the hash  -> queue of B
 //!      |                            |                                 accept on B
@@ -168,10 +176,10 @@
 //! `explain --claim adding-loses-no-handshake`
 //!
 //! SYN cookies are the exception. If the requests of a listener reach its backlog, the kernel keeps
-//! no more of them, and packs into the number of its SYN, ACK what it has to know
+//! no more of them, and packs into the sequence number of its SYN-ACK what it has to know
 //! (`net.ipv4.tcp_syncookies`: 1, the default, at overflow; 2 always; 0 never). The client's ACK
-//! brings that back, and the kernel chooses the member at the ACK: by the same hash or program, but
-//! by the group as it is then. `explain --claim a-cookie-chooses-at-the-ack`
+//! brings that back, and the kernel chooses the member at the ACK: by the same hash or BPF program,
+//! but by the group as it is then. `explain --claim a-cookie-chooses-at-the-ack`
 //!
 //! # 4. Joining a group
 //!
@@ -190,7 +198,7 @@
 //! - The user of a socket is its owner. At first that is the effective user at the time of
 //!   `socket`; `fchown(2)` on the descriptor changes it. So root can open members for a user that
 //!   has to add more of them later. `explain --claim fchown-changes-who-may-join` (needs root)
-//! - Any program of that user may join. A second copy of a server, started by mistake, gets half of
+//! - Any process of that user may join. A second copy of a server, started by mistake, gets half of
 //!   the connections, and no error is reported. `reuseport inspect` shows it afterwards.
 //!   `explain --claim a-second-program-joins-in-silence`
 //! - With `SO_REUSEADDR` on both and neither of them listening, `bind` succeeds without
@@ -205,9 +213,11 @@
 //! A second copy is the most common accident with this option. `Group` avoids it: its first socket
 //! binds *and listens* without the option. The kernel refuses that if another socket listens there.
 //! Then the first socket sets the option, and the other members bind. From then on a second `Group`
-//! is refused, but a program of the same user that sets the option from the start can join.
+//! is refused, but a process of the same user that sets the option from the start can join.
 //! `explain --claim the-claim-keeps-others-out` `GroupOptions::join(true)` leaves the claim out,
-//! for programs that share a port on purpose.
+//! for processes that share a port on purpose. Connections of an earlier server in `TIME_WAIT` (see
+//! below) refuse a `bind` without the option. `Group` then binds with the option, compares the
+//! kernel's list of listeners before and after `listen`, and gives way to another listener.
 //!
 //! **What else holds a port.** Not only listeners refuse a `bind`:
 //!
@@ -267,7 +277,7 @@
 //! and 3 it works on loopback, where a handshake takes no time, and fails on a real network
 //! (`tests/delay.rs`).
 //!
-//! If a SYN, ACK or its answer is lost on the way, the handshake takes 1 s longer: the kernel sends
+//! If a SYN-ACK or its answer is lost on the way, the handshake takes 1 s longer: the kernel sends
 //! its part again after that time. A grace period of 1 s may then be too short, and 3 s, the
 //! default, are enough for one lost packet (measured: none of 40 was lost). A listener with
 //! `TCP_DEFER_ACCEPT` keeps a connected client in the handshake until that sends something. Set the
@@ -277,7 +287,21 @@
 //! left, `retire` fails with `GroupError::StillQueued`. The member stays, steered around, and a
 //! later `retire` goes on.
 //!
-//! **Three calls end a listener, and one of them may not:**
+//! **When all members leave** (`Server::stop`), there is no other member to steer to. A packet
+//! filter on each listener drops the SYNs that still come. The handshakes under way and the queues
+//! are served, and then all listeners are shut down, the last one first. A client whose SYN was
+//! dropped sends it again after 1 s, and finds the next server, or `ECONNREFUSED`. On recent
+//! kernels the filter takes `CAP_NET_ADMIN` ([chapter 6](traffic#6-steering)). Without it, a client
+//! that connects while the listeners are shut down may be reset; a restart, as below, needs no
+//! privilege.
+//!
+//! **In a joined group** the indexes are not known, because other processes open and close members.
+//! So there is no steering, and only the packet filter turns clients away from a member that
+//! leaves. `retire` fails with `EPERM` where the filter is refused, and `hand_over` always fails,
+//! with `GroupError::JoinedGroup`. `add` and `stop` work as above. A group that another process has
+//! joined in spite of its claim is treated in the same way (`Server::other_listeners`).
+//!
+//! **Which calls end a listener:**
 //!
 //! - `close` does not wake a thread that is blocked in `accept`: the call goes on, the port stays
 //!   taken, and that thread accepts the next connection.
@@ -310,8 +334,10 @@
 //! kernel's array has members of both, and the new process does not know all indexes: its `add`,
 //! `retire`, `set_steering` and `hand_over` fail with `GroupError::PredecessorLeaving`. An end of
 //! file without the byte means that the other process has died. If the new one dies, or is not
-//! ready in time, the old one goes on serving. During the steps 1 to 6 changes in the old process
-//! fail with `GroupError::HandingOver`.
+//! ready in time, the old one goes on serving. If the new one is killed after step 5, the
+//! connections that it has accepted end with it. Those in its queues stay: the old process has kept
+//! the new listeners open, notices the death in `leave`, and serves them (`tests/handover.rs`).
+//! During the steps 1 to 6 changes in the old process fail with `GroupError::HandingOver`.
 //!
 //! The listeners are passed by `LISTEN_FDS` and `LISTEN_FDNAMES`, as `sd_listen_fds(3)` describes,
 //! together with a socket between the two processes. The variable `REUSEPORT_SOCKET` has the inode

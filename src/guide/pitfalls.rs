@@ -142,7 +142,7 @@
 //!
 //! **Privileges dropped before the last member is open.** That member belongs to another user, and
 //! is refused. Open all members first, or give those that are open to the new user with
-//! `fchown(2)`. (The example needs root, so it is only compiled.)
+//! `fchown(2)` before that one is opened. (The example needs root, so it is only compiled.)
 //!
 #![cfg_attr(all(feature = "std", linux_kernel), doc = "```no_run")]
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]

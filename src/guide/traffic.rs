@@ -2,9 +2,10 @@
 //!
 //! # 6. Steering
 //!
-//! A program can replace the hash for the whole group (`SO_ATTACH_REUSEPORT_CBPF`, for UDP since
-//! Linux 4.5, for TCP since 4.6: socket(7)). It is a few instructions of classic BPF. The kernel
-//! runs it once for each SYN, and it returns an index.
+//! A **steering program** can replace the hash for the whole group (`SO_ATTACH_REUSEPORT_CBPF`, for
+//! UDP since Linux 4.5, for TCP since 4.6: socket(7)). It is a few instructions of classic BPF. The
+//! kernel runs it once for each SYN, and it returns an index. In this chapter *program* means this
+//! one, and what runs on the machine is a process.
 //!
 #![cfg_attr(all(feature = "std", linux_kernel), doc = "```")]
 #![cfg_attr(not(all(feature = "std", linux_kernel)), doc = "```ignore")]
@@ -43,6 +44,12 @@
 //! since 6.2, and in the stable trees 5.15.y and 6.0.y. So try it, and do not ask for the version.
 //! `explain --claim incoming-cpu-is-obeyed`
 //!
+//! What it gains depends on where packets are received. On loopback that is the client's CPU. Over
+//! a network card it is the CPU that has the interrupt of the card's queue: with one queue, or all
+//! interrupts on one CPU, one member gets everything, and the hash is better. It does not help
+//! either with fewer members than CPUs, nor where a handler computes for long: the connections of a
+//! busy CPU stay with it.
+//!
 //! **A packet filter** (`SO_ATTACH_FILTER`) is not a steering program: it belongs to one socket and
 //! drops packets, here SYNs. The client sends its SYN again after 1 s. Since commit 5d39580f68e6
 //! (June 2026, and stable trees) a TCP socket needs `CAP_NET_ADMIN` for it, in the user namespace
@@ -61,7 +68,7 @@
 //!    C  [         ]  idle
 //! ```
 //!
-//! As many silent clients as there are threads stop the server. There are three remedies:
+//! As many silent clients as there are threads stop such a server. There are three remedies:
 //!
 //! - Handlers that never block.
 //! - One **shared listener** (`GroupOptions::shared`): an idle thread accepts the next connection.
@@ -91,8 +98,8 @@
 //! A quick handler costs two marks in memory, and no system call more than in the C program
 //! (`tests/costs.rs`). The monitor sleeps while no thread that holds a listener is in a handler.
 //!
-//! **The limit** is `GroupOptions::spare_threads(n)`, 512 by default: as many silent clients as
-//! there are threads still stop the server. `Stats::starved` counts it. So a handler that reads
+//! **The limit** is `GroupOptions::spare_threads(n)`, 512 by default: four members and 512 spare
+//! threads are stopped by 516 silent clients. `Stats::starved` counts it. So a handler that reads
 //! needs a time limit (`Connection::set_read_timeout`). Handlers of one member may run at the same
 //! time; with `spare_threads(0)`, one thread for each member, they do not.
 //! A UDP member keeps its one thread, so that the datagrams of a flow are handled in order.
@@ -108,7 +115,7 @@
 //! A listener has two queues, and `n` of `listen(fd, n)` bounds both:
 //!
 //! ```text
-//!    SYN  --> [ SYN queue: requests ]  --> SYN, ACK to the client
+//!    SYN  --> [ SYN queue: requests ]  --> SYN-ACK to the client
 //!                 | full: SYN cookies, and nothing is queued here
 //!                 v
 //!    ACK  --> [ accept queue: connections ]  --> accept

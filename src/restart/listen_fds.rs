@@ -96,11 +96,14 @@ impl Group {
     /// ```
     /// use reuseport::Group;
     ///
-    /// let group = match Group::from_env()?.pop() {
-    ///     Some(group) => group, // of an old process, or of systemd
-    ///     None => Group::bind(([127, 0, 0, 1], 0), 2)?,
-    /// };
-    /// let server = group.spawn(|_, connection| _ = connection.send(b"hello"))?;
+    /// let mut groups = Group::from_env()?; // of an old process, or of systemd
+    /// if groups.is_empty() {
+    ///     groups.push(Group::bind(([127, 0, 0, 1], 0), 2)?);
+    /// }
+    /// let mut servers = Vec::new();
+    /// for group in groups {
+    ///     servers.push(group.spawn(|_, connection| _ = connection.send(b"hello"))?);
+    /// }
     /// # Ok::<(), std::io::Error>(())
     /// ```
     pub fn from_env() -> Result<Vec<Group>, GroupError> {

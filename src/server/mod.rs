@@ -222,7 +222,11 @@ impl<P: Serve> Server<P> {
     /// # server.stop(Duration::ZERO);
     /// // On a thread of its own:
     /// while let Some(failed) = server.wait_failed(Duration::MAX) {
-    ///     eprintln!("member {}: {:?}; replaced: {:?}", failed.id, failed.error, server.add());
+    ///     eprintln!("member {}: {:?}", failed.id, failed.error);
+    ///     while let Err(error) = server.add() {
+    ///         eprintln!("it is not replaced yet: {error}");
+    ///         std::thread::sleep(Duration::from_secs(1));
+    ///     }
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
