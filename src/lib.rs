@@ -137,12 +137,15 @@
 #[cfg(feature = "std")]
 extern crate std;
 
-// The C program.
+// The C program: where nothing else is said, a function fails as its C call does.
+#[allow(clippy::missing_errors_doc)]
 #[cfg(feature = "std")]
 mod acceptors;
 mod address;
 mod error;
+#[allow(clippy::missing_errors_doc)]
 mod listener;
+#[allow(clippy::missing_errors_doc)]
 pub mod sys;
 
 // Built on it: each folder imports only from those above it, and from `os`.

@@ -78,6 +78,9 @@ impl Group<Udp> {
     ///
     /// `make` is called with the member's number, on the thread that will use the handler. The
     /// handler also learns when its member is to come to an end.
+    ///
+    /// # Errors
+    /// Those of [`spawn`](Self::spawn).
     pub fn spawn_with<M, H>(self, make: M) -> Result<Server<Udp>, SpawnError<Udp>>
     where
         M: Fn(usize) -> H + Send + Sync + 'static,

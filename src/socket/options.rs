@@ -281,6 +281,9 @@ impl<'a, P> Options<'a, P> {
 impl Listener {
     /// Sets whether [`accept`](Self::accept) fails with `EAGAIN` if the queue is empty: default
     /// off. Connections do not inherit it.
+    ///
+    /// # Errors
+    /// None is known on an open socket.
     pub fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
         self.0.set_nonblocking(on)
     }

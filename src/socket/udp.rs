@@ -234,6 +234,9 @@ impl UdpSocket {
 
     /// Sets whether [`recv_from`](Self::recv_from) fails with `EAGAIN` if the queue is empty.
     /// Default: off.
+    ///
+    /// # Errors
+    /// None is known on an open socket.
     pub fn set_nonblocking(&self, on: bool) -> Result<(), Error> {
         self.0.set_nonblocking(on)
     }

@@ -150,6 +150,9 @@ impl Listener {
     ///
     /// `socket(7)` describes the option before `bind` only; the kernel takes it at any time.
     ///
+    /// # Errors
+    /// None is known on an open socket.
+    ///
     /// # Platforms
     /// Linux and Android alone.
     pub fn set_reuse_port(&self) -> Result<(), Error> {
@@ -158,6 +161,9 @@ impl Listener {
 
     /// Returns the length of the accept queue, its limit, and what was dropped: `getsockopt(2)`
     /// with `TCP_INFO` and `SO_MEMINFO` (Linux 4.12). Handshakes under way are not counted.
+    ///
+    /// # Errors
+    /// `ENOPROTOOPT` before Linux 4.12.
     ///
     /// # Platforms
     /// Linux and Android alone.
@@ -172,6 +178,9 @@ impl UdpSocket {
     /// Attaches a steering program to this socket's group, as [`Listener::attach_program`]. The
     /// program's offset 0 is the first byte of the datagram.
     ///
+    /// # Errors
+    /// Those of [`Listener::attach_program`].
+    ///
     /// # Platforms
     /// Linux and Android alone.
     pub fn attach_program(&self, program: &[Instruction]) -> Result<(), Error> {
@@ -179,6 +188,9 @@ impl UdpSocket {
     }
 
     /// Detaches the group's program, as [`Listener::detach_program`].
+    ///
+    /// # Errors
+    /// Those of [`Listener::detach_program`].
     ///
     /// # Platforms
     /// Linux and Android alone.
@@ -188,6 +200,9 @@ impl UdpSocket {
 
     /// Attaches a packet filter that drops every datagram: `SO_ATTACH_FILTER`. What is queued
     /// already stays.
+    ///
+    /// # Errors
+    /// `ENOMEM` beyond `net.core.optmem_max`. It needs no privilege.
     ///
     /// # Platforms
     /// Linux and Android alone.
@@ -208,6 +223,9 @@ impl UdpSocket {
 
     /// Returns the bytes that queued datagrams take up, the limit, and what was dropped:
     /// `getsockopt(2)` with `SO_MEMINFO` (Linux 4.12).
+    ///
+    /// # Errors
+    /// `ENOPROTOOPT` before Linux 4.12.
     ///
     /// # Platforms
     /// Linux and Android alone.
