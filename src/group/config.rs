@@ -93,6 +93,7 @@ impl<P: Protocol> GroupConfig<P> {
     /// Attaches the program that chooses among the eligible members of `slots`, which are all
     /// members of the kernel's group, in index order. Any member will do as `through`.
     pub(crate) fn steer(&self, through: &P::Socket, slots: &[Slot]) -> Result<(), GroupError> {
+        self.options.steering.check_bytes(slots)?;
         let through = P::descriptor(through);
         let cpus = match (self.options.steering, &self.cpus) {
             (Steering::Cpu, Err(error)) => {

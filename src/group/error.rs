@@ -88,6 +88,16 @@ pub enum GroupError {
     },
     /// TCP cannot be steered by a byte: the first packet of a connection has no payload.
     NoPayload,
+    /// [`Steering::Quic`](crate::Steering::Quic) with parameters out of range.
+    InvalidConnectionId {
+        /// The length of the ids, which is 1 to 7.
+        id_len: u8,
+        /// The offset of the routing byte, which is less than `id_len`.
+        byte: u8,
+    },
+    /// [`Steering::Quic`](crate::Steering::Quic) distinguishes at most 256 members, those of an old
+    /// process and a new one together.
+    TooManyMembers,
     /// This kernel does not support what is named.
     Unsupported(&'static str),
 }
@@ -176,6 +186,13 @@ impl fmt::Display for GroupError {
                 return write!(f, "descriptor {descriptor} is no TCP listener: {error}");
             }
             GroupError::NoPayload => "only datagrams can be steered by a byte",
+            GroupError::InvalidConnectionId { id_len, byte } => {
+                let what = "an id has 1 to 7, and the routing byte is one of them";
+                return write!(f, "byte {byte} of an id of {id_len} bytes: {what}");
+            }
+            GroupError::TooManyMembers => {
+                "connection ids distinguish at most 256 members, old and new ones together"
+            }
             GroupError::Unsupported(what) => {
                 return write!(f, "this kernel does not support {what}");
             }

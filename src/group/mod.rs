@@ -14,8 +14,8 @@ pub(crate) use config::GroupConfig;
 pub use error::GroupError;
 pub(crate) use old_process::{Left, OldProcess};
 pub use options::GroupOptions;
-pub(crate) use steering::Slot;
 pub use steering::Steering;
+pub(crate) use steering::{Slot, unused_byte};
 
 use crate::listener::Listener;
 use crate::socket::protocol::{BindMode, Protocol, Tcp, Udp};
@@ -46,6 +46,8 @@ use crate::socket::udp::UdpSocket;
 pub struct Group<P: Protocol = Tcp> {
     pub(crate) sockets: Vec<P::Socket>,
     pub(crate) config: GroupConfig<P>,
+    /// The routing bytes of the first members: those that an old process has passed.
+    pub(crate) routing_bytes: Vec<u8>,
     /// The process that has handed the group over, if one has.
     pub(crate) old_process: Option<OldProcess>,
 }
@@ -182,6 +184,7 @@ impl<P: Protocol> Group<P> {
         Ok(Group {
             sockets,
             config,
+            routing_bytes: Vec::new(),
             old_process: None,
         })
     }
@@ -236,6 +239,16 @@ impl<P: Protocol> Group<P> {
         Ok(())
     }
 
+    /// The routing byte of each member, in index order.
+    pub(crate) fn routing_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.routing_bytes.clone();
+        bytes.truncate(self.sockets.len());
+        while bytes.len() < self.sockets.len() {
+            bytes.push(unused_byte(&bytes));
+        }
+        bytes
+    }
+
     /// Returns the members, in index order.
     pub fn sockets(&self) -> &[P::Socket] {
         &self.sockets
@@ -267,6 +280,8 @@ impl<P: Protocol> Group<P> {
     /// - [`GroupError::JoinedGroup`], [`GroupError::SharedSocket`]: such a group has the hash.
     /// - [`GroupError::NoSuchMember`]: no member has the index.
     /// - [`GroupError::NoPayload`]: TCP cannot be steered by a byte.
+    /// - [`GroupError::InvalidConnectionId`], [`GroupError::TooManyMembers`]: see
+    ///   [`Steering::Quic`].
     /// - [`GroupError::Call`]: the kernel refused the program.
     pub fn set_steering(&mut self, steering: Steering) -> Result<(), GroupError> {
         self.check_changeable()?;
@@ -275,7 +290,8 @@ impl<P: Protocol> Group<P> {
         let Some(first) = self.sockets.first().filter(|_| self.config.can_steer()) else {
             return Ok(());
         };
-        let slots: Vec<_> = (0..self.sockets.len()).map(Slot::new).collect();
+        let bytes = self.routing_bytes().into_iter().enumerate();
+        let slots: Vec<_> = bytes.map(|(index, byte)| Slot::new(index, byte)).collect();
         let steered = self.config.steer(first, &slots);
         if steered.is_err() {
             self.config.options.set_steering(before)?;

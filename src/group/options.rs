@@ -174,7 +174,8 @@ impl<P: Protocol> GroupOptions<P> {
     /// # Errors
     /// Those of [`Group::bind`], and [`GroupError::Unsupported`], [`GroupError::JoinedGroup`],
     /// [`GroupError::SharedSocket`] and [`GroupError::NoPayload`] for options that exclude each
-    /// other.
+    /// other; [`GroupError::InvalidConnectionId`] and [`GroupError::TooManyMembers`] for
+    /// [`Steering::Quic`].
     pub fn bind(
         &self,
         address: impl Into<SocketAddr>,
@@ -194,10 +195,12 @@ impl<P: Protocol> GroupOptions<P> {
             () if self.single_copy && !os::STEERS => Err(GroupError::Unsupported("single copies")),
             () if steered && self.join => Err(GroupError::JoinedGroup),
             () if steered && self.shared => Err(GroupError::SharedSocket),
-            () if matches!(self.steering, Steering::Byte(_)) && !P::HAS_PAYLOAD => {
+            () if matches!(self.steering, Steering::Byte(_) | Steering::Quic { .. })
+                && !P::HAS_PAYLOAD =>
+            {
                 Err(GroupError::NoPayload)
             }
-            () => Ok(()),
+            () => self.steering.check_id(),
         }
     }
 

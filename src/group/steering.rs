@@ -1,5 +1,6 @@
 //! [`Steering`]: the policy by which the kernel chooses a member, and the program that does it.
 
+use std::collections::BTreeSet;
 use std::vec::Vec;
 
 use super::GroupError;
@@ -39,7 +40,25 @@ pub enum Steering {
     /// to it from any address. For a datagram that is too short, or whose byte is no member's, the
     /// kernel takes the hash; and for all datagrams during the microseconds in which a member
     /// leaves.
+    ///
+    /// Not for QUIC, whose headers have the id at two offsets: every handshake would go to the
+    /// member that the QUIC version's bytes name. Nor over a restart: both processes number their
+    /// members from 0.
     Byte(u16),
+    /// For QUIC: the member that has made the packet's connection id, in this process or in the one
+    /// that hands over to it or takes over from it, also after the client has changed its address.
+    /// All other packets go to the members that take new connections, by a hash of the client's id.
+    /// See [the guide](crate::guide::traffic#quic).
+    ///
+    /// An id that the server makes has `id_len` bytes, 1 to 7. Its byte at offset `byte` is the
+    /// member's [routing byte](crate::MemberStats::routing_byte), the others are random. The
+    /// members of both processes together are at most 256.
+    Quic {
+        /// The length of the server's ids, in bytes: 1 to 7.
+        id_len: u8,
+        /// The offset of the routing byte in the id: less than `id_len`.
+        byte: u8,
+    },
 }
 
 /// What a program has to know of a member.
@@ -49,19 +68,30 @@ pub(crate) struct Slot {
     pub(crate) id: usize,
     /// The index of its CPU among those that the program may run on.
     pub(crate) cpu_index: usize,
+    /// What [`Steering::Quic`] finds it by.
+    pub(crate) routing_byte: u8,
     /// Whether it gets new connections.
     pub(crate) eligible: bool,
 }
 
 impl Slot {
     /// A member whose number and CPU are its index.
-    pub(crate) fn new(index: usize) -> Slot {
+    pub(crate) fn new(index: usize, routing_byte: u8) -> Slot {
         Slot {
             id: index,
             cpu_index: index,
+            routing_byte,
             eligible: true,
         }
     }
+}
+
+/// Returns the routing byte of one more member: the next that none of the others has. If they have
+/// all 256, it is one of theirs.
+pub(crate) fn unused_byte(bytes: &[u8]) -> u8 {
+    let last = bytes.last().copied().unwrap_or(u8::MAX);
+    let mut next = (1..=u8::MAX).map(|more| last.wrapping_add(more));
+    next.find(|byte| !bytes.contains(byte)).unwrap_or(last)
 }
 
 /// The most members that a program lists while others are not eligible. Their program then fits
@@ -79,6 +109,27 @@ impl Steering {
         }
     }
 
+    /// Checks the parameters of `Quic`.
+    pub(super) fn check_id(self) -> Result<(), GroupError> {
+        match self {
+            Steering::Quic { id_len, byte } if !(1..=7).contains(&id_len) || byte >= id_len => {
+                Err(GroupError::InvalidConnectionId { id_len, byte })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks that `Quic` can distinguish the members.
+    pub(crate) fn check_bytes(self, slots: &[Slot]) -> Result<(), GroupError> {
+        let bytes = || slots.iter().map(|slot| slot.routing_byte);
+        match self {
+            Steering::Quic { .. } if bytes().collect::<BTreeSet<_>>().len() < slots.len() => {
+                Err(GroupError::TooManyMembers)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the program that chooses among the eligible members of `slots`, which are all
     /// members, in index order. `None` is the hash, without a program.
     ///
@@ -89,7 +140,9 @@ impl Steering {
         cpus: &[u32],
         by_flow: bool,
     ) -> Option<Vec<Instruction>> {
-        if slots.iter().all(|slot| slot.eligible) {
+        if let Steering::Quic { id_len, byte } = self {
+            by_connection_id(id_len, byte, slots)
+        } else if slots.iter().all(|slot| slot.eligible) {
             self.among_all(slots, cpus)
         } else {
             self.among_eligible(slots, by_flow)
@@ -103,7 +156,7 @@ impl Steering {
         let mut space = std::vec![Instruction::default(); 2 * rows.len() + 5];
         let rows = (0..).zip(rows);
         let program = match self {
-            Steering::Hash => return None,
+            Steering::Hash | Steering::Quic { .. } => return None,
             Steering::Except(index) if index < slots.len() => {
                 bpf::all_but(count, number(index)).to_vec()
             }
@@ -147,6 +200,16 @@ impl Steering {
         let program = bpf::by_payload_byte_or(offset, &rows, any, &mut space);
         Some(program.unwrap_or(any).to_vec())
     }
+}
+
+/// The rows are of all members: those that leave keep their connections.
+fn by_connection_id(id_len: u8, byte: u8, slots: &[Slot]) -> Option<Vec<Instruction>> {
+    let rows = (0..).zip(slots).map(|(at, slot)| (slot.routing_byte, at));
+    let eligible = (0..).zip(slots).filter(|(_, slot)| slot.eligible);
+    let (rows, eligible): (Vec<_>, Vec<_>) = (rows.collect(), eligible.map(|(at, _)| at).collect());
+    let mut space = std::vec![Instruction::default(); 2 * (rows.len() + eligible.len()) + 17];
+    let program = bpf::by_connection_id(id_len, byte, &rows, &eligible, &mut space);
+    program.map(<[Instruction]>::to_vec)
 }
 
 impl Slot {

@@ -10,10 +10,11 @@
 //! `LISTEN_FDS` and `LISTEN_FDNAMES`. Beside the listeners there is a socket between the two
 //! processes. Its inode stands in the variable [`SOCKET_VARIABLE`], which proves that the
 //! descriptors are the old process's own: `LISTEN_PID` would have to be known before the new
-//! process is started, and a parent's pid changes behind a shell or in a PID namespace. On that
-//! socket the new process writes one byte when it is ready, and the old one when its last member
-//! has left: `!` if the new members are in the order in which they were passed. An end of file
-//! without the byte means that the other side has ended.
+//! process is started, and a parent's pid changes behind a shell or in a PID namespace. Behind the
+//! inode, each after a colon, stand the routing bytes of the members. On that socket the new
+//! process writes one byte when it is ready, and the old one when its last member has left: `!` if
+//! the new members are in the order in which they were passed. An end of file without the byte
+//! means that the other side has ended.
 
 mod error;
 mod part;
@@ -229,7 +230,7 @@ impl Drop for HandOver<'_> {
 /// Starts the child with the listeners and its end of the pair as descriptors from 3 on.
 fn spawn(
     mut command: Command,
-    listeners: Vec<RawFd>,
+    listeners: Vec<(RawFd, u8)>,
     socket: &UnixStream,
 ) -> Result<Child, HandOverError> {
     let names = format!("{FD_NAME}:").repeat(listeners.len()) + SOCKET_NAME;
@@ -239,9 +240,12 @@ fn spawn(
     }
     command.env("LISTEN_FDS", (listeners.len() + 1).to_string());
     command.env("LISTEN_FDNAMES", names);
-    command.env(SOCKET_VARIABLE, inode.to_string());
+    let (mut given, bytes): (Vec<RawFd>, Vec<u8>) = listeners.into_iter().unzip();
+    let numbers = [inode.to_string()].into_iter();
+    let numbers: Vec<_> = numbers.chain(bytes.iter().map(u8::to_string)).collect();
+    command.env(SOCKET_VARIABLE, numbers.join(":"));
 
-    let given: Vec<RawFd> = listeners.into_iter().chain([socket.as_raw_fd()]).collect();
+    given.push(socket.as_raw_fd());
     let last = LISTEN_FDS_START + RawFd::try_from(given.len()).unwrap_or(RawFd::MAX / 2);
     // Copies from behind the range, so that none is overwritten before it has been moved; and no
     // free number within the range, where the standard library would open a pipe of its own.

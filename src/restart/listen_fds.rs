@@ -22,8 +22,8 @@ pub(super) const LISTEN_FDS_START: RawFd = 3;
 pub(super) const FD_NAME: &str = "reuseport";
 /// The name of the socket between the old process and the new one.
 pub(super) const SOCKET_NAME: &str = "reuseport-socket";
-/// The variable that holds the inode of that socket: the proof of which process has passed the
-/// descriptors.
+/// The variable that holds the inode of that socket, the proof of which process has passed the
+/// descriptors; and behind it the routing byte of each member.
 pub(super) const SOCKET_VARIABLE: &str = "REUSEPORT_SOCKET";
 /// The variables that describe passed descriptors, and are not passed on.
 #[cfg(linux_kernel)]
@@ -119,7 +119,8 @@ impl Group {
 /// Takes the descriptors that were passed, if `check` accepts each.
 fn take(check: fn(RawFd) -> Result<(), Error>) -> Result<Vec<(String, Inherited)>, GroupError> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
-    let socket = old_process_socket();
+    let (socket, bytes) = old_process_socket().unzip();
+    let bytes: Vec<u8> = bytes.unwrap_or_default();
     let is_for_us = number("LISTEN_PID") == Some(u64::from(process::id()));
     if (socket.is_none() && !is_for_us) || TAKEN.swap(true, Relaxed) {
         return Ok(Vec::new());
@@ -135,17 +136,18 @@ fn take(check: fn(RawFd) -> Result<(), Error>) -> Result<Vec<(String, Inherited)
         check(fd).map_err(|error| no_listener(fd, error))?;
     }
     let names = names();
-    let mut found: Vec<(String, Option<Kind>, Vec<OwnedFd>)> = Vec::new();
+    let mut found: Vec<(String, Option<Kind>, Vec<Passed>)> = Vec::new();
     for fd in given {
         let kind = kind(fd);
+        let at = (fd - LISTEN_FDS_START).unsigned_abs() as usize;
         // SAFETY: it was passed to this process, which takes it once.
-        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        let owned = (unsafe { OwnedFd::from_raw_fd(fd) }, bytes.get(at).copied());
         let same = found.iter_mut().find(|one| kind.is_some() && one.1 == kind);
         if let Some((_, _, sockets)) = same {
             sockets.push(owned);
         } else {
-            let name = names.get((fd - LISTEN_FDS_START).unsigned_abs() as usize);
-            found.push((name.cloned().unwrap_or_default(), kind, Vec::from([owned])));
+            let name = names.get(at).cloned().unwrap_or_default();
+            found.push((name, kind, Vec::from([owned])));
         }
     }
     let groups = found.iter().filter(|(_, kind, _)| kind.is_some()).count();
@@ -161,7 +163,7 @@ fn take(check: fn(RawFd) -> Result<(), Error>) -> Result<Vec<(String, Inherited)
             Some(SOCK_STREAM) => group(sockets, old_process).map(Inherited::Tcp)?,
             Some(_) => group(sockets, old_process).map(Inherited::Udp)?,
             None => match sockets.into_iter().next() {
-                Some(fd) => Inherited::Other(fd),
+                Some((fd, _)) => Inherited::Other(fd),
                 None => continue,
             },
         };
@@ -170,12 +172,17 @@ fn take(check: fn(RawFd) -> Result<(), Error>) -> Result<Vec<(String, Inherited)
     Ok(inherited)
 }
 
+/// A socket, and the routing byte that an old process has given to it.
+type Passed = (OwnedFd, Option<u8>);
+
 fn group<P: Protocol>(
-    sockets: Vec<OwnedFd>,
+    passed: Vec<Passed>,
     old_process: Option<OldProcess>,
 ) -> Result<Group<P>, GroupError> {
+    let (sockets, bytes): (Vec<_>, Vec<_>) = passed.into_iter().unzip();
     let sockets = sockets.into_iter().map(P::Socket::from).collect();
     let mut group = Group::inherited(sockets, old_process.is_some())?;
+    group.routing_bytes = bytes.into_iter().flatten().collect();
     group.old_process = old_process;
     Ok(group)
 }
@@ -205,15 +212,22 @@ fn listen_fds_end() -> Option<RawFd> {
     LISTEN_FDS_START.checked_add(count)
 }
 
-/// The descriptor of the socket to the old process, if one has passed the descriptors. Its name
-/// alone proves nothing: a service manager takes any name. Its inode is known to the old process
-/// alone.
-fn old_process_socket() -> Option<RawFd> {
-    let inode = number(SOCKET_VARIABLE)?;
+/// The descriptor of the socket to the old process, if one has passed the descriptors, and the
+/// routing bytes. Its name alone proves nothing: a service manager takes any name. Its inode is
+/// known to the old process alone.
+fn old_process_socket() -> Option<(RawFd, Vec<u8>)> {
+    let variable = env::var(SOCKET_VARIABLE).ok()?;
+    let (inode, bytes) = variable.split_once(':').unwrap_or((&variable, ""));
+    let inode = inode.parse().ok()?;
+    let bytes = bytes
+        .split(':')
+        .map_while(|byte| byte.parse().ok())
+        .collect();
     let names = names();
     let mut given = (LISTEN_FDS_START..listen_fds_end()?).zip(&names);
     let is_it = |fd: RawFd, name: &str| name == SOCKET_NAME && os::inode(fd) == Ok(inode);
-    given.find(|(fd, name)| is_it(*fd, name)).map(|(fd, _)| fd)
+    let (fd, _) = given.find(|(fd, name)| is_it(*fd, name))?;
+    Some((fd, bytes))
 }
 
 /// Checks that `fd` is a TCP socket that listens.

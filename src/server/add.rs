@@ -20,6 +20,7 @@ impl<P: Serve> Server<P> {
     /// - [`GroupError::UserMismatch`]: the process has dropped its privileges since.
     /// - [`GroupError::Inherited`]: other processes hold the sockets too.
     /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
+    /// - [`GroupError::TooManyMembers`]: see [`Steering::Quic`](crate::Steering::Quic).
     pub fn add(&self) -> Result<usize, GroupError> {
         let mut control = self.change()?;
         let (index, departures, cpu_index, first) = {
@@ -43,7 +44,8 @@ impl<P: Serve> Server<P> {
         let worker = worker.map_err(call)?.map(Waiting::new);
         let socket = only.map_or_else(|| config.open(index), Ok)?;
         control.next_id = id + 1;
-        let member = Member::new(id, cpu_index, socket, source);
+        let byte = self.pool.lock().unused_byte();
+        let member = Member::new(id, cpu_index, byte, socket, source);
         let worker = worker.map(Waiting::employ);
         self.pool.employ(member, worker.as_ref(), departures);
         if let Err(error) = self.steer(&control) {

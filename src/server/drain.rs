@@ -274,7 +274,7 @@ impl<P: Serve> Server<P> {
                 Err(error) => result = Err(GroupError::call(error, self.address, index)),
             }
         }
-        P::release(&members);
+        P::release(self, &members);
         result
     }
 

@@ -3,15 +3,18 @@
 use std::os::fd::AsFd;
 
 use super::member::MemberState;
-use super::{Server, SpawnError};
+use super::{Serve, Server, SpawnError};
 use crate::error::{Call, Error};
 use crate::group::{Group, GroupError};
 use crate::listener::Listener;
 use crate::os;
+use crate::socket::protocol::Udp;
+use crate::socket::udp::UdpSocket;
 
-impl Group {
+impl<P: Serve> Group<P> {
     /// Returns a server without threads: another runtime, such as tokio or mio, accepts on the
-    /// [listeners](Server::listener) of its members.
+    /// [listeners](Server::listener) of its members, or receives on their
+    /// [sockets](Server::socket).
     ///
     /// The server steers, adds, retires, stops and hands over as one with threads does, with the
     /// same promises. Its calls block, some for the whole grace period: in an asynchronous program
@@ -38,6 +41,11 @@ impl Group {
     /// not fail: the runtime has to end its loops itself. What is queued is left to the process
     /// that holds the sockets.
     ///
+    /// **A UDP member** that leaves is closed to all senders, and what is queued can still be read.
+    /// The runtime gets no sign: what it has begun on that socket, it ends before `retire`, or
+    /// between `hand_over` and `HandOver::leave`. Before Linux 6.13 such a member cannot leave, and
+    /// stays until its process ends.
+    ///
     /// # Errors
     /// `EOPNOTSUPP` where `shutdown(2)` does not end an accept loop: on all but Linux and Android.
     ///
@@ -61,7 +69,7 @@ impl Group {
     /// threads.into_iter().for_each(|thread| thread.join().unwrap());
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn into_server(self) -> Result<Server, SpawnError> {
+    pub fn into_server(self) -> Result<Server<P>, SpawnError<P>> {
         if !os::SHUTDOWN_WAKES {
             let unsupported = Error::new(Call::Shutdown, libc::EOPNOTSUPP);
             return Err(SpawnError::new(unsupported, self));
@@ -79,6 +87,23 @@ impl Server {
     /// - [`GroupError::NoSuchMember`]: it has left, or is for a new process.
     /// - [`GroupError::Call`]: no descriptor can be had (`EMFILE`).
     pub fn listener(&self, member: usize) -> Result<Listener, GroupError> {
+        self.duplicate(member)
+    }
+}
+
+impl Server<Udp> {
+    /// Duplicates the socket of a member, for another runtime to receive on, as
+    /// [`listener`](Server::listener) duplicates a listener.
+    ///
+    /// # Errors
+    /// Those of [`listener`](Server::listener).
+    pub fn socket(&self, member: usize) -> Result<UdpSocket, GroupError> {
+        self.duplicate(member)
+    }
+}
+
+impl<P: Serve> Server<P> {
+    fn duplicate(&self, member: usize) -> Result<P::Socket, GroupError> {
         if self.pool.work.is_some() {
             return Err(GroupError::HasThreads);
         }

@@ -10,7 +10,7 @@ use super::member::{Entry, Member, MemberState, OtherListeners};
 use super::totals::Totals;
 use super::worker::Worker;
 use crate::acceptors::Stats;
-use crate::group::Slot;
+use crate::group::{Slot, unused_byte};
 
 /// Of how many members that are gone a row is kept until it is returned.
 const MAX_UNTOLD: usize = 1024;
@@ -83,6 +83,12 @@ impl<P: Serve> PoolState<P> {
     /// The index that the next member gets, and what [`enter`](Self::enter) takes.
     pub(crate) fn next_index(&self) -> (usize, usize) {
         (self.members.len(), self.departures)
+    }
+
+    /// The routing byte that the next member gets.
+    pub(crate) fn unused_byte(&self) -> u8 {
+        let bytes = self.members.iter().map(|entry| entry.member.routing_byte);
+        unused_byte(&bytes.collect::<Vec<_>>())
     }
 
     /// The members in index order, as a steering program has to know them.

@@ -19,6 +19,7 @@ pub struct Member<P: Serve> {
     pub(crate) id: usize,
     /// The index of its CPU among those that the program may run on.
     pub(crate) cpu_index: usize,
+    pub(crate) routing_byte: u8,
     pub(crate) socket: P::Socket,
     /// How its workers wait, and are woken.
     pub(crate) source: P::Source,
@@ -34,6 +35,7 @@ impl<P: Serve> Member<P> {
     pub(crate) fn new(
         id: usize,
         cpu_index: usize,
+        routing_byte: u8,
         socket: P::Socket,
         source: P::Source,
     ) -> Arc<Member<P>> {
@@ -43,6 +45,7 @@ impl<P: Serve> Member<P> {
             inode,
             id,
             cpu_index,
+            routing_byte,
             socket,
             source,
             stop: StopToken::default(),
@@ -168,7 +171,7 @@ impl<P: Serve> Entry<P> {
 
     /// What a steering program has to know of it, when `state` is the one that gets what is new.
     pub(crate) fn slot(&self, index: usize, state: MemberState) -> Slot {
-        let mut slot = Slot::new(index);
+        let mut slot = Slot::new(index, self.member.routing_byte);
         // The new process counts its members from 0.
         if self.state != MemberState::HandedOver {
             (slot.id, slot.cpu_index) = (self.member.id, self.member.cpu_index);
@@ -188,4 +191,8 @@ pub struct MemberStats<P: Protocol = Tcp> {
     pub queue: Option<P::Queue>,
     /// Whether it gets new connections.
     pub state: MemberState,
+    /// What [`Steering::Quic`](crate::Steering::Quic) finds the member by: the byte that it puts
+    /// into the connection ids that it makes. A new process gets the bytes of its members from the
+    /// old one, and no two members of the two have the same, as long as there are at most 256.
+    pub routing_byte: u8,
 }

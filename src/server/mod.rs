@@ -107,7 +107,7 @@ pub trait Serve: Protocol {
     /// Lets the workers of members that have left the group end, where
     /// [`leave_group`](Self::leave_group) does not.
     #[doc(hidden)]
-    fn release(_: &[Arc<Member<Self>>]) {}
+    fn release(_: &Server<Self>, _: &[Arc<Member<Self>>]) {}
 }
 
 /// A group at work: threads that accept connections, or receive datagrams, and call a handler.
@@ -170,6 +170,7 @@ impl<P: Serve> Server<P> {
             stats: entry.stats(),
             queue: P::queue(&entry.member.socket),
             state: entry.state,
+            routing_byte: entry.member.routing_byte,
         });
         members.collect()
     }

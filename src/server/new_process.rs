@@ -22,7 +22,8 @@ impl<P: Serve> Server<P> {
         let socket = control.config.open(index)?;
         let id = self.unused_id(control);
         control.next_id = id + 1;
-        let member = Member::new(id, cpu_index, socket, source);
+        let byte = self.pool.lock().unused_byte();
+        let member = Member::new(id, cpu_index, byte, socket, source);
         let entry = Entry::new(member, MemberState::HandedOver);
         self.pool.lock().enter(entry, departures);
         Ok(id)

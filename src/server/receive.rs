@@ -84,6 +84,7 @@ impl Member<Udp> {
                 peer: &peer,
                 destination,
                 reply: &mut reply,
+                routing_byte: Some(self.routing_byte),
             };
             self.counters.run(|| handler(datagram, &self.stop));
             let reply = reply.and_then(|len| buffer.get(..len));
@@ -108,7 +109,8 @@ impl Member<Udp> {
                     Err(stopped) => return stopped,
                 }
             }
-            for datagram in batch.datagrams(&self.socket) {
+            for mut datagram in batch.datagrams(&self.socket) {
+                datagram.routing_byte = Some(self.routing_byte);
                 if !self.is_spare_copy(datagram.destination, pool) {
                     self.counters.run(|| handler(datagram, &self.stop));
                 }

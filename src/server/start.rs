@@ -25,6 +25,7 @@ impl<P: Serve> Group<P> {
         let pins = Box::new(move |cpu_index| pins.pinned_cpu(cpu_index).ok().flatten());
         let pool = Pool::new(work, pins, spare_limit, shared);
         let blocking: Vec<_> = self.sockets.iter().map(blocks::<P>).collect();
+        let bytes = self.routing_bytes();
         let prepared = self.prepare(&pool);
         let (ready, monitor) = match prepared {
             Ok(prepared) => prepared,
@@ -50,7 +51,7 @@ impl<P: Serve> Group<P> {
         control.config.options = options.nonblocking(nonblocking);
         let address = control.config.address;
         for (id, ((worker, source), socket)) in ready.into_iter().zip(self.sockets).enumerate() {
-            let member = Member::new(id, id, socket, source);
+            let member = Member::new(id, id, bytes[id], socket, source);
             if control.config.inherited && blocking[id] {
                 control.blocked.push(Arc::clone(&member));
             }

@@ -142,8 +142,10 @@ impl<P: Serve> Server<P> {
     /// Steers to the members that there are, also when more are opened after this.
     #[cfg(linux_kernel)]
     pub(crate) fn steer_before_new(&self, control: &Control<P>) -> Result<(), GroupError> {
-        let mut slots = self.pool.lock().slots(MemberState::Serving);
-        let mut new = Slot::new(slots.len());
+        let list = self.pool.lock();
+        let mut slots = list.slots(MemberState::Serving);
+        let mut new = Slot::new(slots.len(), list.unused_byte());
+        drop(list);
         new.eligible = false;
         slots.push(new);
         let first = self.members_of(&self.numbers()).into_iter().next();

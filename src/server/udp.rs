@@ -165,9 +165,9 @@ impl Serve for Udp {
         Ok(())
     }
 
-    fn drain(_: &Server<Udp>, members: &[Arc<Member<Udp>>], deadline: Instant) {
+    fn drain(server: &Server<Udp>, members: &[Arc<Member<Udp>>], deadline: Instant) {
         let leaves_open = |member: &Arc<Member<Udp>>| member.source.placeholder.is_needless();
-        if members.iter().all(leaves_open) {
+        if server.pool.work.is_none() || members.iter().all(leaves_open) {
             return;
         }
         let has_ended = |member: &Arc<Member<Udp>>| member.source.ended.load(Relaxed);
@@ -196,8 +196,11 @@ impl Serve for Udp {
         }
     }
 
-    fn release(members: &[Arc<Member<Udp>>]) {
+    fn release(server: &Server<Udp>, members: &[Arc<Member<Udp>>]) {
         os::wait_for_lookups();
+        if server.pool.work.is_none() {
+            return; // a runtime would take the shutdown for a socket that is ready for ever
+        }
         // Twice, for a call may fail.
         let again = members.iter().chain(members);
         again.for_each(|member| member.wake());

@@ -29,6 +29,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod quic;
+
+pub use quic::by_connection_id;
+
 /// One instruction: C's `struct sock_filter`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -60,6 +64,7 @@ const MOD: u16 = 0x94; // A %= k: BPF_ALU | BPF_MOD | BPF_K
 const IF_EQUAL: u16 = 0x15; // A == k: BPF_JMP | BPF_JEQ | BPF_K
 const IF_AT_LEAST: u16 = 0x35; // A >= k: BPF_JMP | BPF_JGE | BPF_K
 const IF_MORE: u16 = 0x25; // A > k: BPF_JMP | BPF_JGT | BPF_K
+const IF_ANY_BIT: u16 = 0x45; // A & k: BPF_JMP | BPF_JSET | BPF_K
 const JUMP: u16 = 0x05; // skip k instructions: BPF_JMP | BPF_JA
 const RETURN: u16 = 0x06; // end with k: BPF_RET | BPF_K
 const RETURN_A: u16 = 0x16; // end with A: BPF_RET | BPF_A
@@ -68,6 +73,9 @@ const RETURN_A: u16 = 0x16; // end with A: BPF_RET | BPF_A
 const CPU: u32 = 0xFFFF_F000 + 36; // SKF_AD_CPU: the CPU that handles the packet
 const RANDOM: u32 = 0xFFFF_F000 + 56; // SKF_AD_RANDOM
 const NETWORK: u32 = 0xFFF0_0000; // SKF_NET_OFF: the offset of the IP header
+
+/// What the programs that hash multiply by: a prime near 2^32 divided by the golden ratio.
+const FACTOR: u32 = 0x9E37_79B1;
 
 /// No member has this index, so the hash decides.
 const HASH: u32 = u32::MAX;
@@ -191,7 +199,6 @@ pub fn any_of_by_flow<'a>(
 
 /// Leaves a hash of the flow in A: of all words of the addresses and ports.
 fn flow_hash() -> impl Iterator<Item = Instruction> {
-    const FACTOR: u32 = 0x9E37_79B1; // a prime near 2^32 divided by the golden ratio
     let mix = |word| {
         [
             step(MULTIPLY, FACTOR),

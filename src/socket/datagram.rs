@@ -19,6 +19,7 @@ pub struct Datagram<'a> {
     pub(crate) peer: &'a SockAddr,
     pub(crate) destination: Option<Destination>,
     pub(crate) reply: &'a mut Option<usize>,
+    pub(crate) routing_byte: Option<u8>,
 }
 
 impl Datagram<'_> {
@@ -52,6 +53,12 @@ impl Datagram<'_> {
     /// Returns the socket that received the datagram.
     pub fn socket(&self) -> &UdpSocket {
         self.socket
+    }
+
+    /// Returns the routing byte of the member that received it, for the connection ids that its
+    /// server makes: see `MemberStats::routing_byte`. `None` if no `Server` received it.
+    pub fn routing_byte(&self) -> Option<u8> {
+        self.routing_byte
     }
 
     /// Returns the whole buffer, to write the reply into. It begins with the payload; the bytes

@@ -127,6 +127,7 @@ impl<'b, const N: usize> Batch<'b, N> {
                 peer,
                 destination: *to,
                 reply,
+                routing_byte: None,
             },
         )
     }

@@ -37,7 +37,8 @@ pub struct Split {
 pub trait Part: core::fmt::Debug {
     /// Opens as many members as there are, for the new process; nothing is steered to them.
     fn begin(&self, split: &mut Split) -> Result<(), HandOverError>;
-    fn descriptors(&self, split: &Split) -> Vec<RawFd>;
+    /// The sockets of the new members, with their routing bytes.
+    fn descriptors(&self, split: &Split) -> Vec<(RawFd, u8)>;
     fn steer_to_new(&self, split: &Split);
     /// Waits until nothing more can reach the old members.
     fn drain_old(&self, split: &Split, deadline: Instant);
@@ -71,12 +72,14 @@ impl<P: Serve> Part for Server<P> {
             let new = self.open_without_worker(&mut control, cpu_index)?;
             split.new.push(new);
         }
-        Ok(())
+        let slots = self.pool.lock().slots(MemberState::Serving);
+        Ok(control.config.options.steering.check_bytes(&slots)?)
     }
 
-    fn descriptors(&self, split: &Split) -> Vec<RawFd> {
-        let members = self.members_of(&split.new);
-        members.iter().map(|member| member.raw()).collect()
+    fn descriptors(&self, split: &Split) -> Vec<(RawFd, u8)> {
+        let members = self.members_of(&split.new).into_iter();
+        let passed = members.map(|member| (member.raw(), member.routing_byte));
+        passed.collect()
     }
 
     fn steer_to_new(&self, split: &Split) {
