@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use load::{Load, answer, churn};
-use reuseport::{Acceptors, Group, Listener, sys};
+use reuseport::{Acceptors, Group, Listener, Server, sys};
 use wire::{SERVER, Wire};
 
 /// As far as the next town, and as the other side of an ocean.
@@ -99,6 +99,48 @@ fn churn_over(
 fn members_replaced_over_a_round_trip_lose_no_connection() {
     churn_over(NEAR, 64, 0, |retired, _| retired < 100);
     churn_over(FAR, 64, 0, |retired, _| retired < 40);
+}
+
+/// Runs `what` in a thread without capabilities: an ordinary user's.
+fn as_an_ordinary_user<T: Send>(what: impl FnOnce() -> T + Send) -> T {
+    let there = || {
+        support::drop_capabilities().unwrap();
+        what()
+    };
+    thread::scope(|scope| scope.spawn(there).join().unwrap())
+}
+
+/// A client that connects too late is refused, and no other is lost.
+#[track_caller]
+fn stop_over_a_round_trip(stop: impl Fn(&Server) + Sync) {
+    let Some((wire, _one)) = wire(FAR) else {
+        return;
+    };
+    for _ in 0..3 {
+        let report = wire.server.inside(|| {
+            let group = Group::bind((SERVER, 0), 4).unwrap();
+            let server = group.spawn(|_, connection| answer(&connection)).unwrap();
+            let load = start(&wire, FAR, server.local_addr(), 64);
+            stop(&server);
+            load.stop()
+        });
+        let mut lost = report.lost.keys();
+        let refused = "connect: Connection refused (os error 111)";
+        assert!(lost.all(|what| what == refused), "{report:?}");
+    }
+    assert_eq!(wire.lost(), 0, "packets");
+}
+
+#[test]
+fn stop_over_a_round_trip_resets_no_client() {
+    stop_over_a_round_trip(|server| _ = server.stop(support::BOUND));
+}
+
+#[test]
+fn stop_by_an_ordinary_user_over_a_round_trip_resets_no_client() {
+    stop_over_a_round_trip(|server| {
+        as_an_ordinary_user(|| _ = server.stop(support::BOUND));
+    });
 }
 
 #[test]

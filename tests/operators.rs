@@ -379,9 +379,6 @@ fn supervised(address: &str) -> ServeProcess {
 
 #[test]
 fn two_joined_copies_under_supervisors_are_restarted_without_a_loss() {
-    if !support::may_filter() {
-        return;
-    }
     let mut first = supervised("127.0.0.1:0");
     let mut second = supervised(&first.address.to_string());
     let (address, done) = (first.address, AtomicBool::new(false));

@@ -298,9 +298,6 @@ fn connections_queued_at_sigterm_are_served() {
 #[test]
 fn joined_server_that_leaves_loses_no_client() {
     const CLIENTS: usize = 8;
-    if !support::may_filter() {
-        return;
-    }
     let first = ServeProcess::start(&["--quiet", "--join"]);
     let address = first.address;
     let _second = ServeProcess::start(&["--quiet", "--join", "--addr", &address.to_string()]);

@@ -291,15 +291,17 @@
 //! filter on each listener drops the SYNs that still come. The handshakes under way and the queues
 //! are served, and then all listeners are shut down, the last one first. A client whose SYN was
 //! dropped sends it again after 1 s, and finds the next server, or `ECONNREFUSED`. On recent
-//! kernels the filter takes `CAP_NET_ADMIN` ([chapter 6](traffic#6-steering)). Without it, a client
-//! that connects while the listeners are shut down may be reset; a restart, as below, needs no
-//! privilege.
+//! kernels the filter takes `CAP_NET_ADMIN` ([chapter 6](traffic#6-steering)). Without it, the
+//! listeners are bound to an interface that does not exist (`SO_BINDTOIFINDEX`, without a privilege
+//! since Linux 5.7): new clients are refused, and handshakes under way, which keep the interface
+//! they began with, go on (`tests/delay.rs`).
 //!
 //! **In a joined group** the indexes are not known, because other processes open and close members.
 //! So there is no steering, and only the packet filter turns clients away from a member that
-//! leaves. `retire` fails with `EPERM` where the filter is refused, and `hand_over` always fails,
-//! with `GroupError::JoinedGroup`. `add` and `stop` work as above. A group that another process has
-//! joined in spite of its claim is treated in the same way (`Server::other_listeners`).
+//! leaves, or that interface: the member has no route to answer a SYN, and the client sends it
+//! again. `hand_over` fails with `GroupError::JoinedGroup`. `add`, `retire` and `stop` work as
+//! above. A group that another process has joined in spite of its claim is treated in the same way
+//! (`Server::other_listeners`).
 //!
 //! **Which calls end a listener:**
 //!

@@ -130,6 +130,10 @@ mod with_std {
         }
     }
 
+    pub(crate) fn bind_to_nowhere(_: &Descriptor) -> Result<(), Error> {
+        Err(UNSUPPORTED)
+    }
+
     pub(crate) fn accept_silent_clients(_: &Descriptor) -> Result<(), Error> {
         Err(UNSUPPORTED)
     }

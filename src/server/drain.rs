@@ -17,7 +17,9 @@
 //!
 //! Where all members leave there is none to steer to, and a joined group cannot be steered. There
 //! only the filter turns new clients away: they send their SYN again after 1 s, and then find
-//! another server, or none.
+//! another server, or none. Where the kernel refuses the filter, the members are bound to an
+//! interface that does not exist: their group no longer gets the SYNs, or, if it has other members,
+//! cannot answer those that come to them.
 
 use core::sync::atomic::Ordering::Relaxed;
 use core::time::Duration;
@@ -72,8 +74,9 @@ impl<P: Serve> Server<P> {
     /// - [`GroupError::NoSuchMember`], [`GroupError::LastMember`], [`GroupError::SharedSocket`],
     ///   [`GroupError::Inherited`]: it cannot be removed.
     /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
-    /// - [`GroupError::Call`]: the group could not be steered. With `EPERM` in a joined group where
-    ///   the kernel wants `CAP_NET_ADMIN` for a packet filter (Linux 6.18 does).
+    /// - [`GroupError::Call`]: the group could not be steered. With `EPERM` in a joined group that
+    ///   is bound to a device, where the kernel wants `CAP_NET_ADMIN` for a packet filter (Linux
+    ///   6.18 does).
     ///
     /// # Platforms
     /// Elsewhere than on Linux and Android, handshakes under way are lost.

@@ -95,10 +95,14 @@ impl<P: Serve> Server<P> {
         let mut list = self.pool.lock();
         list.note_failed();
         let mut ours: Vec<u32> = list.members.iter().map(inode).collect();
+        // One that leaves may be bound to another interface.
+        let serves = |entry: &&Entry<P>| entry.state == MemberState::Serving;
+        let serving = list.members.iter().find(serves).map(inode);
         drop(list);
+        let one = serving.or(ours.first().copied());
         ours.sort_unstable();
-        let first = ours.first().filter(|_| !P::HAS_PAYLOAD);
-        let mut others = match first.map(|first| os::listeners(self.address, *first)) {
+        let one = one.filter(|_| !P::HAS_PAYLOAD);
+        let mut others = match one.map(|one| os::listeners(self.address, one)) {
             Some(Ok(listed)) if listed.iter().all(|one| ours.binary_search(one).is_ok()) => {
                 OtherListeners::None
             }

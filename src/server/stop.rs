@@ -22,8 +22,10 @@ impl<P: Serve> Server<P> {
     /// takes the whole grace. Connections that are still queued then, because no thread or
     /// descriptor is left, are reset and counted ([`Stats::reset`]).
     ///
-    /// Turning new connections away takes `CAP_NET_ADMIN` on recent kernels (Linux 6.18). Without
-    /// it, clients that connect in the last moment may be reset.
+    /// A client that connects meanwhile gets no answer and tries again after 1 s, or is refused at
+    /// once where the kernel wants `CAP_NET_ADMIN` for a packet filter (Linux 6.18 does). Without
+    /// that right it may be reset in three cases: its handshake ends by a SYN cookie, the listeners
+    /// are bound to a device, or the kernel is older than Linux 5.7.
     ///
     /// A change of the group that is under way is waited for first, at most for the group's
     /// [`grace`](crate::GroupOptions::grace).

@@ -240,7 +240,8 @@ impl Serve for Tcp {
     /// Steers around them, and has them drop every SYN.
     ///
     /// Recent kernels give a TCP socket a filter only with `CAP_NET_ADMIN`. Where the group is
-    /// steered around the members, the filter is a second guard, and they leave without it.
+    /// steered around the members, the filter is a second guard, and they leave without it. Where
+    /// it is not, they are bound to an interface that does not exist.
     fn turn_away(
         server: &Server,
         control: &Control<Tcp>,
@@ -260,7 +261,13 @@ impl Serve for Tcp {
         for member in &members {
             // The flag first: a connection that inherits the filter is accepted later.
             member.source.filtered.store(true, Relaxed);
-            match os::attach_filter(&member.socket.0, &DROP_SYNS) {
+            let turned = match os::attach_filter(&member.socket.0, &DROP_SYNS) {
+                Err(error) if error.errno() == libc::EPERM && (last || joined) => {
+                    os::bind_to_nowhere(&member.socket.0).map_err(|_| error)
+                }
+                turned => turned,
+            };
+            match turned {
                 Err(error) if error.errno() == libc::EPERM && !joined => {}
                 Err(error) => {
                     members

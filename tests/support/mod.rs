@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs};
 
 #[cfg(target_os = "linux")]
-pub use namespace::{GIVEN, SYSCTLS, first_namespace, namespace, own_namespace};
+pub use namespace::{GIVEN, SYSCTLS, drop_capabilities, first_namespace, namespace, own_namespace};
 pub use process::{
     LONG, Lines, Resource, Running, bounded, finish, limit_softly, no_process_starts, program,
     start, try_start,
@@ -79,35 +79,6 @@ pub fn sent_again(stream: &TcpStream) -> bool {
     let got = unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, at, &raw mut len) };
     assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
     info[25] > 0
-}
-
-/// Returns whether this process may attach a packet filter to a TCP socket, without which a joined
-/// group, or one that stops, cannot turn new clients away; skips the test otherwise. Some kernels
-/// (6.18 is one) want `CAP_NET_ADMIN` for it.
-#[cfg(all(feature = "std", target_os = "linux"))]
-#[track_caller]
-pub fn may_filter() -> bool {
-    use std::os::fd::AsRawFd;
-    let listener = reuseport::Listener::bind(([127, 0, 0, 1], 0)).expect("a listener");
-    let mut keep_all = libc::sock_filter {
-        code: 0x06, // BPF_RET | BPF_K
-        jt: 0,
-        jf: 0,
-        k: u32::MAX,
-    };
-    let filter = libc::sock_fprog {
-        len: 1,
-        filter: &raw mut keep_all,
-    };
-    let (at, len) = ((&raw const filter).cast(), size_of_val(&filter));
-    let len = len.try_into().expect("a short struct");
-    let (fd, level) = (listener.as_raw_fd(), libc::SOL_SOCKET);
-    // SAFETY: the option takes a `sock_fprog`, which is readable, and so is its one instruction.
-    let set = unsafe { libc::setsockopt(fd, level, libc::SO_ATTACH_FILTER, at, len) };
-    if set != 0 {
-        skip("this kernel wants CAP_NET_ADMIN for a packet filter on a TCP socket");
-    }
-    set == 0
 }
 
 /// Returns how many SYNs were sent again, in the calling thread's network namespace.

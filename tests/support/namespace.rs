@@ -161,7 +161,8 @@ fn start_loopback() -> io::Result<()> {
     TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).map(drop)
 }
 
-fn drop_capabilities() -> io::Result<()> {
+/// Takes all capabilities from the calling thread.
+pub fn drop_capabilities() -> io::Result<()> {
     // `struct __user_cap_header_struct` with version 3 and this process, and its two data structs.
     let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
     // SAFETY: both are readable, and as long as version 3 has them.

@@ -1,5 +1,7 @@
 //! What the kernel has, and the libc crate only for some C libraries.
 
+#[cfg(all(feature = "std", target_env = "gnu"))]
+pub(crate) use libc::SO_BINDTOIFINDEX;
 #[cfg(all(feature = "std", target_os = "linux"))]
 pub(crate) use libc::dup3;
 #[cfg(target_env = "gnu")]
@@ -20,6 +22,8 @@ mod generic {
     pub(crate) const SO_INCOMING_CPU: c_int = 49;
     pub(crate) const SO_ATTACH_REUSEPORT_CBPF: c_int = 51;
     pub(crate) const SO_MEMINFO: c_int = 55;
+    #[cfg(feature = "std")]
+    pub(crate) const SO_BINDTOIFINDEX: c_int = 62;
     pub(crate) const SO_DETACH_REUSEPORT_BPF: c_int = 68;
 }
 

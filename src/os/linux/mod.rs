@@ -33,7 +33,7 @@ pub(crate) use poller::Poller;
 #[cfg(feature = "std")]
 pub(crate) use sock_diag::{Handshake, Handshakes, listeners};
 #[cfg(feature = "std")]
-pub(crate) use socket::{accept_queue, accept_silent_clients, receive_buffer};
+pub(crate) use socket::{accept_queue, accept_silent_clients, bind_to_nowhere, receive_buffer};
 #[cfg(feature = "std")]
 pub(crate) use socket::{attach_filter, attach_program, detach_filter, detach_program};
 

@@ -2,6 +2,8 @@
 
 use core::ffi::c_int;
 
+#[cfg(feature = "std")]
+use super::constants::SO_BINDTOIFINDEX;
 use super::constants::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF, SO_MEMINFO};
 use crate::address::socklen;
 use crate::error::Error;
@@ -62,6 +64,23 @@ pub(super) fn option(socket: &Descriptor, level: c_int, name: c_int) -> Result<c
 #[cfg(feature = "std")]
 pub(crate) fn accept_silent_clients(listener: &Descriptor) -> Result<(), Error> {
     listener.set_option(sys::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0)
+}
+
+/// Has the kernel send no new connection to a listener: binds it to an interface that does not
+/// exist (`SO_BINDTOIFINDEX`, Linux 5.0). Handshakes under way go on, and so do their connections:
+/// these have the interface that the listener had before.
+///
+/// Since Linux 5.7 a socket without an interface needs no privilege for it. Undoing it takes
+/// `CAP_NET_RAW`, so it is for a listener that leaves.
+#[cfg(feature = "std")]
+pub(crate) fn bind_to_nowhere(listener: &Descriptor) -> Result<(), Error> {
+    const NOWHERE: c_int = c_int::MAX;
+    let bound = listener.set_option(SOL_SOCKET, SO_BINDTOIFINDEX, NOWHERE);
+    // It may be there already.
+    match option(listener, SOL_SOCKET, SO_BINDTOIFINDEX) {
+        Ok(NOWHERE) => Ok(()),
+        _ => bound,
+    }
 }
 
 /// `TCP_INFO`, whose fields for sent and for unacknowledged segments are the accept queue of a

@@ -93,7 +93,7 @@ impl<P: Serve> Part for Server<P> {
         // The group is steered to the new members already. Where a filter cannot be had, the old
         // ones leave without. Datagrams that are still on their way are to be received.
         if !P::HAS_PAYLOAD {
-            _ = P::turn_away(self, &self.control(), &split.old, true);
+            _ = P::turn_away(self, &self.control(), &split.old, false);
         }
         self.drain(&split.old, deadline);
     }
