@@ -4,9 +4,10 @@
 
 mod support;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::FromRawFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -408,9 +409,9 @@ fn sockets_of_several_units_are_served_and_left_to_the_service_manager() {
     if !tool("systemd-socket-activate") || !support::own_namespace() {
         return support::skip("no systemd-socket-activate, or no namespace with ports of its own");
     }
-    // Outside the range of outgoing connections, in a namespace where no other process is.
-    let [v4, v6]: [SocketAddr; 2] =
-        ["127.0.0.1:3101", "[::1]:3102"].map(|address| address.parse().unwrap());
+    // It takes no port 0. In a namespace where no other process is, no other takes these meanwhile.
+    let free = ["127.0.0.1:0", "[::1]:0"].map(|address| TcpListener::bind(address).unwrap());
+    let [v4, v6] = free.map(|listener| listener.local_addr().unwrap());
     let mut activate = program("systemd-socket-activate");
     for address in [v4, v6] {
         activate.args(["-l", &address.to_string()]);
@@ -418,7 +419,7 @@ fn sockets_of_several_units_are_served_and_left_to_the_service_manager() {
     activate.args([REUSEPORT, "serve", "--quiet"]);
     let mut systemd = start(activate.stdout(Stdio::null()).stderr(Stdio::piped()));
     let mut stderr = systemd.stderr();
-    support::read_until(&mut stderr, "Listening on [::1]:3102");
+    support::read_until(&mut stderr, &format!("Listening on {v6}"));
 
     // The first to come has the program started.
     (0..5).for_each(|_| _ = visit(v6));
@@ -442,4 +443,112 @@ fn sockets_of_several_units_are_served_and_left_to_the_service_manager() {
             "{said}"
         );
     }
+}
+
+/// The unit of the recipes for a service with few rights.
+fn hardened_unit() -> String {
+    let path = "tests/crates/recipes/hardened.service";
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+#[test]
+fn hardened_unit_is_valid() {
+    if !tool("systemd-analyze") {
+        return;
+    }
+    let unit = support::scratch("unit").join("hardened.service");
+    let text = hardened_unit().replace("/usr/local/bin/reuseport", REUSEPORT);
+    fs::write(&unit, text).unwrap();
+
+    let done = finish(program("systemd-analyze").arg("verify").arg(&unit));
+
+    let said = support::text(&done.stderr);
+    let of_it: Vec<_> = said
+        .lines()
+        .filter(|line| line.contains("hardened"))
+        .collect();
+    assert!(done.status.success() && of_it.is_empty(), "{said}");
+}
+
+/// The calls that a filter of systemd allows: sets to add, and with a tilde, to take away.
+fn allowed(filters: &[&str]) -> BTreeSet<String> {
+    let done = finish(program("systemd-analyze").arg("syscall-filter"));
+    let (mut sets, mut name) = (BTreeMap::<&str, Vec<&str>>::new(), "");
+    for line in support::text(&done.stdout).lines() {
+        match line.trim() {
+            word if word.starts_with('#') || word.is_empty() => {}
+            word if line.starts_with('@') => name = word,
+            word => sets.entry(name).or_default().push(word),
+        }
+    }
+    let mut allowed = BTreeSet::new();
+    for filter in filters {
+        let words = filter.trim_start_matches('~').split_whitespace();
+        let mut rest: Vec<_> = words.collect();
+        while let Some(word) = rest.pop() {
+            match sets.get(word) {
+                Some(set) => rest.extend(set),
+                None if filter.starts_with('~') => _ = allowed.remove(word),
+                None => _ = allowed.insert(word.to_owned()),
+            }
+        }
+    }
+    allowed
+}
+
+/// The names of the calls in what `strace -f` has written.
+fn calls(trace: &str) -> BTreeSet<&str> {
+    let lines = trace.lines().filter_map(|line| line.split_once(' '));
+    let names = lines.filter_map(|(_pid, call)| Some(call.trim_start().split_once('(')?.0));
+    let is_name = |name: &&str| name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    names.filter(is_name).collect()
+}
+
+#[test]
+fn hardened_unit_allows_every_call_of_serve_and_its_restart() {
+    if !tool("systemd-analyze") || !tool("strace") || !tool("cc") {
+        return;
+    }
+    let directory = support::scratch("hardened");
+    let (refuse, trace) = (
+        support::compile("tests/support/refuse.c", &directory),
+        directory.join("trace"),
+    );
+    let mut strace = program("strace");
+    strace.args(["-f", "-qq", "-o"]).arg(&trace).arg(refuse);
+    strace
+        .args(["netlink", "--", REUSEPORT])
+        .args(SERVE)
+        .arg("--quiet");
+    let mut server = ServeProcess::from(&mut strace);
+    visit(server.address);
+
+    let new = server.hand_over(child_of(server.pid()));
+    visit(server.address);
+    signal(new, libc::SIGTERM);
+    let (_, _, said) = server.end();
+
+    assert!(
+        said.contains("1 connection; all that were queued are served"),
+        "{said}"
+    );
+    let unit = hardened_unit();
+    let filters = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("SystemCallFilter="));
+    let allowed = allowed(&filters.collect::<Vec<_>>());
+    let trace = fs::read_to_string(trace).unwrap();
+    let calls = calls(&trace);
+    let refused: Vec<_> = calls
+        .iter()
+        .filter(|call| !allowed.contains(**call))
+        .collect();
+    assert!(
+        calls.contains("accept4") && refused.is_empty(),
+        "{refused:?}"
+    );
+    assert!(
+        trace.contains("socket(AF_NETLINK"),
+        "the unit refuses it for nothing"
+    );
 }
