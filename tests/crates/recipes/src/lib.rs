@@ -37,17 +37,33 @@ pub fn members() -> usize {
 
 /// Says who has answered, in a way that any HTTP client understands.
 pub fn answer(member: usize) -> String {
-    let body = format!("member {member}\n");
+    page(&format!("member {member}\n"))
+}
+
+fn page(body: &str) -> String {
     let length = body.len();
     format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
 }
 
 /// Answers on a connection that blocks. Its acceptor waits for as long as the client says nothing.
-pub fn reply(member: usize, mut connection: Connection) -> io::Result<()> {
+///
+/// # Errors
+///
+/// Of the connection.
+pub fn reply(member: usize, connection: Connection) -> io::Result<()> {
+    respond(connection, &format!("member {member}\n"))
+}
+
+/// The same with another page.
+///
+/// # Errors
+///
+/// Of the connection.
+pub fn respond(mut connection: Connection, body: &str) -> io::Result<()> {
     connection.set_read_timeout(Some(PATIENCE))?;
     // Read first: a socket that is closed with bytes unread resets, and the answer may be lost.
     _ = connection.read(&mut [0; 4096])?;
     // A fresh socket has room for this much, so the send neither waits nor stops half way.
-    connection.send(answer(member).as_bytes())?;
+    connection.send(page(body).as_bytes())?;
     Ok(())
 }
