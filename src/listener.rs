@@ -129,7 +129,7 @@ impl Connection {
 
     /// Waits for bytes and reads as many as fit into `buffer`: `recv(2)`. 0: end of stream.
     /// # Errors
-    /// `ECONNRESET`; `EAGAIN` after the [read timeout](Self::set_read_timeout).
+    /// `ECONNRESET`, `EINTR`; `EAGAIN` after the [read timeout](Self::set_read_timeout).
     pub fn recv(&self, buffer: &mut [u8]) -> Result<usize, Error> {
         // SAFETY: a mutable slice is writable for its length.
         unsafe { sys::recv(self.raw(), buffer.as_mut_ptr().cast(), buffer.len(), 0) }

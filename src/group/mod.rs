@@ -96,7 +96,8 @@ impl Group {
     ///
     /// # Errors
     /// [`NoMembers`](GroupError::NoMembers) if there are none;
-    /// [`AddressMismatch`](GroupError::AddressMismatch) if they have different addresses.
+    /// [`AddressMismatch`](GroupError::AddressMismatch) if they have different addresses;
+    /// [`Call`](GroupError::Call) if one is no bound IP socket.
     pub fn from_listeners(listeners: Vec<Listener>) -> Result<Group, GroupError> {
         Group::from_sockets(listeners)
     }
@@ -129,7 +130,8 @@ impl<P: Protocol> Group<P> {
     /// [`shared`](GroupOptions::shared): for a single socket that was inherited.
     ///
     /// # Errors
-    /// [`GroupError::SharedSocket`] if the group has several sockets.
+    /// [`GroupError::SharedSocket`] if the group has several sockets; [`GroupError::Call`] if no
+    /// descriptor is left.
     pub fn share_among(mut self, workers: usize) -> Result<Group<P>, GroupError> {
         let [only] = self.sockets.as_slice() else {
             return Err(GroupError::SharedSocket);
@@ -204,6 +206,8 @@ impl<P: Protocol> Group<P> {
     ///   was made.
     /// - [`GroupError::Inherited`]: other processes hold the sockets too.
     /// - [`GroupError::PredecessorLeaving`]: the old process has not closed its sockets yet.
+    /// - [`GroupError::JoinedGroup`]: it ended before it had left in order, so that the indexes are
+    ///   not known.
     /// - [`GroupError::Call`]: a system call failed. The group is as it was.
     pub fn add(&mut self) -> Result<(), GroupError> {
         self.check_changeable()?;
@@ -278,6 +282,7 @@ impl<P: Protocol> Group<P> {
     /// # Errors
     /// - [`GroupError::Unsupported`]: this kernel has no steering programs.
     /// - [`GroupError::JoinedGroup`], [`GroupError::SharedSocket`]: such a group has the hash.
+    /// - [`GroupError::Inherited`], [`GroupError::PredecessorLeaving`]: as for [`add`](Self::add).
     /// - [`GroupError::NoSuchMember`]: no member has the index.
     /// - [`GroupError::NoPayload`]: TCP cannot be steered by a byte.
     /// - [`GroupError::InvalidConnectionId`], [`GroupError::TooManyMembers`]: see

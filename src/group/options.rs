@@ -62,9 +62,10 @@ impl<P> Default for GroupOptions<P> {
 impl GroupOptions {
     /// Sets how many threads may be started beside one for each member. Default: 512.
     ///
-    /// A handler that blocks for more than about 1 ms keeps its thread; a spare thread then accepts
-    /// on its listener. So there may be more handlers at a time than members. A spare is started
-    /// when it is needed, and ends after 5 s without work; it takes about 30 kB.
+    /// A handler that runs for more than 1 to 2 ms keeps its thread; a spare thread then accepts on
+    /// its listener. So there may be more handlers at a time than members. A spare is started when
+    /// it is needed, and ends after 5 s without work. It takes about 12 kB of the process's memory,
+    /// and of the kernel's a stack (16 KiB on x86-64).
     ///
     /// With no spare left, connections wait behind the blocked handlers: as many silent clients as
     /// there are threads stop the server. [`Stats::starved`](crate::Stats::starved) counts it.
@@ -111,9 +112,10 @@ impl GroupOptions<Udp> {
         self
     }
 
-    /// Sets the size of the buffer for each datagram, in bytes: 1 to 65 535, the default. A longer
-    /// datagram is truncated, and [`Datagram::is_truncated`](crate::Datagram::is_truncated) returns
-    /// true. The memory is used only as far as datagrams fill it.
+    /// Sets the size of the buffer for each datagram, in bytes: 1 to 65 535, the default; other
+    /// values are cut to that. A longer datagram is truncated, and
+    /// [`Datagram::is_truncated`](crate::Datagram::is_truncated) returns true. The memory is used
+    /// only as far as datagrams fill it.
     pub fn max_datagram_size(mut self, bytes: usize) -> GroupOptions<Udp> {
         self.max_datagram_size = bytes.clamp(1, MAX_DATAGRAM);
         self
@@ -131,9 +133,8 @@ impl<P: Protocol> GroupOptions<P> {
         self
     }
 
-    /// Opens one socket instead of many, on which all workers wait: the older way that the manual
-    /// page describes, which works on every kernel. An idle worker takes the next connection or
-    /// datagram. Default: off.
+    /// Opens one socket, on which all workers wait, in place of one for each member. It works on
+    /// every kernel. An idle worker takes the next connection or datagram. Default: off.
     pub fn shared(mut self, on: bool) -> GroupOptions<P> {
         self.shared = on;
         self
@@ -148,7 +149,7 @@ impl<P: Protocol> GroupOptions<P> {
         self
     }
 
-    /// Runs the workers of each member on one CPU: of those that the program may use, member 0 on
+    /// Runs the workers of each member on one CPU: of those that the process may use, member 0 on
     /// the first, and so on; from the first again where there are more members. Default: off.
     ///
     /// # Platforms

@@ -28,14 +28,16 @@ pub enum Steering {
     /// By a hash of the four-tuple: what the kernel does without a program.
     #[default]
     Hash,
-    /// By the CPU that received the packet: member 0 has the first CPU that the program may run on,
-    /// and so on. For a CPU without a member the kernel takes the hash.
+    /// By the CPU that received the packet: member 0 has the first CPU that the process may run on,
+    /// and so on; one that is added has the first CPU without a member. For a CPU without a member
+    /// the kernel takes the hash.
     Cpu,
     /// At random.
     Random,
     /// At random, without the member at this index.
     Except(usize),
-    /// For datagrams: the member whose number, modulo 256, is the byte at this offset. A protocol
+    /// For datagrams: the member whose number, modulo 256, is the byte of the payload at this
+    /// offset, which begins at 0. A protocol
     /// that carries a connection id has the server write its number there; the flow then comes back
     /// to it from any address. For a datagram that is too short, or whose byte is no member's, the
     /// kernel takes the hash; and for all datagrams during the microseconds in which a member

@@ -12,12 +12,16 @@
 //! | Linux 3.9, Android | balances, as described here |
 //! | FreeBSD 12 | balances with `SO_REUSEPORT_LB`, up to 256 members |
 //! | FreeBSD, plain `SO_REUSEPORT` | allows the bind; one socket gets all connections |
-//! | `DragonFly` 3.6 | balances with `SO_REUSEPORT`; a closing listener's queue goes to another |
+//! | `DragonFly` 3.6 | balances with `SO_REUSEPORT` |
 //! | Solaris 11.4 | balances, unless `SO_REUSEADDR` is set as well |
 //! | AIX 7.2.5 | balances |
 //! | macOS, iOS | allow the bind; one socket gets all connections |
 //! | NetBSD, OpenBSD | allow the bind; one socket gets all connections |
 //! | Windows | has no such option; `SO_REUSEADDR` there lets another program take the port |
+//!
+//! (Sources: FreeBSD review D11003; sephe's `reuseport_ext.txt` for `DragonFly`; libuv pull request
+//! 4407 for AIX and issue 4732 for Solaris; Microsoft's *Using SO\_REUSEADDR and
+//! SO\_EXCLUSIVEADDRUSE*.)
 //!
 //! On macOS the address decides which socket gets all connections: by the sources of xnu the newest
 //! for a specific address, the oldest for the wildcard. [`BALANCES`](crate::BALANCES) is `false`
@@ -47,19 +51,20 @@
 //! | program | since Linux | privilege | what it adds |
 //! |---|---|---|---|
 //! | classic BPF, `SO_ATTACH_REUSEPORT_CBPF` | 4.5 UDP, 4.6 TCP | none | an index |
-//! | eBPF, `SO_ATTACH_REUSEPORT_EBPF` | 4.5 UDP, 4.6 TCP | `bpf(2)` | maps: an index that changes |
+//! | eBPF, `SO_ATTACH_REUSEPORT_EBPF` | 4.5 UDP, 4.6 TCP | `CAP_BPF` | maps: a changing index |
 //! | `BPF_PROG_TYPE_SK_REUSEPORT` | 4.19 | `CAP_BPF` | a socket out of a sockarray |
 //! | the same, `SELECT_OR_MIGRATE` | 5.14 | `CAP_BPF` | a new member for what would be reset |
 //! | `BPF_PROG_TYPE_SK_LOOKUP` | 5.9 | `CAP_BPF`, `CAP_NET_ADMIN` | one socket for many addresses |
 //!
 //! (Sources: socket(7), bpf-helpers(7), capabilities(7); commits 2dbb9b9e6df6 and d5e4ddaeb6ab;
 //! Documentation/bpf/prog\_sk\_lookup.rst. Before Linux 5.8, `CAP_SYS_ADMIN` takes the place of
-//! `CAP_BPF`.)
+//! `CAP_BPF`. The second row needs none where `kernel.unprivileged_bpf_disabled` is 0.)
 //!
 //! A **sockarray** (`BPF_MAP_TYPE_REUSEPORT_SOCKARRAY`) holds sockets by a key that the program
 //! chooses. So a departure shifts no index, and the sockets may belong to several processes. A
 //! program of the type `SELECT_OR_MIGRATE` is also asked when a listener closes, for each
-//! connection in its queue and each handshake: it can give them to another member.
+//! connection in its queue, and later for each of its handshakes, when the ACK arrives or the
+//! SYN-ACK is due again: it can give them to another member.
 //!
 //! **sk\_lookup** belongs to a network namespace, and runs before the kernel looks for a listener.
 //! It can give a range of ports or addresses to one socket. If that socket is a member of a group,

@@ -45,11 +45,12 @@
 //!
 //! ```text
 //!    member      one socket of a group; in a server, with its threads
-//!    index       the place of a member in the kernel's array: it changes when another leaves
+//!    index       the place of a member in the kernel's array; when one leaves, the last takes its
 //!    number      this crate's name for a member of a server: it stays while the member lives
 //!    acceptor    the thread that accepts for a TCP member, and in the API that member's number
 //!    receiver    the same for a UDP member
-//!    claim       to bind the port exclusively                             chapter 4
+//!    exclusive   bound so that a second copy of the server is refused     chapter 4
+//!    claim       a statement of this guide that `explain` tests
 //!    steering    a BPF program chooses the member, in place of the hash   chapter 6
 //!    hand-off    a blocked thread's listener goes to a spare thread       chapter 7
 //! ```
@@ -156,8 +157,9 @@
 //!
 //! **The device separates groups too.** A socket that is bound to a network device
 //! (`SO_BINDTODEVICE`) is not in the group of those that are not. Both groups match a SYN from that
-//! device, and the more exact one does not win: on IPv4 the group opened last gets all connections.
-//! On IPv6 it is the group opened first (measured).
+//! device, and the more exact one does not win. On IPv4 the group of the newest listener gets all
+//! connections, so one that is added can change which group that is. On IPv6 it is the group of the
+//! oldest listener (measured).
 //! `explain --claim a-bound-device-is-another-group`
 //!
 //! **The choice is made once, at the SYN** (since Linux 4.4: commit 079096f103fa). The kernel keeps
@@ -214,40 +216,44 @@
 //! binds *and listens* without the option. The kernel refuses that if another socket listens there.
 //! Then the first socket sets the option, and the other members bind. From then on a second `Group`
 //! is refused, but a process of the same user that sets the option from the start can join.
-//! `explain --claim the-claim-keeps-others-out` `GroupOptions::join(true)` leaves the claim out,
-//! for processes that share a port on purpose. Connections of an earlier server in `TIME_WAIT` (see
-//! below) refuse a `bind` without the option. `Group` then binds with the option, compares the
-//! kernel's list of listeners before and after `listen`, and gives way to another listener.
+//! `explain --claim the-claim-keeps-others-out` `GroupOptions::join(true)` leaves that out, for
+//! processes that share a port on purpose. The first socket sets `SO_REUSEADDR`. So connections in
+//! `TIME_WAIT` refuse it only if their server had set `SO_REUSEPORT` alone, or neither option (see
+//! below). In the first case `Group` binds with the option, compares the kernel's list of listeners
+//! before and after `listen`, and gives way to another listener.
 //!
 //! **What else holds a port.** Not only listeners refuse a `bind`:
 //!
 //! - A server that closes connections first leaves them in `TIME_WAIT` for 60 s, with its options.
-//!   They refuse a server that sets only the other of the two options.
+//!   They refuse a server that sets only the other one of `SO_REUSEADDR` and `SO_REUSEPORT`.
 //!   `explain --claim leftovers-want-the-same-option`
 //! - If that server had set neither option, they refuse every `bind` for that minute.
 //!   `explain --claim leftovers-without-options-refuse-all`
-//! - An outgoing connection that has the port as its *local* port refuses every `bind`, with both
-//!   options too. Keep a server's port out of `net.ipv4.ip_local_port_range`, or reserve it in
+//! - An outgoing connection that has the port as its *local* port, on a socket without the two
+//!   options, refuses every `bind` to its address or to the wildcard, with both options too. Keep a
+//!   server's port out of `net.ipv4.ip_local_port_range`, or reserve it in
 //!   `net.ipv4.ip_local_reserved_ports` (see ip-sysctl.rst in the kernel's documentation).
 //!   `explain --claim an-outgoing-connection-takes-its-port`
 //!
 //! **Port 0** asks the kernel for a free port. For TCP the kernel never returns a port in use, not
-//! even to a socket that could share it; for UDP it may. That holds since commit 0643ee4fd1b7
-//! (2016), and not with `net.ipv4.ip_autobind_reuse=1`.
+//! even to a socket that could share it; for UDP it may. For TCP that holds since commit
+//! 0643ee4fd1b7 (2016), and not with `net.ipv4.ip_autobind_reuse=1`.
 //! `explain --claim port-0-never-collides`
 //!
 //! # 5. Leaving a group
 //!
 //! When a listener closes, or is shut down, the kernel resets the connections in its queue, which
-//! the clients regard as established, and the handshakes under way. Other members could serve them,
-//! and do not get them. `explain --claim close-resets-the-queue` (For the handshakes see the
-//! counter-case of `explain --claim adding-loses-no-handshake`.)
+//! the clients regard as established. It also forgets the handshakes under way: a client whose ACK
+//! was on its way is reset when that arrives, and one that has not received the SYN-ACK sends its
+//! SYN again, which reaches another member. Other members could serve the first two, and do not get
+//! them. `explain --claim close-resets-the-queue` (For the handshakes see the counter-case of
+//! `explain --claim adding-loses-no-handshake`.)
 //!
 //! The sysctl `net.ipv4.tcp_migrate_req` moves most of them to another member instead. It is there
 //! since Linux 5.14, off by default, and root sets it for a network namespace (ip-sysctl.rst). The
 //! hash chooses that member, also where a classic BPF program steers the group. Before commit
-//! 3864c6ba (April 2026, and stable trees) a thread that slept in `accept` or `poll` was not woken
-//! for what had moved to it.
+//! 3864c6ba1e04 (April 2026, and stable trees) a thread that slept in `accept` or `poll` was not
+//! woken for what had moved to it.
 //!
 //! The kernel keeps the members in an array. When one leaves, the last one takes over its index.
 //! `explain --claim the-last-moves-into-the-hole`
@@ -277,11 +283,11 @@
 //! and 3 it works on loopback, where a handshake takes no time, and fails on a real network
 //! (`tests/delay.rs`).
 //!
-//! If a SYN-ACK or its answer is lost on the way, the handshake takes 1 s longer: the kernel sends
-//! its part again after that time. A grace period of 1 s may then be too short, and 3 s, the
-//! default, are enough for one lost packet (measured: none of 40 was lost). A listener with
-//! `TCP_DEFER_ACCEPT` keeps a connected client in the handshake until that sends something. Set the
-//! option to 0 before the member leaves; `retire` does.
+//! If a SYN-ACK or the client's ACK is lost, the handshake takes 1 s longer, because the kernel
+//! sends the SYN-ACK again after 1 s. A grace period of 1 s may then be too short. The default of
+//! 3 s is enough for one lost packet (measured: 0 of 40 were lost). With `TCP_DEFER_ACCEPT` a
+//! connected client stays in the handshake until it sends data, or the option's time has passed.
+//! Set the option to 0 before the member leaves; `retire` does.
 //!
 //! If the queue cannot be emptied within the grace period, because no descriptor or no thread is
 //! left, `retire` fails with `GroupError::StillQueued`. The member stays, steered around, and a
@@ -300,8 +306,8 @@
 //! So there is no steering, and only the packet filter turns clients away from a member that
 //! leaves, or that interface: the member has no route to answer a SYN, and the client sends it
 //! again. `hand_over` fails with `GroupError::JoinedGroup`. `add`, `retire` and `stop` work as
-//! above. A group that another process has joined in spite of its claim is treated in the same way
-//! (`Server::other_listeners`).
+//! above. A group that another process has joined although it was bound exclusively is treated in
+//! the same way (`Server::other_listeners`).
 //!
 //! **Which calls end a listener:**
 //!

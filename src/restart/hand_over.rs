@@ -59,7 +59,16 @@ impl<P: Serve> Server<P> {
     /// [`GroupError::HandingOver`](crate::GroupError::HandingOver).
     ///
     /// # Errors
-    /// [`HandOverError`]; the group is then as it was.
+    /// The group is then as it was.
+    /// - [`HandOverError::Group`]: a call failed, or the group cannot be handed over:
+    ///   [`SharedSocket`](crate::GroupError::SharedSocket),
+    ///   [`JoinedGroup`](crate::GroupError::JoinedGroup),
+    ///   [`Inherited`](crate::GroupError::Inherited), or a change that excludes this one is under
+    ///   way or has been made.
+    /// - [`HandOverError::Prepare`]: no descriptor is left to pass the members on.
+    /// - [`HandOverError::Spawn`]: `command` could not be started.
+    /// - [`HandOverError::ChildExited`]: the new process ended before it was ready.
+    /// - [`HandOverError::TimedOut`]: it was not ready within `timeout`, and was killed.
     ///
     /// # Platforms
     /// Linux and Android alone.
@@ -79,7 +88,7 @@ impl<P: Serve> Server<P> {
 /// The new process takes them by [`Inherited::from_env`](crate::Inherited::from_env).
 ///
 /// # Errors
-/// [`HandOverError`]; all groups are then as they were.
+/// Those of [`Server::hand_over`]; all groups are then as they were.
 ///
 /// # Platforms
 /// Linux and Android alone.
@@ -153,7 +162,7 @@ impl HandOver<'_> {
     /// process; this server then has no members.
     ///
     /// Connections that are still queued at the end of `grace` are reset and counted, as by
-    /// [`Server::stop`]; handlers that still run finish alone.
+    /// [`Server::stop`]; handlers that still run go on until they return.
     ///
     /// # Errors
     /// [`HandOverError::ChildExited`] if the new process has ended. The server then goes on, on the

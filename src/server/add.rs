@@ -20,6 +20,7 @@ impl<P: Serve> Server<P> {
     /// - [`GroupError::UserMismatch`]: the process has dropped its privileges since.
     /// - [`GroupError::Inherited`]: other processes hold the sockets too.
     /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
+    /// - [`GroupError::HandedOver`], [`GroupError::Stopped`]: the server has come to its end.
     /// - [`GroupError::TooManyMembers`]: see [`Steering::Quic`](crate::Steering::Quic).
     pub fn add(&self) -> Result<usize, GroupError> {
         let mut control = self.change()?;

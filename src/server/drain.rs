@@ -48,8 +48,8 @@ impl<P: Serve> Server<P> {
     ///
     /// It takes as long as the slowest handshake under way, with any member, and at most the
     /// group's [`grace`](crate::GroupOptions::grace): a client that never answers costs the whole
-    /// grace. A handler that still runs then finishes alone ([`Stats::running`]), also the one that
-    /// calls this for its own member.
+    /// grace. A handler that still runs then goes on until it returns ([`Stats::running`]), also
+    /// the one that calls this for its own member.
     ///
     /// Handshakes with other listeners on the port, at other addresses, are not waited for. A
     /// client that `TCP_DEFER_ACCEPT` keeps back is accepted before it has sent anything.
@@ -61,8 +61,8 @@ impl<P: Serve> Server<P> {
     ///   lists it there. (TPROXY is covered: such a listener has `IP_TRANSPARENT`.)
     /// - takes more than 1.2 s where the kernel's list is not available.
     ///
-    /// On Linux, removing the newest member of an IPv4 group, or the oldest of an IPv6 group,
-    /// delays one connecting client by 1 s in about 1 of some hundred removals.
+    /// Under load, to remove the newest member of an IPv4 group, or the oldest of an IPv6 group,
+    /// delays one connecting client by 1 s in 1 of 460, or of 260, removals (Linux 6.18).
     ///
     /// All datagrams that have reached a UDP member are handled, also after the grace if they are
     /// queued behind a handler that still runs. Before Linux 6.13 such a member stays, draining,
@@ -74,9 +74,10 @@ impl<P: Serve> Server<P> {
     /// - [`GroupError::NoSuchMember`], [`GroupError::LastMember`], [`GroupError::SharedSocket`],
     ///   [`GroupError::Inherited`]: it cannot be removed.
     /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
+    /// - [`GroupError::HandedOver`], [`GroupError::Stopped`]: the server has come to its end.
     /// - [`GroupError::Call`]: the group could not be steered. With `EPERM` in a joined group that
-    ///   is bound to a device, where the kernel wants `CAP_NET_ADMIN` for a packet filter (Linux
-    ///   6.18 does).
+    ///   is bound to a device, where the kernel wants `CAP_NET_ADMIN` for a packet filter (since
+    ///   commit 5d39580f68e6 of June 2026, also in stable trees).
     ///
     /// # Platforms
     /// Elsewhere than on Linux and Android, handshakes under way are lost.

@@ -114,7 +114,7 @@ pub trait Serve: Protocol {
 ///
 /// [`Group::spawn`](crate::Group::spawn) makes one. Dropping it is [`stop`](Self::stop) with the
 /// group's [`grace`](crate::GroupOptions::grace) period; a handler that has not returned by then
-/// finishes alone.
+/// goes on until it does.
 ///
 /// # Examples
 /// ```

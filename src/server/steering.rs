@@ -10,11 +10,12 @@ use crate::os;
 
 impl<P: Serve> Server<P> {
     /// Sets how the kernel chooses a member, as
-    /// [`Group::set_steering`](crate::Group::set_steering).
+    /// [`Group::set_steering`](crate::Group::set_steering): `Except` takes an index, not a number.
     ///
     /// # Errors
     /// Those of [`Group::set_steering`](crate::Group::set_steering), and
-    /// [`GroupError::PredecessorLeaving`] and [`GroupError::HandingOver`]: try again later.
+    /// [`GroupError::PredecessorLeaving`] and [`GroupError::HandingOver`]: try again later;
+    /// [`GroupError::HandedOver`] and [`GroupError::Stopped`]: there are no members any more.
     pub fn set_steering(&self, steering: Steering) -> Result<(), GroupError> {
         let mut control = self.change()?;
         steering.check(self.pool.lock().members.len())?;

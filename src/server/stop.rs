@@ -15,11 +15,11 @@ impl<P: Serve> Server<P> {
     /// Takes nothing new, has every established connection or queued datagram handled, closes, and
     /// returns what was done for each member: all within `grace`.
     ///
-    /// A handler that still runs then finishes alone ([`Stats::running`]). It cannot be
-    /// interrupted: one that waits for its client wants a [read
-    /// timeout](crate::Connection::set_read_timeout), or looks at its
-    /// [`StopToken`](crate::StopToken). A handler that calls this itself is such a one: the call
-    /// takes the whole grace. Connections that are still queued then, because no thread or
+    /// A handler that still runs then goes on until it returns ([`Stats::running`]). It cannot be
+    /// interrupted: one that waits for its client needs a [read
+    /// timeout](crate::Connection::set_read_timeout), or has to look at its
+    /// [`StopToken`](crate::StopToken). If a handler calls `stop` itself, the call takes the whole
+    /// grace. Connections that are still queued then, because no thread or
     /// descriptor is left, are reset and counted ([`Stats::reset`]).
     ///
     /// A client that connects meanwhile gets no answer and tries again after 1 s, or is refused at

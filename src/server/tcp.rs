@@ -26,16 +26,16 @@ impl Group {
     /// Starts a thread for each member, which accepts connections and calls `handler` with the
     /// member's number.
     ///
-    /// **A handler that blocks** keeps its thread. The connections behind it wait about 1 ms; then
+    /// **A handler that blocks** keeps its thread. The connections behind it wait 1 to 2 ms; then
     /// a spare thread accepts in its place. So handlers may wait for their clients, and there may
     /// be more handlers at a time than members. **The limit** is
     /// [`spare_threads`](crate::GroupOptions::spare_threads), 512 by default: as many silent
     /// clients as threads stop the server, so a handler that reads needs a
     /// [read timeout](Connection::set_read_timeout). **[`stop`](Server::stop) cannot interrupt** a
-    /// handler that is in `recv`; at the end of the grace period it is left to finish alone.
+    /// handler that is in `recv`; after the grace period it goes on until it returns.
     ///
-    /// A handler that computes for longer than 1 ms is treated alike: its spare competes for the
-    /// CPU, on the same one if workers are [pinned](crate::GroupOptions::pin).
+    /// A handler that computes for longer than 1 to 2 ms is treated alike: its spare competes for
+    /// the CPU, on the same one if workers are [pinned](crate::GroupOptions::pin).
     ///
     /// A handler that panics is counted, its connection is closed, and the thread goes on; with
     /// `panic = "abort"` the process ends. A spare thread has the signal mask and the capabilities

@@ -84,14 +84,16 @@ impl Connection {
         self.0.set_option(SOL_SOCKET, libc::SO_KEEPALIVE, on.into())
     }
 
-    /// Sets how long closing waits until the peer has acknowledged what was sent, in whole seconds:
-    /// `SO_LINGER`. `None`, the default, does not wait, and the kernel goes on sending. With zero
-    /// closing resets the connection, and what was not yet sent is lost.
+    /// Sets how long closing waits until the peer has acknowledged what was sent: `SO_LINGER`. The
+    /// kernel takes whole seconds, and `wait` is rounded up. Default: `None`, closing does not
+    /// wait, and the kernel goes on sending. With zero closing resets the connection, and what was
+    /// not yet sent is lost.
     ///
     /// # Errors
     /// Those of [`sys::setsockopt`].
     pub fn set_linger(&self, wait: Option<Duration>) -> Result<(), Error> {
-        let seconds = wait.unwrap_or_default().as_secs();
+        let wait_or_zero = wait.unwrap_or_default();
+        let seconds = wait_or_zero.as_secs() + u64::from(wait_or_zero.subsec_nanos() > 0);
         let value = libc::linger {
             l_onoff: wait.is_some().into(),
             l_linger: seconds.try_into().unwrap_or(c_int::MAX),

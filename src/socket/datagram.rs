@@ -69,7 +69,7 @@ impl Datagram<'_> {
 
     /// Sends the first `len` bytes of the [buffer](Self::buffer_mut) to the sender, once this
     /// datagram has been handled; in a batch, once all have been. It leaves from the address that
-    /// the datagram was sent to, as with [`UdpSocket::reply`].
+    /// the datagram was sent to, as with [`UdpSocket::reply`]. A `len` beyond the buffer is cut.
     pub fn reply(self, len: usize) {
         *self.reply = Some(len.min(self.buffer.len()));
     }

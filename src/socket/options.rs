@@ -195,16 +195,17 @@ impl<'a, P> Options<'a, P> {
     }
 
     /// Sets `SO_RCVBUF`: the receive buffer of the socket, and of each connection that is accepted
-    /// on it, in bytes. Default: the kernel's (on Linux it grows by itself, up to the sysctl
-    /// `net.ipv4.tcp_rmem`; with this option it does not). Linux reserves twice as much, and cuts
-    /// the value at `net.core.rmem_max`.
+    /// on it, in bytes. Default: the kernel's. On Linux the buffer of TCP grows by itself, up to
+    /// the sysctl `net.ipv4.tcp_rmem`, and with this option it does not; that of UDP has
+    /// `net.core.rmem_default`. Linux reserves twice as much, and cuts the value at
+    /// `net.core.rmem_max`.
     pub const fn receive_buffer(mut self, bytes: c_int) -> Options<'a, P> {
         self.settings.receive_buffer = Some(bytes);
         self
     }
 
     /// Sets `SO_SNDBUF`: the send buffer, as [`receive_buffer`](Self::receive_buffer)
-    /// (`net.ipv4.tcp_wmem`, `net.core.wmem_max`).
+    /// (`net.ipv4.tcp_wmem`, `net.core.wmem_default`, `net.core.wmem_max`).
     pub const fn send_buffer(mut self, bytes: c_int) -> Options<'a, P> {
         self.settings.send_buffer = Some(bytes);
         self

@@ -77,6 +77,7 @@ impl UdpSocket {
     ///   an empty datagram without a sender. A socket that does not block fails with `EAGAIN`.)
     /// - `EAGAIN`: the queue is empty, and the socket does not block.
     /// - `ECONNREFUSED`: the socket is connected, and the peer's port is closed.
+    /// - `EINTR`: a signal handler ran.
     pub fn recv_from(&self, buffer: &mut [u8]) -> Result<Received, Error> {
         let mut from = SockAddr::empty();
         let (len, truncated, destination) = self.receive(buffer, &mut from)?;
@@ -114,7 +115,11 @@ impl UdpSocket {
     /// error.
     ///
     /// # Errors
-    /// `EMSGSIZE` for more than 65 507 bytes over IPv4, or 65 527 over IPv6.
+    /// - `EMSGSIZE`: more than 65 507 bytes over IPv4, or 65 527 over IPv6.
+    /// - `EAGAIN`: the send buffer is full, and the socket does not block.
+    /// - `ENETUNREACH`, `EHOSTUNREACH`, `EPERM`: there is no route, or a firewall.
+    /// - `EACCES`: the address is a broadcast address, and `SO_BROADCAST` is not set.
+    /// - `EINTR`: a signal handler ran.
     pub fn send_to(&self, bytes: &[u8], to: impl Into<SocketAddr>) -> Result<(), Error> {
         self.send_to_addr(bytes, &SockAddr::from(to.into()))
     }

@@ -98,7 +98,8 @@ impl<'a, P> Options<'a, P> {
     /// no effect while the group has a steering program.
     ///
     /// # Platforms
-    /// Linux and Android alone; the kernel obeys it since 6.2, in some stable trees since 5.15.
+    /// Linux and Android alone. The kernel obeys it since 6.2, and in the stable trees 5.15.y,
+    /// 6.0.y and 6.1.y; others ignore it.
     pub const fn incoming_cpu(mut self, cpu: c_int) -> Options<'a, P> {
         self.settings.kernel.incoming_cpu = Some(cpu);
         self

@@ -145,7 +145,8 @@ impl Listener {
     /// Connections that complete meanwhile inherit the filter: see [`Connection::detach_filter`].
     ///
     /// # Errors
-    /// `EPERM` where the kernel needs `CAP_NET_ADMIN` for it (Linux 6.18 does).
+    /// `EPERM` where the kernel wants `CAP_NET_ADMIN` for it: since commit 5d39580f68e6 of June
+    /// 2026, also in stable trees.
     ///
     /// # Platforms
     /// Linux and Android alone.

@@ -18,7 +18,7 @@ use crate::group::GroupError;
 pub enum HandOverError {
     /// The group could not be prepared.
     Group(GroupError),
-    /// A descriptor could not be prepared for the new process, or not be read.
+    /// A descriptor could not be duplicated for the new process, or its inode not be read.
     Prepare(Error),
     /// The new process could not be started.
     Spawn {

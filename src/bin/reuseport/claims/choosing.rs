@@ -94,7 +94,7 @@ pub(super) fn ipv4_wildcard_beats_dual_stack(counter: bool) -> Tried {
     split(wildcard(v6)?, if counter { v6 } else { v4 })
 }
 
-/// Both orders are measured: the group that is opened last gets all.
+/// Both orders are measured: the group of the newest listener gets all.
 pub(super) fn a_bound_device_is_another_group(counter: bool) -> Tried {
     let name = if counter { [0; 4] } else { *b"lo\0\0" }; // no name is no device
     let to_lo = |fd: c_int| set(&fd, sys::SOL_SOCKET, libc::SO_BINDTODEVICE, name);

@@ -133,7 +133,7 @@ claims! {
         "0.0.0.0 takes all IPv4 connections from a [::] that takes both families."
         unless "both are [::]"
     linux choosing::a_bound_device_is_another_group
-        "A socket bound to a device is in another group; on IPv4 the group opened last gets all."
+        "A socket bound to a device is in another group; on IPv4 the newest listener's gets all."
         unless "none is bound to a device"
     linux choosing::a_cookie_chooses_at_the_ack [Steering, Queue, Cookies]
         "With SYN cookies the kernel chooses again at the ACK: it has remembered no handshake."
@@ -211,7 +211,7 @@ claims! {
     linux steering::an_index_out_of_range_is_the_hash [Steering, Linux(4, 9)]
         "An index that no member has leaves the choice to the hash."
         unless "a member has it"
-    linux steering::incoming_cpu_is_obeyed [Threads, Affinity, Linux(6, 2)]
+    linux steering::incoming_cpu_is_obeyed [Threads, Affinity, Linux(6, 1)]
         "SO_INCOMING_CPU gives a member all that its CPU receives, if no other names that CPU."
         unless "the other names it, too"
     linux steering::steering_needs_no_privilege [NoTraffic, Steering, Threads, NoPrivilege]
