@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::{env, fs};
 
-use support::{BOUND, Server, line, recipe, wait_until};
+use support::{BOUND, Newest, Server, line, recipe, wait_until};
 
 /// Clients that connect, ask and read the answer, one after the other.
 struct Load {
@@ -86,28 +86,6 @@ fn ask(address: SocketAddr) -> Option<Result<(), String>> {
     })
 }
 
-/// The newest process. It is a child of one that has ended, and dies with this value.
-struct Newest(i32);
-
-impl Newest {
-    fn signal(&self, signal: i32) {
-        // SAFETY: takes two integers; the process lives, for nothing has ended it.
-        assert_eq!(unsafe { libc::kill(self.0, signal) }, 0);
-    }
-
-    fn has_ended(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0));
-        stat.map_or(true, |stat| stat.contains(") Z "))
-    }
-}
-
-impl Drop for Newest {
-    fn drop(&mut self) {
-        // SAFETY: takes two integers.
-        unsafe { libc::kill(self.0, libc::SIGKILL) };
-    }
-}
-
 #[track_caller]
 fn survives(mut server: Server) {
     let mut load = Load::start(server.address);
@@ -119,14 +97,7 @@ fn survives(mut server: Server) {
     }
     for _ in 0..10 {
         load.goes_on();
-        newest.signal(libc::SIGHUP);
-        let said = [line(&mut server.stdout), line(&mut server.stdout)];
-        let new = said
-            .iter()
-            .find_map(|line| line.strip_prefix("handed over to pid "));
-        let old = std::mem::replace(&mut newest, Newest(new.expect("a pid").parse().unwrap()));
-        wait_until("the old process has ended", || old.has_ended());
-        std::mem::forget(old);
+        newest.restart(&mut server.stdout);
     }
     load.goes_on();
     load.lost_none();

@@ -112,3 +112,39 @@ pub fn line(from: &mut impl BufRead) -> String {
     );
     line.trim_end().to_owned()
 }
+
+/// The newest process. It is a child of one that has ended, and dies with this value.
+pub struct Newest(pub i32);
+
+impl Newest {
+    #[track_caller]
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: takes two integers; the process lives, for nothing has ended it.
+        assert_eq!(unsafe { libc::kill(self.0, signal) }, 0);
+    }
+
+    /// Has it hand over, and waits until it has ended. Both write to `stdout`.
+    #[track_caller]
+    pub fn restart(&mut self, stdout: &mut impl BufRead) {
+        self.signal(libc::SIGHUP);
+        let said = [line(stdout), line(stdout)];
+        let mut said = said.iter();
+        let new = said.find_map(|line| line.strip_prefix("handed over to pid "));
+        let new = Newest(new.expect("a pid").parse().expect("a pid"));
+        let old = std::mem::replace(self, new);
+        wait_until("the old process has ended", || old.has_ended());
+        std::mem::forget(old);
+    }
+
+    pub fn has_ended(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0));
+        stat.map_or(true, |stat| stat.contains(") Z "))
+    }
+}
+
+impl Drop for Newest {
+    fn drop(&mut self) {
+        // SAFETY: takes two integers.
+        unsafe { libc::kill(self.0, libc::SIGKILL) };
+    }
+}
