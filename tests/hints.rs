@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
@@ -86,6 +86,22 @@ fn cause_outside_has_its_line() {
         assert_line(&mut serve(address), &expected);
     }
     assert_line(serve(&any).arg("--join"), &connection);
+}
+
+#[test]
+fn udp_socket_that_has_the_port_is_named() {
+    let holder = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (address, own) = (holder.local_addr().unwrap(), id());
+    let held = address.to_string();
+
+    for expected in [
+        format!("; pid {own} ("),
+        ") of user ".to_owned(),
+        format!(" has {held}: choose another port by --addr; "),
+        "if it has set SO_REUSEPORT, --join shares it".to_owned(),
+    ] {
+        assert_line(serve(&held).arg("--udp"), &expected);
+    }
 }
 
 #[test]

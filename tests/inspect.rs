@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, id};
@@ -11,19 +11,31 @@ use std::process::{Command, id};
 use reuseport::{Group, Listener};
 use support::{ServeProcess, finish, program, reuseport, run, text, tool, wait_until};
 
-/// Protocol, address and pid of a row; then how many sockets it has, and what is queued on them.
-type Rows = BTreeMap<(String, String, String), (usize, usize)>;
+/// Protocol, address, user and pid of a row; then how many sockets it has, and what is queued on
+/// them.
+type Rows = BTreeMap<[String; 4], (usize, usize)>;
 
 /// What `inspect` shows, of these ports.
 fn inspected(out: &str, ports: &[u16]) -> Rows {
     let mut rows = Rows::new();
     for line in out.lines().skip(1).take_while(|line| !line.is_empty()) {
         let words: Vec<_> = line.split_whitespace().collect();
-        let [protocol, address, n, queued, .., pid, _program] = words[..] else {
+        let [
+            protocol,
+            address,
+            n,
+            queued,
+            _limit,
+            _drops,
+            user,
+            pid,
+            _program,
+        ] = words[..]
+        else {
             panic!("{line}")
         };
         let (n, queued): (usize, usize) = (n.parse().unwrap(), queued.parse().unwrap());
-        let row = (protocol.to_owned(), address.to_owned(), pid.to_owned());
+        let row = [protocol, address, user, pid].map(str::to_owned);
         if ports
             .iter()
             .any(|port| address.ends_with(&format!(":{port}")))
@@ -53,15 +65,26 @@ fn listed(ports: &[u16]) -> Rows {
         {
             continue;
         }
-        let pid = line
-            .split("pid=")
-            .nth(1)
-            .map_or("-", |rest| rest.split(',').next().unwrap());
-        let row = rows.entry((words[0].to_owned(), address, pid.to_owned()));
+        let after = |what: &str| line.split(what).nth(1)?.split([',', ' ']).next();
+        let pid = after("pid=").unwrap_or("-").to_owned();
+        // It leaves root's number out.
+        let user = name(after("uid:").unwrap_or("0"));
+        let row = rows.entry([words[0].to_owned(), address, user, pid]);
         let sum: &mut (usize, usize) = row.or_default();
         *sum = (sum.0 + 1, sum.1 + words[2].parse::<usize>().unwrap());
     }
     rows
+}
+
+/// The name of a user, or its number.
+fn name(number: &str) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let mut users = users.lines().map(|line| line.split(':'));
+    let found = users.find_map(|mut fields| {
+        let name = fields.next()?;
+        (fields.nth(1) == Some(number)).then_some(name)
+    });
+    found.unwrap_or(number).to_owned()
 }
 
 /// `serve` as another user, if this one is root.
@@ -77,12 +100,8 @@ fn as_another_user(directory: &std::path::Path, args: &[&str]) -> Command {
     command
 }
 
-#[test]
-fn rows_are_those_of_ss() {
-    if !tool("ss") {
-        return;
-    }
-    let directory = support::Directory::for_everybody("inspect");
+/// Servers of six kinds, one of another user, if this one is root.
+fn servers(directory: &std::path::Path) -> Vec<ServeProcess> {
     let mut servers = Vec::new();
     for (args, addresses) in [
         (&["--acceptors", "2"][..], &["127.0.0.1:0", "[::1]:0"][..]),
@@ -94,16 +113,21 @@ fn rows_are_those_of_ss() {
         let start = |address: &&str| ServeProcess::start(&[args, &["--addr", address]].concat());
         servers.extend(addresses.iter().map(start));
     }
-    let join = |server: &ServeProcess| {
-        ServeProcess::start(&["--join", "--addr", &server.address.to_string()])
-    };
-    let joined = join(&servers[2]);
-    servers.push(joined);
+    let joined = servers[2].address.to_string();
+    servers.push(ServeProcess::start(&["--join", "--addr", &joined]));
     let args = ["serve", "--addr", "127.0.0.1:0"];
-    servers.push(ServeProcess::from(&mut as_another_user(
-        &directory.0,
-        &args,
-    )));
+    let mut other = as_another_user(directory, &args);
+    servers.push(ServeProcess::from(&mut other));
+    servers
+}
+
+#[test]
+fn rows_are_those_of_ss() {
+    if !tool("ss") {
+        return;
+    }
+    let directory = support::Directory::for_everybody("inspect");
+    let servers = servers(&directory.0);
     let queue = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = queue.local_addr().unwrap();
     let _queued: Vec<_> = (0..3).map(|_| TcpStream::connect(to).unwrap()).collect();
@@ -116,6 +140,10 @@ fn rows_are_those_of_ss() {
     let rows = inspected(&out, &ports);
     assert_eq!(rows, listed(&ports), "{out}");
     assert_eq!((servers.len(), rows.len()), (10, 11), "{out}");
+    let users: BTreeSet<_> = rows.keys().map(|[_, _, user, _]| user).collect();
+    // SAFETY: takes nothing.
+    let root = unsafe { libc::geteuid() } == 0;
+    assert_eq!(users.len(), 1 + usize::from(root), "{out}");
     assert!(rows.values().any(|row| *row == (1, 3)), "{out}");
     for port in &ports {
         let (_, out, _) = run(&["inspect", &port.to_string()]);

@@ -98,10 +98,9 @@ fn in_use(address: SocketAddr, udp: bool) -> String {
     }
     // SAFETY: takes nothing.
     let own = unsafe { libc::geteuid() } == first.user;
-    let does = if udp || first.state != LISTEN {
-        "has"
-    } else {
-        "listens on"
+    let does = match first.state {
+        LISTEN => "listens on",
+        _ => "has",
     };
     let join = if own {
         "if it has set SO_REUSEPORT, --join shares it"

@@ -40,15 +40,8 @@ pub(crate) fn run(mut args: Args) -> Result<(), Failure> {
         let failed = |error| Failure::Failed(format!("the kernel's list of sockets: {error}"));
         all.extend(sockets(udp, 1 << state, port).map_err(failed)?);
     }
-    all.sort_by_key(|one| {
-        (
-            one.local.port(),
-            one.udp,
-            one.local,
-            one.interface,
-            one.inode,
-        )
-    });
+    all.sort_by_key(|one| one.inode);
+    all.sort_by_key(|one| (one.local.port(), one.udp, one.local, one.interface));
     let holders = holders();
     print(&(table(&all, &holders, port > 0) + &notes(&all, &holders)));
     Ok(())
@@ -65,8 +58,8 @@ fn same_address(a: &Socket, b: &Socket) -> bool {
 /// A line for each address and its holders, or for `each` socket.
 fn table(all: &[Socket], holders: &Holders, each: bool) -> String {
     let mut text = format!(
-        "{:35} {:>4} {:>7} {:>7} {:>6}  {:10} {:10} program\n",
-        "address", "n", "queued", "limit", "drops", "user", "pid"
+        "{:35}    n  queued   limit  drops  user       pid        program\n",
+        "address"
     );
     let on_a_line = |a: &Socket, b: &Socket| {
         let holders = pids(a, holders) == pids(b, holders);
@@ -74,23 +67,16 @@ fn table(all: &[Socket], holders: &Holders, each: bool) -> String {
     };
     for members in all.chunk_by(on_a_line) {
         let sum = |of: fn(&Socket) -> u32| members.iter().map(of).map(u64::from).sum::<u64>();
-        let (first, pids) = (&members[0], pids(&members[0], holders));
-        let (mut pid, mut name) = ("-".to_owned(), "-".to_owned());
-        if let [lowest, further @ ..] = pids {
-            let more = format!("+{}", further.len());
-            pid = lowest.to_string() + if further.is_empty() { "" } else { &more };
-            name = program(*lowest);
-        }
-        _ = writeln!(
-            text,
-            "{:35} {:>4} {:>7} {:>7} {:>6}  {:10} {pid:10} {name}",
-            first.to_string(),
-            members.len(),
-            sum(|member| member.queued),
-            first.limit,
-            sum(|member| member.drops),
-            user(first.user),
-        );
+        let (queued, drops) = (sum(|one| one.queued), sum(|one| one.drops));
+        let (first, n) = (&members[0], members.len());
+        let (address, limit) = (first.to_string(), first.limit);
+        let (pid, name) = match pids(first, holders) {
+            [] => ("-".to_owned(), "-".to_owned()),
+            [pid] => (pid.to_string(), program(*pid)),
+            [pid, further @ ..] => (format!("{pid}+{}", further.len()), program(*pid)),
+        };
+        _ = write!(text, "{address:35} {n:>4} {queued:>7} {limit:>7}");
+        _ = writeln!(text, " {drops:>6}  {:10} {pid:10} {name}", user(first.user));
     }
     text
 }
@@ -98,67 +84,51 @@ fn table(all: &[Socket], holders: &Holders, each: bool) -> String {
 /// What is noteworthy, a line each.
 fn notes(all: &[Socket], holders: &Holders) -> String {
     let mut text = String::from("\n");
-    let mut note = |what: &dyn core::fmt::Display, note: &str| _ = writeln!(text, "{what}: {note}");
     for members in all.chunk_by(same_address) {
         let (first, n) = (&members[0], members.len());
-        let mut programs: Vec<&[u32]> = Vec::new();
-        for pids in members.iter().map(|member| pids(member, holders)) {
-            let known = |one: &&[u32]| one.iter().any(|pid| pids.contains(pid));
-            if !pids.is_empty() && !programs.iter().any(known) {
-                programs.push(pids);
-            }
-        }
+        let mut note = |note: String| _ = writeln!(text, "{first}: {note}");
+        // Of several processes that hold a socket, the first stands for the program.
+        let holder = |one| pids(one, holders).first();
+        let programs: BTreeSet<_> = members.iter().filter_map(holder).collect();
         if programs.len() > 1 {
-            let name = |pids: &&[u32]| format!("pid {} ({})", pids[0], program(pids[0]));
+            let name = |pid: &&u32| format!("pid {pid} ({})", program(**pid));
             let names: Vec<_> = programs.iter().map(name).collect();
-            note(
-                first,
-                &format!("{} programs: {}", names.len(), names.join(", ")),
-            );
+            note(format!("{} programs: {}", names.len(), names.join(", ")));
         }
         let users: BTreeSet<_> = members.iter().map(|member| member.user).collect();
         if users.len() > 1 {
-            let names: Vec<_> = users.iter().map(|id| user(*id)).collect();
-            note(first, &format!("different users: {}", names.join(", ")));
+            let names: Vec<_> = users.into_iter().map(user).collect();
+            note(format!("different users: {}", names.join(", ")));
         }
         if first.udp && n > 1 {
-            note(
-                first,
-                "shared address (the kernel does not tell by which option)",
-            );
+            note("shared address (the kernel does not tell by which option)".into());
         }
         // Linux queues one connection more than the limit.
         let is_full = |one: &&Socket| one.queued >= one.limit.saturating_add((!one.udp).into());
         let full = members.iter().filter(is_full).count();
         if full > 0 {
-            note(first, &format!("{full} of {} full", count(n, "queue")));
+            note(format!("{full} of {} full", count(n, "queue")));
         }
         // What the kernel prefers to this address: a more specific one, and one bound to a device.
         for other in all.chunk_by(same_address).map(|members| &members[0]) {
             let same_port = (first.udp, first.local.port()) == (other.udp, other.local.port());
-            if !same_port || same_address(first, other) || !first.takes(other.local.ip()) {
+            let (to, device) = (other.local.ip(), first.interface < other.interface);
+            if !same_port || !first.takes(to) {
                 continue;
             }
-            if first.local != other.local {
-                let to = other.local.ip();
-                let to = if to.is_unspecified() {
-                    "IPv4".to_owned()
-                } else {
-                    to.to_string()
-                };
-                note(first, &format!("what is sent to {to} goes to {other}"));
-            } else if first.interface < other.interface {
-                note(first, &format!("another device has {other}"));
+            match (first.local == other.local, to.is_unspecified()) {
+                (true, _) if device => note(format!("another device has {other}")),
+                (true, _) => {}
+                (false, true) => note(format!("what is sent to IPv4 goes to {other}")),
+                (false, false) => note(format!("what is sent to {to} goes to {other}")),
             }
         }
     }
-    let unknown = all
-        .iter()
-        .filter(|one| pids(one, holders).is_empty())
-        .count();
-    if unknown > 0 {
+    let unknown = |one: &&Socket| pids(one, holders).is_empty();
+    let unknown = count(all.iter().filter(unknown).count(), "socket");
+    if !unknown.starts_with("0 ") {
         let whose = "held by processes that this user may not look into, or by the kernel";
-        note(&count(unknown, "socket"), whose);
+        _ = writeln!(text, "{unknown}: {whose}");
     }
     if text.len() > 1 { text } else { String::new() }
 }

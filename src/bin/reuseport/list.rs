@@ -2,13 +2,14 @@
 //! from `/proc`.
 
 use core::fmt;
-use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, SocketAddr};
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::fs;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::FromRawFd;
 
-use reuseport::{Call, Error, sys};
+use reuseport::sys;
 
 /// The state of an unconnected UDP socket, and of a listener, as the kernel's `net/tcp_states.h`.
 pub(crate) const CLOSE: u8 = 7;
@@ -52,14 +53,13 @@ impl fmt::Display for Socket {
 
 /// Returns the sockets of both families that are in the set `states`, on the local `port`, or on
 /// any if that is 0.
-pub(crate) fn sockets(udp: bool, states: u32, port: u16) -> Result<Vec<Socket>, Error> {
+pub(crate) fn sockets(udp: bool, states: u32, port: u16) -> io::Result<Vec<Socket>> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
-    // NETLINK_SOCK_DIAG is 4.
-    // SAFETY: owned by the next line.
-    let fd = unsafe { sys::socket(libc::AF_NETLINK, kind, 4) }?;
+    // SAFETY: owned by the next line. NETLINK_SOCK_DIAG is 4.
+    let fd = unsafe { sys::socket(libc::AF_NETLINK, kind, 4) }.map_err(io::Error::other)?;
     // SAFETY: the kernel has just opened it for us alone.
-    let netlink = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut found = Vec::new();
+    let mut netlink = unsafe { File::from_raw_fd(fd) };
+    let (mut found, mut buffer) = (Vec::new(), vec![0_u8; 32 * 1024]);
     for family in [2, 10] {
         // struct nlmsghdr, then struct inet_diag_req_v2: 16 and 56 bytes.
         let mut request = [0_u8; 72];
@@ -71,51 +71,34 @@ pub(crate) fn sockets(udp: bool, states: u32, port: u16) -> Result<Vec<Socket>, 
         request[18] = 1 << 6; // INET_DIAG_SKMEMINFO
         request[20..24].copy_from_slice(&states.to_ne_bytes());
         request[24..26].copy_from_slice(&port.to_be_bytes());
-        let at = request.as_ptr().cast();
-        // SAFETY: `request` is readable for its length.
-        unsafe { sys::send(netlink.as_raw_fd(), at, request.len(), 0) }?;
-        let mut buffer = vec![0_u8; 32 * 1024];
-        loop {
-            let at = buffer.as_mut_ptr().cast();
-            // SAFETY: `buffer` is writable for its length.
-            let length = unsafe { sys::recv(netlink.as_raw_fd(), at, buffer.len(), 0) }?;
-            if !messages(&buffer[..length.min(buffer.len())], udp, &mut found)? {
-                break;
+        netlink.write_all(&request)?;
+        let mut ended = false;
+        while !ended {
+            let length = netlink.read(&mut buffer)?;
+            let mut rest = &buffer[..length];
+            while let Some(body) = rest.get(16..u32_at(rest, 0) as usize) {
+                let errno = i32::from_ne_bytes(u32_at(body, 0).to_ne_bytes());
+                match u16_at(rest, 4) {
+                    // NLMSG_ERROR, NLMSG_DONE
+                    2 | 3 if errno < 0 => return Err(io::Error::from_raw_os_error(-errno)),
+                    2 | 3 => ended = true,
+                    _ => found.extend(socket(body, udp)),
+                }
+                let next = (u32_at(rest, 0) as usize).next_multiple_of(4);
+                rest = rest.get(next..).unwrap_or_default();
             }
         }
     }
     Ok(found)
 }
 
-/// Reads the messages of one datagram. False: there are no more to come.
-fn messages(mut rest: &[u8], udp: bool, found: &mut Vec<Socket>) -> Result<bool, Error> {
-    while let Some(body) = rest.get(16..u32_at(rest, 0) as usize) {
-        match (
-            u16_at(rest, 4),
-            i32::from_ne_bytes(u32_at(body, 0).to_ne_bytes()),
-        ) {
-            (20, _) => found.extend(socket(body, udp)),
-            // NLMSG_ERROR, NLMSG_DONE
-            (2 | 3, errno) if errno < 0 => return Err(Error::new(Call::Recv, -errno)),
-            (2 | 3, _) => return Ok(false),
-            _ => {}
-        }
-        let next = (u32_at(rest, 0) as usize).next_multiple_of(4);
-        rest = rest.get(next..).unwrap_or_default();
-    }
-    Ok(true)
-}
-
 /// Reads a `struct inet_diag_msg`, of 72 bytes, and the attributes behind it.
 fn socket(body: &[u8], udp: bool) -> Option<Socket> {
     let address = |ip: usize, port: usize| {
-        let bytes: [u8; 16] = *body.get(ip..)?.first_chunk()?;
-        let v4 = || IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        let ip = if body[0] == 10 {
-            Ipv6Addr::from(bytes).into()
-        } else {
-            v4()
-        };
+        let octets: [u8; 16] = *body.get(ip..)?.first_chunk()?;
+        let [a, b, c, d, ..] = octets;
+        let v4 = IpAddr::from([a, b, c, d]);
+        let ip = if body[0] == 2 { v4 } else { octets.into() };
         Some(SocketAddr::new(ip, u16::from_be(u16_at(body, port))))
     };
     let mut socket = Socket {
@@ -133,17 +116,13 @@ fn socket(body: &[u8], udp: bool) -> Option<Socket> {
     };
     let mut rest = body.get(72..)?;
     while rest.len() >= 4 {
-        let kind = u16_at(rest, 2);
-        if kind == 7 {
-            // INET_DIAG_SKMEMINFO
-            socket.drops = u32_at(rest, 4 + 8 * 4);
-            socket.limit = if udp {
-                u32_at(rest, 4 + 4)
-            } else {
-                socket.limit
-            };
+        match u16_at(rest, 2) {
+            // INET_DIAG_SKMEMINFO: SK_MEMINFO_RCVBUF is its second word, SK_MEMINFO_DROPS the ninth.
+            7 if udp => (socket.limit, socket.drops) = (u32_at(rest, 8), u32_at(rest, 36)),
+            7 => socket.drops = u32_at(rest, 36),
+            11 => socket.only_v6 = rest.get(4) == Some(&1), // INET_DIAG_SKV6ONLY
+            _ => {}
         }
-        socket.only_v6 |= kind == 11 && rest.get(4) == Some(&1); // INET_DIAG_SKV6ONLY
         let next = usize::from(u16_at(rest, 0)).max(4).next_multiple_of(4);
         rest = rest.get(next..).unwrap_or_default();
     }
@@ -164,22 +143,18 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
 /// Returns the pids that hold each socket, by inode, of the processes that this user may look into.
 pub(crate) fn holders() -> HashMap<u32, Vec<u32>> {
     let mut holders: HashMap<u32, Vec<u32>> = HashMap::new();
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    for pid in entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))
-            .into_iter()
-            .flatten();
-        for inode in descriptors.flatten().filter_map(|entry| {
-            let target = fs::read_link(entry.path()).ok()?;
+    let entries = |path: &str| fs::read_dir(path).into_iter().flatten().flatten();
+    for pid in entries("/proc").filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        let inode = |file: fs::DirEntry| {
+            let target = fs::read_link(file.path()).ok()?;
             let inode = target.to_str()?.strip_prefix("socket:[")?;
             inode.strip_suffix(']')?.parse().ok()
-        }) {
-            let pids = holders.entry(inode).or_default();
-            if !pids.contains(&pid) {
-                pids.push(pid);
-            }
+        };
+        for inode in entries(&format!("/proc/{pid}/fd")).filter_map(inode) {
+            holders.entry(inode).or_default().push(pid);
         }
     }
+    holders.values_mut().for_each(Vec::dedup);
     holders
 }
 
@@ -191,15 +166,12 @@ pub(crate) fn program(pid: u32) -> String {
 
 /// Returns a user's name, or number.
 pub(crate) fn user(id: u32) -> String {
-    let (users, id) = (
-        fs::read_to_string("/etc/passwd").unwrap_or_default(),
-        id.to_string(),
-    );
-    let mut users = users
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>());
-    let found = users.find(|fields| fields.get(2) == Some(&&*id));
-    found.map_or(id.clone(), |fields| fields[0].to_owned())
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let number = id.to_string();
+    let fields = |line| str::split(line, ':').collect::<Vec<_>>();
+    let mut users = users.lines().map(fields);
+    let found = users.find(|user| user.get(2) == Some(&&*number));
+    found.map_or(number.clone(), |user| user[0].to_owned())
 }
 
 /// Returns an interface's name, or number.
