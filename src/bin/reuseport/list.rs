@@ -117,7 +117,7 @@ fn socket(body: &[u8], udp: bool) -> Option<Socket> {
     let mut rest = body.get(72..)?;
     while rest.len() >= 4 {
         match u16_at(rest, 2) {
-            // INET_DIAG_SKMEMINFO: SK_MEMINFO_RCVBUF is its second word, SK_MEMINFO_DROPS the ninth.
+            // INET_DIAG_SKMEMINFO: the second word is SK_MEMINFO_RCVBUF, the ninth the drops.
             7 if udp => (socket.limit, socket.drops) = (u32_at(rest, 8), u32_at(rest, 36)),
             7 => socket.drops = u32_at(rest, 36),
             11 => socket.only_v6 = rest.get(4) == Some(&1), // INET_DIAG_SKV6ONLY
