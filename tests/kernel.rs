@@ -145,6 +145,8 @@ claims! {
     a_connected_udp_socket_hears_its_peer
     a_connected_udp_socket_leaves_the_group
     connected_to_itself_it_keeps_what_waits
+    a_quic_id_finds_its_member
+    one_offset_is_no_quic_id
 }
 
 /// All of its pages.

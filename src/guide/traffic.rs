@@ -183,10 +183,6 @@
 //!   three members, 75 % with four, 62 % with eight, and 56 % with sixteen.
 //! - Unlike a SYN, a datagram has a payload when the choice is made. A program may choose by it,
 //!   for example by the connection id of QUIC. `explain --claim a-udp-program-sees-the-payload`
-//! - QUIC needs that: its connections outlive their four-tuple (RFC 9000, 5.1). An id that the
-//!   server has chosen can carry the number of the member. A packet of a new connection carries an
-//!   id of the client's choice, of at least 8 bytes (RFC 9000, 7.2). So server ids of fewer than 8
-//!   bytes distinguish the two, and the program needs to know no version of QUIC (RFC 8999).
 //! - A datagram that is sent by multicast or broadcast reaches every member: neither hash nor
 //!   program chooses. `GroupOptions::single_copy` has one member handle it.
 //!   `explain --claim a-broadcast-reaches-every-udp-member`
@@ -208,3 +204,41 @@
 //!
 //! A single socket connects *to itself*: its port is closed to all others from then on, and the
 //! queued datagrams can still be read. `explain --claim connected-to-itself-it-keeps-what-waits`
+//!
+//! ## QUIC
+//!
+//! A QUIC connection outlives its four-tuple: its client may move to another network (RFC 9000, 9).
+//! By the hash the client then reaches a member that does not know the connection, and so do most
+//! clients after a restart. So each packet has a **connection id**, which its receiver has made. A
+//! server can put a byte into it that names the member, and `Steering::Quic` finds the member by
+//! that **routing byte**. It needs no privilege and no eBPF.
+//!
+#![doc = include_str!("quic.svg")]
+//!
+//! ```text
+//!    long header   | 1....... | version | length |  id  ...    before the server's first answer,
+//!                                                              the id is the client's
+//!    short header  | 0....... |  id  ...                       the rest of the connection
+//!
+//!    the server's id, by its length --> the member with the routing byte, old or new
+//!    any other                      --> hash of the id --> a member that takes new connections
+//! ```
+//!
+//! - The program finds the id in both headers. `explain --claim a-quic-id-finds-its-member`
+//! - A byte at one offset (`Steering::Byte`) is no connection id: where a short header has its id,
+//!   a long one has the version, which is the same for all clients.
+//!   `explain --claim one-offset-is-no-quic-id`
+//! - A client's first id has at least 8 bytes (RFC 9000, 7.2), and the server's have 1 to 7. So the
+//!   length distinguishes them, and the program needs to know no version of QUIC (RFC 8999).
+//! - Numbers of members begin at 0 in each process. Routing bytes do not: the old process passes
+//!   them to the new one, and no two of their members have the same (`tests/quic.rs`).
+//!
+//! In a restart `Server::hand_over` gives the new connections to the new process. The old one waits
+//! until its own have ended, and then calls `HandOver::leave`. `Server::retire` breaks the
+//! connections of its member. While a member leaves, packets of the member that takes its index go
+//! by the hash for some microseconds; QUIC sends them again.
+//!
+//! `tests/crates/recipes/src/bin/quic.rs` does so with quinn. Of 200 connections of clients that
+//! move three times each, none breaks, and by the hash 194 do. Then 20 restarts under load break
+//! none of 1 546 connections, which move 21 644 times (2026-11-26, Linux 6.18). A protocol without
+//! ids keeps its flows by a connected socket for each: `tests/crates/recipes/src/bin/flows.rs`.

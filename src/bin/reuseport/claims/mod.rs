@@ -289,5 +289,11 @@ claims! {
     linux udp::connected_to_itself_it_keeps_what_waits
         "A socket that connects to itself refuses all others, and can read its queue."
         unless "it does not connect"
+    linux udp::a_quic_id_finds_its_member [Steering]
+        "A program finds a QUIC connection id in both headers, from whatever port a packet comes."
+        unless "no program is attached"
+    linux udp::one_offset_is_no_quic_id [Steering]
+        "By the byte that is the id's in a short header, one member gets all QUIC handshakes."
+        unless "the program knows both headers"
 }
 }

@@ -3,7 +3,8 @@
 use core::net::SocketAddr;
 use std::net::UdpSocket as StdUdpSocket;
 
-use reuseport::{UdpSocket, steering, sys};
+use reuseport::steering::{self, Instruction};
+use reuseport::{UdpSocket, sys};
 
 use super::tools::{A_WHILE, always, any_port, comes, instruction, open, set, source, until};
 use super::{Snag, Tried, seen};
@@ -31,17 +32,22 @@ fn group(members: usize, flows: usize) -> Result<(Vec<UdpSocket>, Vec<StdUdpSock
 /// Sends a datagram on each flow, which carries a 0, a 1, a 2 and so on in turn: which member
 /// received it.
 fn homes(members: &[UdpSocket], flows: &[StdUdpSocket]) -> Result<Vec<usize>, Snag> {
-    let mut homes = Vec::new();
-    for (flow, payload) in flows.iter().zip([0, 1, 2].into_iter().cycle()) {
-        flow.send(&[payload])?;
-        let mut home = None;
-        until("somebody receives it", || {
-            home = members.iter().position(received);
-            home.is_some()
-        })?;
-        homes.extend(home);
-    }
-    Ok(homes)
+    let payloads = [0, 1, 2].into_iter().cycle();
+    let pairs = flows.iter().zip(payloads);
+    pairs
+        .map(|(flow, payload)| home(members, flow, &[payload]))
+        .collect()
+}
+
+/// Sends a datagram: which member received it.
+fn home(members: &[UdpSocket], flow: &StdUdpSocket, datagram: &[u8]) -> Result<usize, Snag> {
+    flow.send(datagram)?;
+    let mut home = None;
+    until("somebody receives it", || {
+        home = members.iter().position(received);
+        home.is_some()
+    })?;
+    home.ok_or_else(|| Snag::Broken("no member received it".into()))
 }
 
 fn received(member: &UdpSocket) -> bool {
@@ -80,6 +86,56 @@ pub(super) fn a_udp_program_sees_the_payload(counter: bool) -> Tried {
         named == 30,
         format!("{named} of 30 came to the member that their first byte names"),
     )
+}
+
+/// Attaches the program for ids of 4 bytes, whose first is 10 for the first member, and so on.
+fn steer_by_quic_id(members: &[UdpSocket]) -> Result<(), Snag> {
+    let rows = [(10, 0), (11, 1), (12, 2), (13, 3)];
+    let mut space = [Instruction::default(); 33];
+    let program = steering::by_connection_id(4, 0, &rows, &[0, 1, 2, 3], &mut space);
+    let program = program.ok_or_else(|| Snag::Broken("the program does not fit".into()))?;
+    Ok(members[0].attach_program(program)?)
+}
+
+/// By the hash, 40 packets reach the members that they name with a chance of 4^-40 < 1e-24.
+pub(super) fn a_quic_id_finds_its_member(counter: bool) -> Tried {
+    let (members, flows) = group(4, 40)?;
+    if !counter {
+        steer_by_quic_id(&members)?;
+    }
+    let mut found = 0;
+    for (flow, member) in flows.iter().zip((0..4).cycle()) {
+        let id = [10 + member, 7, 7, 7];
+        let long = [&[0xe0, 0, 0, 0, 1, 4], &id[..], &[0; 20]].concat();
+        let short = [&[0x40], &id[..], &[0; 20]].concat();
+        for packet in [long, short] {
+            found += usize::from(home(&members, flow, &packet)? == usize::from(member));
+        }
+    }
+    let what = format!("of 80 packets of 40 clients, {found} came to the member that the id names");
+    seen(found == 80, what)
+}
+
+/// The ids of the counter-case are always the same, and so are their members.
+pub(super) fn one_offset_is_no_quic_id(counter: bool) -> Tried {
+    let (members, flows) = group(4, 40)?;
+    if counter {
+        steer_by_quic_id(&members)?;
+    } else {
+        let rows = [(0, 0), (1, 1), (2, 2), (3, 3)];
+        let mut space = [Instruction::default(); 13];
+        let program = steering::by_payload_byte(1, &rows, &mut space);
+        let program = program.ok_or_else(|| Snag::Broken("the program does not fit".into()))?;
+        members[0].attach_program(program)?;
+    }
+    let mut first = 0;
+    for (flow, number) in flows.iter().zip(1_u64..) {
+        let id = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_ne_bytes();
+        let initial = [&[0xc0, 0, 0, 0, 1, 8], &id[..], &[0; 20]].concat();
+        first += usize::from(home(&members, flow, &initial)? == 0);
+    }
+    let what = format!("of the first packets of 40 connections, {first} came to the first of four");
+    seen(first == 40, what)
 }
 
 /// At random, 20 flows stay where they are 3 times with a chance of 4^-60 < 1e-36.
