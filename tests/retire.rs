@@ -214,6 +214,37 @@ fn retire_joined_members_under_load() {
     assert_eq!((report.lost(), took.len()), (0, 5), "{report:?}");
 }
 
+/// A member of a joined group that has to stay, because no thread accepts on it, leaves later.
+fn retire_a_joined_member_twice() {
+    let join = Group::options()
+        .join(true)
+        .grace(Duration::from_millis(100));
+    let group = join.bind(([127, 0, 0, 1], 0), 2).unwrap();
+    let server = group.into_server().unwrap();
+    // None of 40 goes to member 0 with a chance of (1/2)^40 < 1e-12.
+    let connect = |_| TcpStream::connect(server.local_addr()).unwrap();
+    let _clients: Vec<_> = (0..40).map(connect).collect();
+    let queued = || server.members()[0].queue.unwrap().len;
+    support::wait_until("some wait", || queued() > 0);
+
+    let refused = server.retire(0).unwrap_err();
+
+    assert!(
+        matches!(refused, GroupError::StillQueued { id: 0, .. }),
+        "{refused}"
+    );
+    let listener = server.listener(0).unwrap();
+    while queued() > 0 {
+        listener.accept().unwrap();
+    }
+    assert_eq!(server.retire(0).unwrap().reset, 0);
+}
+
+#[test]
+fn member_of_a_joined_group_that_had_to_stay_leaves_later() {
+    retire_a_joined_member_twice();
+}
+
 #[test]
 fn stop_of_a_joined_group_under_load_loses_no_client() {
     stop_joined_groups_under_load();
@@ -235,6 +266,7 @@ fn leave_under_load() {
     stop_joined_groups_under_load();
     stop_groups_under_load();
     retire_joined_members_under_load();
+    retire_a_joined_member_twice();
 }
 
 #[test]
