@@ -117,6 +117,47 @@ fn member_that_fails_while_another_is_retired_leaves_the_list_as_the_kernels() {
     the_list_is_the_kernels(&server, &copies);
 }
 
+/// Whether a client is served at once, and not sent away or queued behind a handler.
+fn is_served_at_once(address: SocketAddr) -> bool {
+    let soon = Duration::from_millis(500);
+    let Ok(mut client) = TcpStream::connect_timeout(&address, soon) else {
+        return false;
+    };
+    client.set_read_timeout(Some(soon)).unwrap();
+    client.read_to_end(&mut Vec::new()).is_ok()
+}
+
+#[test]
+fn member_that_drains_is_steered_around_when_a_failure_moves_its_index() {
+    let (server, copies, gate) = serve_with_a_gate(4, 1);
+    let address = server.local_addr();
+    copies.steer_to(3);
+    let clients = [(); 2].map(|()| TcpStream::connect(address).unwrap());
+    wait_until("one is held", || server.members()[3].stats.accepted == 1);
+
+    let retired = thread::scope(|scope| {
+        let retired = scope.spawn(|| server.retire(3));
+        wait_until("it drains", || {
+            server.members()[3].state == MemberState::Draining
+        });
+        // The last member takes the index of the first.
+        copies.shut_down(0);
+        assert_eq!(server.wait_failed(BOUND).unwrap().id, 0);
+        // Otherwise it would be chosen for one in three: none of 60 with a chance of 3e-11.
+        wait_until("no client comes to it", || {
+            (0..60).all(|_| is_served_at_once(address))
+        });
+        drop(gate);
+        retired.join().unwrap()
+    });
+
+    assert!(retired.unwrap().accepted >= 2);
+    clients
+        .into_iter()
+        .for_each(|client| assert_eq!(answer(client), "3"));
+    the_list_is_the_kernels(&server, &copies);
+}
+
 #[test]
 fn members_that_fail_at_the_same_moment_have_the_group_rely_on_no_index() {
     let (server, copies, gate) = serve_with_a_gate(4, 2);

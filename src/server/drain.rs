@@ -205,20 +205,34 @@ impl<P: Serve> Server<P> {
         ids: &[usize],
         deadline: Instant,
     ) -> Result<(), GroupError> {
-        self.drain(ids, deadline);
+        self.drain(ids, deadline, || self.steer(control));
         let left = self.leave(control, ids, MemberState::Serving, false);
         let steered = self.steer(control);
         self.wait_for_workers(ids, deadline);
         left.and(steered)
     }
 
-    /// Waits until nothing more can reach these members, and nothing is queued on them.
-    pub(crate) fn drain(&self, ids: &[usize], deadline: Instant) {
+    /// Waits until nothing more can reach these members, and nothing is queued on them. If another
+    /// member fails meanwhile, `steer` has what is new go around them again: the index of one of
+    /// them may have changed.
+    pub(crate) fn drain(
+        &self,
+        ids: &[usize],
+        deadline: Instant,
+        steer: impl Fn() -> Result<(), GroupError>,
+    ) {
         let members = self.members_of(ids);
         for member in &members {
             member.stop.request();
         }
-        P::drain(self, &members, deadline);
+        loop {
+            P::drain(self, &members, deadline);
+            if !self.is_stale() || Instant::now() >= deadline {
+                return;
+            }
+            // If this fails, the program before it goes on, and the members drain all the same.
+            _ = steer();
+        }
     }
 
     /// Takes the members out of the kernel's group and of the list, the last one first: so the

@@ -1,6 +1,5 @@
 //! Waiting for the handshakes that a leaving listener has begun: it would reset their clients.
 
-use core::net::SocketAddr;
 use core::time::Duration;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,6 +8,7 @@ use std::time::Instant;
 use std::vec::Vec;
 
 use super::drain::POLL_INTERVAL;
+use super::Server;
 use super::member::Member;
 use crate::error::Error;
 use crate::os;
@@ -18,23 +18,25 @@ use crate::socket::protocol::Tcp;
 /// sent again after 1 s, and the client's answer to that takes a round-trip time.
 const UNLISTED_WAIT: Duration = Duration::from_millis(1_200);
 
-/// The handshakes that were under way when a member began to leave.
+/// The handshakes that were under way when a member began to leave, and how often the group had
+/// been steered anew by then.
 #[derive(Debug, Default)]
-pub(super) struct Begun(Mutex<Option<Arc<HashSet<os::Handshake>>>>);
+pub(super) struct Begun(Mutex<Option<(usize, Arc<HashSet<os::Handshake>>)>>);
 
 impl Begun {
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<HashSet<os::Handshake>>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<(usize, Arc<HashSet<os::Handshake>>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Waits until the handshakes that are under way on the group's port have ended, at most until
-/// `deadline`. The kernel does not tell which member began them, so all are awaited. A member that
-/// could not leave before waits for those of its first attempt only.
-pub(super) fn wait_for(local: SocketAddr, members: &[Arc<Member<Tcp>>], deadline: Instant) {
+/// `deadline`, or until another member fails. The kernel does not tell which member began them, so
+/// all are awaited. A member that could not leave before waits for those of its first attempt only,
+/// unless the group was steered anew since.
+pub(super) fn wait_for(server: &Server, members: &[Arc<Member<Tcp>>], deadline: Instant) {
     // A SYN that was being looked up when the steering changed has become a handshake then.
     os::wait_for_lookups();
-    if wait_for_listed(local, members, deadline).is_err() {
+    if wait_for_listed(server, members, deadline).is_err() {
         sleep(UNLISTED_WAIT.min(deadline.saturating_duration_since(Instant::now())));
     }
     // A connection is in neither list for a short time between handshake and queue.
@@ -43,28 +45,30 @@ pub(super) fn wait_for(local: SocketAddr, members: &[Arc<Member<Tcp>>], deadline
 
 /// Fails where the kernel's list is not available.
 fn wait_for_listed(
-    local: SocketAddr,
+    server: &Server,
     members: &[Arc<Member<Tcp>>],
     deadline: Instant,
 ) -> Result<(), Error> {
     let Some(any) = members.first() else {
         return Ok(());
     };
-    let handshakes = os::Handshakes::of(&any.socket.0, local)?;
-    let lists: Option<Vec<_>> = members
-        .iter()
-        .map(|member| member.source.begun.lock().clone())
-        .collect();
+    let handshakes = os::Handshakes::of(&any.socket.0, server.local_addr())?;
+    let steered = server.pool.lock().steered_anew;
+    let list = |member: &Arc<Member<Tcp>>| {
+        let begun = member.source.begun.lock().clone();
+        begun.filter(|begun| begun.0 == steered).map(|begun| begun.1)
+    };
+    let lists: Option<Vec<_>> = members.iter().map(list).collect();
     let mut begun: HashSet<_> = match lists {
         Some(lists) => lists.iter().flat_map(|list| list.iter().copied()).collect(),
         None => handshakes.list()?.into_iter().collect(),
     };
     let shared = Arc::new(begun.clone());
     for member in members {
-        *member.source.begun.lock() = Some(Arc::clone(&shared));
+        *member.source.begun.lock() = Some((steered, Arc::clone(&shared)));
     }
     let mut interval = POLL_INTERVAL;
-    while !begun.is_empty() && Instant::now() < deadline {
+    while !begun.is_empty() && Instant::now() < deadline && !server.is_stale() {
         sleep(interval.min(deadline.saturating_duration_since(Instant::now())));
         let asked = Instant::now();
         let now: HashSet<_> = handshakes.list()?.into_iter().collect();

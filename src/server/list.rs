@@ -31,6 +31,9 @@ pub(crate) struct PoolState<P: Serve> {
     pub(crate) departures: usize,
     /// A member has left since the steering program was computed.
     pub(crate) stale: bool,
+    /// How often the group was steered because a member had left: what had come to a member before
+    /// may have come by an index that was another's.
+    pub(crate) steered_anew: usize,
     /// Several members have failed at once, so the kernel's order is not known.
     pub(crate) scrambled: bool,
     /// Workers without a member.
@@ -58,6 +61,7 @@ impl<P: Serve> PoolState<P> {
             gone: Totals::default(),
             departures: 0,
             stale: false,
+            steered_anew: 0,
             scrambled: false,
             spares: Vec::new(),
             threads: 0,

@@ -55,12 +55,14 @@ impl<P: Serve> Server<P> {
         state: MemberState,
     ) -> Result<(), GroupError> {
         if !control.config.can_steer() {
+            self.pool.lock().stale = false;
             return Ok(());
         }
         loop {
             let others = self.look_for_others();
             let mut list = self.pool.lock();
-            list.stale = false;
+            let stale = core::mem::take(&mut list.stale);
+            list.steered_anew += usize::from(stale);
             let slots = list.slots(state);
             let through = list.members.last().map(|last| Arc::clone(&last.member));
             drop(list);
@@ -83,11 +85,18 @@ impl<P: Serve> Server<P> {
 
     /// Steers as before, if a member has failed since.
     pub(crate) fn steer_if_stale(&self, control: &Control<P>) -> Result<(), GroupError> {
+        if self.is_stale() {
+            self.steer(control)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether a member has left since the group was steered.
+    pub(super) fn is_stale(&self) -> bool {
         let mut list = self.pool.lock();
         list.note_failed();
-        let stale = list.stale;
-        drop(list);
-        if stale { self.steer(control) } else { Ok(()) }
+        list.stale
     }
 
     /// Compares the kernel's list of the group with this server's.

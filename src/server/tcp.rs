@@ -290,10 +290,10 @@ impl Serve for Tcp {
             // It fails on no listener; and without it they are awaited for the whole grace period.
             _ = os::accept_silent_clients(&member.socket.0);
         }
-        handshakes::wait_for(server.local_addr(), members, deadline);
+        handshakes::wait_for(server, members, deadline);
         let mut interval = POLL_INTERVAL;
-        while members.iter().any(|member| Tcp::queued(member) != Ok(0)) && Instant::now() < deadline
-        {
+        let queued = || members.iter().any(|member| Tcp::queued(member) != Ok(0));
+        while queued() && Instant::now() < deadline && !server.is_stale() {
             sleep(interval);
             interval = (2 * interval).min(16 * POLL_INTERVAL);
         }

@@ -95,7 +95,9 @@ impl<P: Serve> Part for Server<P> {
         if !P::HAS_PAYLOAD {
             _ = P::turn_away(self, &self.control(), &split.old, false);
         }
-        self.drain(&split.old, deadline);
+        self.drain(&split.old, deadline, || {
+            self.steer_to(&self.control(), MemberState::HandedOver)
+        });
     }
 
     fn leave_old(&self, split: &Split) -> Result<(), GroupError> {
