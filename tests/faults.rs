@@ -145,11 +145,11 @@ const ROWS: &[Row] = rows! {
     claims_a_free_port:
         Bind [LooksIfInUse 1];
     claims_over_leftovers(Ipv4Addr::LOCALHOST):
-        Socket [Fails 2, FailsAsInUse 4] SetSockOpt [Fails 3] Bind [LooksIfInUse 1, Fails 1]
-        Listen [FailsOrIsInUse 1] Fstat [FailsAsInUse 2, Succeeds 1] Send [FailsAsInUse 4]
-        Recv [FailsAsInUse 4] GetSockName [Fails 1];
+        Socket [Fails 2, Succeeds 4] SetSockOpt [Fails 3] Bind [LooksIfInUse 1, Fails 1]
+        Listen [FailsOrIsInUse 1] Fstat [FailsAsInUse 2, Succeeds 1] Send [Succeeds 4]
+        Recv [Succeeds 4] GetSockName [Fails 1];
     claims_over_leftovers(Ipv6Addr::LOCALHOST):
-        GetSockOpt [FailsAsInUse 2];
+        GetSockOpt [FailsAsInUse 1, Succeeds 1, FailsAsInUse 1, Succeeds 2];
     adds_to_a_group(Group::options()):
         Socket [Fails 1] SetSockOpt [Fails 2] Bind [Fails 1] Listen [Fails 1];
     adds_to_a_group(Group::options().steering(Steering::Random)):

@@ -18,6 +18,8 @@ pub struct GroupConfig<P = Tcp> {
     pub(crate) options: GroupOptions<P>,
     /// The user that opened the first member.
     user: u32,
+    /// The network namespace of the first member.
+    namespace: Option<u64>,
     /// The CPUs that the thread which made the group may run on.
     cpus: Result<Arc<[u32]>, Error>,
     /// Whether other processes hold the sockets too.
@@ -34,6 +36,7 @@ impl<P: Protocol> GroupConfig<P> {
             address,
             options,
             user: owner(first),
+            namespace: os::namespace(P::descriptor(first)),
             cpus: os::allowed_cpus().map(Arc::from),
             inherited: false,
         }
@@ -55,21 +58,40 @@ impl<P: Protocol> GroupConfig<P> {
             0 if !self.options.join => BindMode::Exclusive,
             _ => BindMode::Join,
         };
-        P::open(&options, mode, self.address).map_err(|error| {
-            let actual = effective_user();
-            // A port below 1024 is refused before the user is looked at.
-            let refused = matches!(error.errno(), libc::EADDRINUSE | libc::EACCES);
-            if refused && actual != self.user {
-                return GroupError::UserMismatch {
-                    error,
-                    address: self.address,
-                    member,
-                    expected: self.user,
-                    actual,
-                };
-            }
-            GroupError::call(error, self.address, member)
-        })
+        let socket = P::open(&options, mode, self.address);
+        let socket = socket.map_err(|error| self.failed(error, member))?;
+        self.check_namespace(&socket, member)?;
+        Ok(socket)
+    }
+
+    /// Checks that a member is in the network namespace of the first: elsewhere it is in another
+    /// group, on the same address.
+    pub(super) fn check_namespace(
+        &self,
+        socket: &P::Socket,
+        member: usize,
+    ) -> Result<(), GroupError> {
+        let its = os::namespace(P::descriptor(socket));
+        match self.namespace.zip(its) {
+            Some((first, its)) if first != its => Err(GroupError::NamespaceMismatch { member }),
+            _ => Ok(()),
+        }
+    }
+
+    fn failed(&self, error: Error, member: usize) -> GroupError {
+        let actual = effective_user();
+        // A port below 1024 is refused before the user is looked at.
+        let refused = matches!(error.errno(), libc::EADDRINUSE | libc::EACCES);
+        if refused && actual != self.user {
+            return GroupError::UserMismatch {
+                error,
+                address: self.address,
+                member,
+                expected: self.user,
+                actual,
+            };
+        }
+        GroupError::call(error, self.address, member)
     }
 
     /// Duplicates the descriptor of the one socket of a shared group.

@@ -43,6 +43,12 @@ pub enum GroupError {
         /// The member's index.
         member: usize,
     },
+    /// A member is in another network namespace than the first, where no client of the group finds
+    /// it: the calling thread has changed its namespace.
+    NamespaceMismatch {
+        /// The member's index.
+        member: usize,
+    },
     /// This kernel gives all connections to one of the listeners.
     NotBalanced,
     /// A joined group can be neither steered nor handed over: sockets of other processes are in it.
@@ -149,6 +155,12 @@ impl fmt::Display for GroupError {
             }
             GroupError::AddressMismatch { member } => {
                 return write!(f, "member {member} has another address than the first");
+            }
+            GroupError::NamespaceMismatch { member } => {
+                return write!(
+                    f,
+                    "member {member} is in another network namespace than the first"
+                );
             }
             GroupError::NoMembers => "a group needs at least one member",
             GroupError::NotBalanced => {

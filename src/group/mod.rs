@@ -174,6 +174,7 @@ impl<P: Protocol> Group<P> {
             if local_addr::<P>(socket, member)? != address {
                 return Err(GroupError::AddressMismatch { member });
             }
+            group.config.check_namespace(socket, member)?;
             let adopted = P::adopt(socket, address);
             adopted.map_err(|error| GroupError::call(error, address, member))?;
         }
@@ -204,6 +205,7 @@ impl<P: Protocol> Group<P> {
     /// # Errors
     /// - [`GroupError::UserMismatch`]: the process has another effective user than when the group
     ///   was made.
+    /// - [`GroupError::NamespaceMismatch`]: the calling thread is in another network namespace.
     /// - [`GroupError::Inherited`]: other processes hold the sockets too.
     /// - [`GroupError::PredecessorLeaving`]: the old process has not closed its sockets yet.
     /// - [`GroupError::JoinedGroup`]: it ended before it had left in order, so that the indexes are

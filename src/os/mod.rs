@@ -12,6 +12,7 @@
 //!   with no other program.
 //! - `Handshakes`: the connections that are not finished; `accept_silent_clients`: without
 //!   `TCP_DEFER_ACCEPT`; `listeners`: all members of a group.
+//! - `namespace`: the network namespace of a socket.
 //! - `Poller`: waits on a socket on which other processes wait too.
 //! - `allowed_cpus`, `start_on_cpu`, `move_to_cpu`, `name_thread`: threads.
 //! - `packet_info`: how the kernel reports where a datagram was sent to.

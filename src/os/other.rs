@@ -134,6 +134,10 @@ mod with_std {
         Err(UNSUPPORTED)
     }
 
+    pub(crate) fn namespace(_: &Descriptor) -> Option<u64> {
+        None
+    }
+
     pub(crate) fn accept_silent_clients(_: &Descriptor) -> Result<(), Error> {
         Err(UNSUPPORTED)
     }

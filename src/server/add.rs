@@ -18,6 +18,7 @@ impl<P: Serve> Server<P> {
     /// - [`GroupError::Call`]: a system call failed; `pthread_create` with `EAGAIN` if no thread
     ///   can be had.
     /// - [`GroupError::UserMismatch`]: the process has dropped its privileges since.
+    /// - [`GroupError::NamespaceMismatch`]: the calling thread is in another network namespace.
     /// - [`GroupError::Inherited`]: other processes hold the sockets too.
     /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
     /// - [`GroupError::HandedOver`], [`GroupError::Stopped`]: the server has come to its end.

@@ -27,6 +27,12 @@ mod generic {
     pub(crate) const SO_DETACH_REUSEPORT_BPF: c_int = 68;
 }
 
+/// `asm-generic/socket.h`, and SPARC's. Older versions of the libc crate lack it.
+#[cfg(feature = "std")]
+pub(crate) const SO_NETNS_COOKIE: core::ffi::c_int = if SPARC { 0x50 } else { 71 };
+#[cfg(feature = "std")]
+const SPARC: bool = cfg!(any(target_arch = "sparc", target_arch = "sparc64"));
+
 /// `linux/prctl.h`.
 #[cfg(feature = "std")]
 pub(crate) const PR_SET_NAME: core::ffi::c_int = 15;

@@ -7,8 +7,9 @@ use std::collections::hash_map::RandomState;
 use std::thread::sleep;
 
 use super::first::create_reuseport_group;
+use super::proc_net;
 use super::sock_diag::{Socket, State, sockets};
-use super::socket::option;
+use super::socket::{bound_interface, option};
 use crate::error::{Call, Error};
 use crate::listener::Listener;
 use crate::os;
@@ -51,7 +52,7 @@ enum Outcome {
     Bound(Listener),
     /// Another program does the same at the same time.
     Conflict,
-    /// Another socket listens, or the kernel's list is not available.
+    /// Another socket listens, or the kernel has no list: neither by netlink nor in `/proc`.
     InUse,
     /// A call failed for a reason of its own.
     Failed(Error),
@@ -93,11 +94,20 @@ fn other_listener_exists(ours: &Listener, address: SocketAddr) -> Result<bool, E
     // The list has the low 32 bits.
     #[allow(clippy::cast_possible_truncation)]
     let inode = os::inode(ours.raw())? as u32;
-    let listening = sockets(State::Listen, address.port())?;
-    let others = listening.iter().filter(|socket| socket.inode != inode);
-    Ok(others
-        .into_iter()
-        .any(|socket| overlaps(address.ip(), only_v6, socket)))
+    let interface = bound_interface(&ours.0);
+    let port = address.port();
+    // A service manager may refuse netlink (`RestrictAddressFamilies`).
+    let listed = sockets(State::Listen, port);
+    let listed = listed.or_else(|error| proc_net::listeners(port).ok_or(error))?;
+    let mut others = listed.iter().filter(|socket| socket.inode != inode);
+    Ok(others.any(|other| {
+        share_an_interface(interface, other.interface) && overlaps(address.ip(), only_v6, other)
+    }))
+}
+
+/// Whether a packet of one interface could be meant for either: 0 is any interface.
+fn share_an_interface(ours: u32, theirs: u32) -> bool {
+    ours == 0 || theirs == 0 || ours == theirs
 }
 
 /// Whether a connection could be meant for either: equal addresses or a wildcard, across the

@@ -13,6 +13,8 @@ mod options;
 #[cfg(feature = "std")]
 mod poller;
 #[cfg(feature = "std")]
+mod proc_net;
+#[cfg(feature = "std")]
 mod sock_diag;
 mod socket;
 
@@ -33,7 +35,9 @@ pub(crate) use poller::Poller;
 #[cfg(feature = "std")]
 pub(crate) use sock_diag::{Handshake, Handshakes, listeners};
 #[cfg(feature = "std")]
-pub(crate) use socket::{accept_queue, accept_silent_clients, bind_to_nowhere, receive_buffer};
+pub(crate) use socket::{accept_queue, accept_silent_clients, receive_buffer};
+#[cfg(feature = "std")]
+pub(crate) use socket::{bind_to_nowhere, namespace};
 #[cfg(feature = "std")]
 pub(crate) use socket::{attach_filter, attach_program, detach_filter, detach_program};
 

@@ -3,7 +3,7 @@
 use core::ffi::c_int;
 
 #[cfg(feature = "std")]
-use super::constants::SO_BINDTOIFINDEX;
+use super::constants::{SO_BINDTOIFINDEX, SO_NETNS_COOKIE};
 use super::constants::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF, SO_MEMINFO};
 use crate::address::socklen;
 use crate::error::Error;
@@ -57,6 +57,33 @@ pub(super) fn option(socket: &Descriptor, level: c_int, name: c_int) -> Result<c
     // SAFETY: `value` is writable for the four bytes that `len` states.
     unsafe { sys::getsockopt(socket.raw(), level, name, at, &raw mut len) }?;
     Ok(value)
+}
+
+/// Returns a number that stands for the network namespace of a socket; `None` where the kernel does
+/// not say (before Linux 5.14).
+#[cfg(feature = "std")]
+pub(crate) fn namespace(socket: &Descriptor) -> Option<u64> {
+    let (mut cookie, mut len) = (0_u64, socklen::<u64>());
+    let value = (&raw mut cookie).cast();
+    // SAFETY: `cookie` is writable for the eight bytes that `len` states.
+    let asked = unsafe {
+        sys::getsockopt(
+            socket.raw(),
+            SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            value,
+            &raw mut len,
+        )
+    };
+    asked.is_ok().then_some(cookie)
+}
+
+/// Returns the index of the interface that a socket is bound to; 0 if to none, or where the kernel
+/// does not say (before Linux 5.1).
+#[cfg(feature = "std")]
+pub(super) fn bound_interface(socket: &Descriptor) -> u32 {
+    let index = option(socket, SOL_SOCKET, SO_BINDTOIFINDEX).unwrap_or_default();
+    index.try_into().unwrap_or_default()
 }
 
 /// Has a client be accepted that has sent nothing yet: no `TCP_DEFER_ACCEPT`, which keeps its
