@@ -247,6 +247,11 @@ impl StopToken {
     pub(crate) fn request(&self) {
         self.0.store(true, Relaxed);
     }
+
+    #[cfg(feature = "std")]
+    pub(crate) fn withdraw(&self) {
+        self.0.store(false, Relaxed);
+    }
 }
 
 /// What was done for one member of a group since it was made.

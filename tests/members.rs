@@ -159,6 +159,34 @@ fn member_that_drains_is_steered_around_when_a_failure_moves_its_index() {
 }
 
 #[test]
+fn member_that_drains_serves_again_when_all_others_fail() {
+    let (server, copies, gate) = serve_with_a_gate(2, 1);
+    let address = server.local_addr();
+    copies.steer_to(1);
+    let clients = [(); 2].map(|()| TcpStream::connect(address).unwrap());
+    wait_until("one is held", || server.members()[1].stats.accepted == 1);
+
+    let retired = thread::scope(|scope| {
+        let retired = scope.spawn(|| server.retire(1));
+        wait_until("it drains", || {
+            server.members()[1].state == MemberState::Draining
+        });
+        copies.shut_down(0);
+        retired.join().unwrap()
+    });
+
+    assert_eq!(retired.unwrap_err(), GroupError::LastMember);
+    assert_eq!(server.members()[0].state, MemberState::Serving);
+    drop(gate);
+    clients
+        .into_iter()
+        .for_each(|client| assert_eq!(answer(client), "1"));
+    assert_eq!(visit(address), "1");
+    assert_eq!(server.add(), Ok(2));
+    the_list_is_the_kernels(&server, &copies);
+}
+
+#[test]
 fn members_that_fail_at_the_same_moment_have_the_group_rely_on_no_index() {
     let (server, copies, gate) = serve_with_a_gate(4, 2);
     let clients = [0, 1].map(|index| {

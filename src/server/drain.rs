@@ -72,7 +72,8 @@ impl<P: Serve> Server<P> {
     /// - [`GroupError::StillQueued`]: connections are queued, and no thread or descriptor could be
     ///   had to serve them. The member stays, draining; a later `retire` goes on.
     /// - [`GroupError::NoSuchMember`], [`GroupError::LastMember`], [`GroupError::SharedSocket`],
-    ///   [`GroupError::Inherited`]: it cannot be removed.
+    ///   [`GroupError::Inherited`]: it cannot be removed. If all other members fail meanwhile, it
+    ///   serves again, and the error is `LastMember`.
     /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
     /// - [`GroupError::HandedOver`], [`GroupError::Stopped`]: the server has come to its end.
     /// - [`GroupError::Call`]: the group could not be steered. With `EPERM` in a joined group that
@@ -205,8 +206,14 @@ impl<P: Serve> Server<P> {
         ids: &[usize],
         deadline: Instant,
     ) -> Result<(), GroupError> {
-        self.drain(ids, deadline, || self.steer(control));
+        self.drain(ids, deadline, || {
+            _ = self.steer(control);
+            !self.serving().is_empty()
+        });
         let left = self.leave(control, ids, MemberState::Serving, false);
+        if left == Err(GroupError::LastMember) {
+            self.serve_again(ids);
+        }
         let steered = self.steer(control);
         self.wait_for_workers(ids, deadline);
         left.and(steered)
@@ -214,30 +221,35 @@ impl<P: Serve> Server<P> {
 
     /// Waits until nothing more can reach these members, and nothing is queued on them. If another
     /// member fails meanwhile, `steer` has what is new go around them again: the index of one of
-    /// them may have changed.
-    pub(crate) fn drain(
-        &self,
-        ids: &[usize],
-        deadline: Instant,
-        steer: impl Fn() -> Result<(), GroupError>,
-    ) {
+    /// them may have changed. It returns whether to go on.
+    pub(crate) fn drain(&self, ids: &[usize], deadline: Instant, steer: impl Fn() -> bool) {
         let members = self.members_of(ids);
         for member in &members {
             member.stop.request();
         }
         loop {
             P::drain(self, &members, deadline);
-            if !self.is_stale() || Instant::now() >= deadline {
+            // If steering fails, the program before it goes on, and the members drain all the same.
+            if !self.is_stale() || Instant::now() >= deadline || !steer() {
                 return;
             }
-            // If this fails, the program before it goes on, and the members drain all the same.
-            _ = steer();
         }
+    }
+
+    /// Has members serve again that were to leave: all others have failed.
+    fn serve_again(&self, ids: &[usize]) {
+        let members = self.members_of(ids);
+        for member in &members {
+            member.stop.withdraw();
+        }
+        P::take_new(&members);
+        self.set_state(ids, MemberState::Serving);
     }
 
     /// Takes the members out of the kernel's group and of the list, the last one first: so the
     /// indexes of the others among them do not change. What is new goes to the members in `state`.
-    /// A member stays on which connections are queued, unless `reset` has them reset and counted.
+    /// A member stays on which connections are queued, unless `reset` has them reset and counted;
+    /// and so, unless `reset`, do all if none serves any more.
     pub(crate) fn leave(
         &self,
         control: &Control<P>,
@@ -261,6 +273,10 @@ impl<P: Serve> Server<P> {
             last.map(|(index, entry)| (index, Arc::clone(&entry.member)))
         };
         while let Some((index, member)) = last(&remaining) {
+            if !reset && self.pool.lock().none_is(state) {
+                result = Err(GroupError::LastMember);
+                break;
+            }
             remaining.retain(|id| *id != member.id);
             let queued = match P::queued(&member) {
                 Ok(queued) => queued,
@@ -284,6 +300,10 @@ impl<P: Serve> Server<P> {
             let Some(index) = list.index_of(member.id) else {
                 continue;
             };
+            if !reset && list.none_is(state) {
+                result = Err(GroupError::LastMember);
+                break;
+            }
             match P::leave_group(&member) {
                 Ok(()) => {
                     member.counters.reset.fetch_add(queued as usize, Relaxed);

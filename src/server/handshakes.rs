@@ -7,8 +7,8 @@ use std::thread::sleep;
 use std::time::Instant;
 use std::vec::Vec;
 
-use super::drain::POLL_INTERVAL;
 use super::Server;
+use super::drain::POLL_INTERVAL;
 use super::member::Member;
 use crate::error::Error;
 use crate::os;
@@ -56,7 +56,9 @@ fn wait_for_listed(
     let steered = server.pool.lock().steered_anew;
     let list = |member: &Arc<Member<Tcp>>| {
         let begun = member.source.begun.lock().clone();
-        begun.filter(|begun| begun.0 == steered).map(|begun| begun.1)
+        begun
+            .filter(|begun| begun.0 == steered)
+            .map(|begun| begun.1)
     };
     let lists: Option<Vec<_>> = members.iter().map(list).collect();
     let mut begun: HashSet<_> = match lists {

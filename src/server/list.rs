@@ -84,6 +84,10 @@ impl<P: Serve> PoolState<P> {
         self.members.iter().position(|entry| entry.id() == id)
     }
 
+    pub(crate) fn none_is(&self, state: MemberState) -> bool {
+        self.members.iter().all(|entry| entry.state != state)
+    }
+
     /// The index that the next member gets, and what [`enter`](Self::enter) takes.
     pub(crate) fn next_index(&self) -> (usize, usize) {
         (self.members.len(), self.departures)

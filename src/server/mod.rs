@@ -10,8 +10,7 @@
 //! | `Pool::state` | to read or change the lists, and for short calls on a member's socket |
 //! | `Worker::order` | to give an order; a worker waits for one on its condition |
 //!
-//! Of the user's code only a `before_bind` hook runs under one of them, `control`: it must not
-//! change the server whose member it is for. No thread is joined under any.
+//! No code of the user runs under one of them, and no thread is joined under any.
 
 mod add;
 mod drain;
@@ -103,6 +102,10 @@ pub trait Serve: Protocol {
     /// again.
     #[doc(hidden)]
     fn leave_group(member: &Member<Self>) -> Result<(), Error>;
+
+    /// Undoes [`turn_away`](Self::turn_away), but for the steering.
+    #[doc(hidden)]
+    fn take_new(_: &[Arc<Member<Self>>]) {}
 
     /// Lets the workers of members that have left the group end, where
     /// [`leave_group`](Self::leave_group) does not.

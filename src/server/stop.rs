@@ -46,7 +46,7 @@ impl<P: Serve> Server<P> {
             // A listener without the filter takes a few connections more than it should, and
             // serves them.
             _ = self.turn_away(&control, &ids, true);
-            self.drain(&ids, deadline, || self.steer(&control));
+            self.drain(&ids, deadline, || self.steer(&control).is_ok());
             while self
                 .leave(&control, &ids, MemberState::Serving, true)
                 .is_err()

@@ -270,9 +270,7 @@ impl Serve for Tcp {
             match turned {
                 Err(error) if error.errno() == libc::EPERM && !joined => {}
                 Err(error) => {
-                    members
-                        .iter()
-                        .for_each(|member| member.source.detach_filter(member));
+                    Tcp::take_new(&members);
                     return Err(call(server, error));
                 }
                 Ok(()) => {}
@@ -296,6 +294,12 @@ impl Serve for Tcp {
         while queued() && Instant::now() < deadline && !server.is_stale() {
             sleep(interval);
             interval = (2 * interval).min(16 * POLL_INTERVAL);
+        }
+    }
+
+    fn take_new(members: &[Arc<Member<Tcp>>]) {
+        for member in members {
+            member.source.detach_filter(member);
         }
     }
 

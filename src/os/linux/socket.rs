@@ -2,9 +2,9 @@
 
 use core::ffi::c_int;
 
+use super::constants::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF, SO_MEMINFO};
 #[cfg(feature = "std")]
 use super::constants::{SO_BINDTOIFINDEX, SO_NETNS_COOKIE};
-use super::constants::{SO_ATTACH_REUSEPORT_CBPF, SO_DETACH_REUSEPORT_BPF, SO_MEMINFO};
 use crate::address::socklen;
 use crate::error::Error;
 use crate::listener::{Connection, Descriptor, Listener};

@@ -68,8 +68,10 @@ impl<P: Serve> Part for Server<P> {
         split.old = self.numbers();
         split.serving = self.serving();
         self.steer_before_new(&control)?;
+        let config = control.config.clone();
+        drop(control);
         for cpu_index in 0..split.old.len() {
-            let new = self.open_without_worker(&mut control, cpu_index)?;
+            let new = self.open_without_worker(&config, cpu_index)?;
             split.new.push(new);
         }
         let slots = self.pool.lock().slots(MemberState::Serving);
@@ -97,6 +99,7 @@ impl<P: Serve> Part for Server<P> {
         }
         self.drain(&split.old, deadline, || {
             self.steer_to(&self.control(), MemberState::HandedOver)
+                .is_ok()
         });
     }
 
@@ -143,8 +146,10 @@ impl<P: Serve> Part for Server<P> {
         while !self.employ_orphans(&control) && Instant::now() < deadline {
             std::thread::sleep(POLL_INTERVAL);
         }
-        _ = self.finish_removal(&control, &split.new, deadline);
-        // One without a worker stays in the list otherwise.
-        _ = self.leave(&control, &split.new, MemberState::Serving, true);
+        let left = self.finish_removal(&control, &split.new, deadline);
+        if left != Err(GroupError::LastMember) {
+            // One without a worker stays in the list otherwise.
+            _ = self.leave(&control, &split.new, MemberState::Serving, true);
+        }
     }
 }
