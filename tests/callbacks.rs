@@ -5,7 +5,8 @@
 mod support;
 
 use core::cell::Cell;
-use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
@@ -112,4 +113,92 @@ fn stop_from_a_handler_returns_within_its_grace() {
     wait_until("it has ended", || {
         server.stats().iter().all(|stats| !stats.running)
     });
+}
+
+/// The kinds of callback; for each there is a server, which is called by that kind alone.
+const KINDS: [&str; 5] = [
+    "before_bind",
+    "make",
+    "a handler",
+    "the drop of a handler",
+    "a thread-local destructor",
+];
+static SERVERS: [OnceLock<Server>; 5] = [const { OnceLock::new() }; 5];
+static BEGUN: [AtomicBool; 5] = [const { AtomicBool::new(false) }; 5];
+static DONE: [AtomicBool; 5] = [const { AtomicBool::new(false) }; 5];
+
+/// A callback of the server with this number.
+fn call_all(server: usize, kind: usize) {
+    let found = SERVERS[server].get().filter(|_| server == kind);
+    let Some(server) = found.filter(|_| !BEGUN[kind].swap(true, SeqCst)) else {
+        return;
+    };
+    _ = (server.local_addr(), server.other_listeners());
+    _ = (server.totals(), server.spare_threads());
+    _ = (server.members(), server.stats(), format!("{server:?}"));
+    assert!(server.wait_failed(Duration::ZERO).is_none());
+    assert_eq!(server.listener(0).unwrap_err(), GroupError::HasThreads);
+    // What they come to depends on what else goes on.
+    _ = server.set_steering(Steering::Random);
+    _ = server.add();
+    for member in server.members() {
+        _ = server.retire(member.stats.id);
+    }
+    _ = server.retire_all(&[1, 2]);
+    _ = server.hand_over(Command::new("true"), BOUND);
+    _ = server.stop(Duration::from_millis(50));
+    DONE[kind].store(true, SeqCst);
+}
+
+/// Makes the calls of its kind when it is dropped.
+struct Dropped(usize, usize);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        call_all(self.0, self.1);
+    }
+}
+
+fn start_with_callbacks(number: usize) -> &'static Server {
+    thread_local!(static AT_END: Cell<Option<Dropped>> = const { Cell::new(None) });
+    let options = Group::options().spare_threads(0);
+    let options = options.grace(Duration::from_millis(50));
+    let options = options.before_bind(move |_| {
+        call_all(number, 0);
+        Ok(())
+    });
+    let group = options.bind(ANY_PORT, 3).unwrap();
+    let make = move |_| {
+        call_all(number, 1);
+        let dropped = Dropped(number, 3);
+        move |_: Connection, _: &StopToken| {
+            _ = &dropped;
+            call_all(number, 2);
+            AT_END.set(Some(Dropped(number, 4)));
+        }
+    };
+    SERVERS[number].get_or_init(|| group.spawn_with(make).unwrap())
+}
+
+#[test]
+fn every_call_from_every_kind_of_callback_returns() {
+    let _none = support::no_process_starts();
+    for (number, kind) in KINDS.iter().enumerate() {
+        let server = start_with_callbacks(number);
+        let (sender, ended) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            // Each of these may find the server stopped.
+            for _ in 0..20 {
+                _ = std::net::TcpStream::connect(server.local_addr());
+            }
+            _ = server.add();
+            // Its thread ends.
+            _ = server.retire(0);
+            _ = sender.send(());
+        });
+
+        wait_until(kind, || DONE[number].load(SeqCst));
+
+        assert_eq!(ended.recv_timeout(BOUND), Ok(()), "{kind}");
+    }
 }

@@ -64,6 +64,20 @@ impl<P: Protocol> GroupConfig<P> {
         Ok(socket)
     }
 
+    /// Makes the socket of a further member, which is not in the group before it [joins](Self::join)
+    /// that. The user's hook runs here.
+    pub(crate) fn prepare(&self, member: usize) -> Result<P::Socket, GroupError> {
+        let socket = P::prepare(&self.options.socket_options(), self.address);
+        let socket = socket.map_err(|error| self.failed(error, member))?;
+        self.check_namespace(&socket, member)?;
+        Ok(socket)
+    }
+
+    pub(crate) fn join(&self, socket: &P::Socket, member: usize) -> Result<(), GroupError> {
+        let joined = P::join(&self.options.socket_options(), socket, self.address);
+        joined.map_err(|error| self.failed(error, member))
+    }
+
     /// Checks that a member is in the network namespace of the first: elsewhere it is in another
     /// group, on the same address.
     pub(super) fn check_namespace(

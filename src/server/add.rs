@@ -1,12 +1,22 @@
 //! How a member is added, and where its worker comes from.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use super::member::Member;
 use super::worker::{Order, Waiting, Worker};
 use super::{Control, Serve, Server};
 use crate::error::Error;
 use crate::group::{GroupConfig, GroupError};
+
+/// The socket of a further member.
+enum Opened<P: Serve> {
+    /// The members share one, which is duplicated.
+    Not,
+    /// It has yet to join the group.
+    Prepared(P::Socket),
+    /// It is bound, and is the only one.
+    Listens(P::Socket),
+}
 
 impl<P: Serve> Server<P> {
     /// Adds a member with its worker, and returns its number: one that no other member had.
@@ -24,7 +34,7 @@ impl<P: Serve> Server<P> {
     /// - [`GroupError::HandedOver`], [`GroupError::Stopped`]: the server has come to its end.
     /// - [`GroupError::TooManyMembers`]: see [`Steering::Quic`](crate::Steering::Quic).
     pub fn add(&self) -> Result<usize, GroupError> {
-        let mut control = self.change()?;
+        let (opened, mut control) = self.open_unlocked()?;
         let (index, departures, cpu_index, first) = {
             let state = self.pool.lock();
             let (index, departures) = state.next_index();
@@ -37,14 +47,20 @@ impl<P: Serve> Server<P> {
         let call = |error| GroupError::call(error, self.address, index);
         let sibling = first.as_ref().map(|first| &first.source);
         let source = P::new_source(config, sibling).map_err(call)?;
-        let only = match first.filter(|_| config.options.shared) {
-            Some(first) => Some(config.share(&first.socket, index)?),
-            None => None,
-        };
         let id = self.unused_id(&control);
         let worker = self.spare_or_new_worker(config, id, cpu_index);
         let worker = worker.map_err(call)?.map(Waiting::new);
-        let socket = only.map_or_else(|| config.open(index), Ok)?;
+        let socket = match opened {
+            Opened::Listens(socket) => socket,
+            Opened::Prepared(socket) => {
+                config.join(&socket, index)?;
+                socket
+            }
+            Opened::Not => {
+                let first = first.as_ref().ok_or(GroupError::NoMembers)?;
+                config.share(&first.socket, index)?
+            }
+        };
         control.next_id = id + 1;
         let byte = self.pool.lock().unused_byte();
         let member = Member::new(id, cpu_index, byte, socket, source);
@@ -56,6 +72,27 @@ impl<P: Serve> Server<P> {
             return Err(error);
         }
         Ok(id)
+    }
+
+    /// Opens the socket of a further member as far as that can be done without the lock, which it
+    /// then takes: `before_bind` is the user's code, and may call this server.
+    fn open_unlocked(&self) -> Result<(Opened<P>, MutexGuard<'_, Control<P>>), GroupError> {
+        loop {
+            let control = self.change()?;
+            let (config, members) = (control.config.clone(), self.pool.lock().members.len());
+            drop(control);
+            let opened = match members {
+                // All have failed, and the port is bound anew.
+                0 => Opened::Listens(config.open(0)?),
+                _ if config.options.shared => Opened::Not,
+                _ => Opened::Prepared(config.prepare(members)?),
+            };
+            let control = self.change()?;
+            let none = self.pool.lock().members.is_empty();
+            if none == (members == 0) {
+                return Ok((opened, control));
+            }
+        }
     }
 
     /// Returns the next number that no member has had, and that no member shares its last byte

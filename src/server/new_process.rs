@@ -5,22 +5,27 @@ use std::vec::Vec;
 
 use super::member::{Entry, Member, MemberState};
 use super::{Control, Serve, Server};
-use crate::group::GroupError;
+use crate::group::{GroupConfig, GroupError};
 
 impl<P: Serve> Server<P> {
-    /// Opens a member, and returns its number.
+    /// Opens a member, and returns its number. `before_bind` runs without the lock; other changes
+    /// are refused during a hand-over.
     pub(crate) fn open_without_worker(
         &self,
-        control: &mut Control<P>,
+        config: &GroupConfig<P>,
         cpu_index: usize,
     ) -> Result<usize, GroupError> {
         let (index, departures) = self.pool.lock().next_index();
         let call = |error| GroupError::call(error, self.address, index);
         let first = self.members_of(&self.numbers()).into_iter().next();
         let sibling = first.as_ref().map(|first| &first.source);
-        let source = P::new_source(&control.config, sibling).map_err(call)?;
-        let socket = control.config.open(index)?;
-        let id = self.unused_id(control);
+        let source = P::new_source(config, sibling).map_err(call)?;
+        let socket = config.open(index)?;
+        let mut control = self.control();
+        if control.stopped {
+            return Err(GroupError::Stopped);
+        }
+        let id = self.unused_id(&control);
         control.next_id = id + 1;
         let byte = self.pool.lock().unused_byte();
         let member = Member::new(id, cpu_index, byte, socket, source);

@@ -115,6 +115,23 @@ impl<'a> Options<'a> {
         self.open(sys::SOCK_STREAM, address).map(Listener)
     }
 
+    /// Makes the calls before `bind`, and so runs the hook.
+    #[cfg(feature = "std")]
+    pub(crate) fn prepare(&self, address: SocketAddr) -> Result<Listener, Error> {
+        self.make(sys::SOCK_STREAM, &address.into()).map(Listener)
+    }
+
+    /// Does the rest.
+    #[cfg(feature = "std")]
+    pub(crate) fn bind_prepared(
+        &self,
+        server: &Listener,
+        address: SocketAddr,
+    ) -> Result<(), Error> {
+        server.0.bind(&address.into())?;
+        self.listen(server)
+    }
+
     pub(crate) fn listen(&self, server: &Listener) -> Result<(), Error> {
         // SAFETY: the descriptor is the listener's.
         unsafe { sys::listen(server.raw(), self.settings.backlog) }
@@ -137,14 +154,29 @@ impl Options<'_, Udp> {
         address: SocketAddr,
         before: impl FnOnce(&Descriptor) -> Result<(), Error>,
     ) -> Result<UdpSocket, Error> {
+        let socket = self.prepare(address)?;
+        before(&socket.0)?;
+        self.bind_prepared(&socket, address)?;
+        Ok(socket)
+    }
+
+    /// Makes the calls before `bind`, and so runs the hook.
+    pub(crate) fn prepare(&self, address: SocketAddr) -> Result<UdpSocket, Error> {
         let addr = SockAddr::from(address);
         let socket = self.make(libc::SOCK_DGRAM, &addr)?;
         if self.settings.destination || is_shared(address.ip()) {
             report_destination(&socket, addr.family())?;
         }
-        before(&socket)?;
-        socket.bind(&addr)?;
         Ok(UdpSocket(socket))
+    }
+
+    #[allow(clippy::unused_self)] // as a listener's
+    pub(crate) fn bind_prepared(
+        &self,
+        socket: &UdpSocket,
+        address: SocketAddr,
+    ) -> Result<(), Error> {
+        socket.0.bind(&address.into())
     }
 }
 

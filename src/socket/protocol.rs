@@ -60,6 +60,19 @@ mod with_std {
             address: SocketAddr,
         ) -> Result<Self::Socket, Error>;
 
+        /// Makes a socket with its options, and runs the user's hook.
+        #[doc(hidden)]
+        fn prepare(options: &Options<'_, Self>, address: SocketAddr)
+        -> Result<Self::Socket, Error>;
+
+        /// Binds such a socket beside others; a listener also listens.
+        #[doc(hidden)]
+        fn join(
+            options: &Options<'_, Self>,
+            socket: &Self::Socket,
+            address: SocketAddr,
+        ) -> Result<(), Error>;
+
         /// Sets the options that a group needs on a socket that it has not opened.
         #[doc(hidden)]
         fn adopt(_: &Self::Socket, _: SocketAddr) -> Result<(), Error> {
@@ -97,6 +110,18 @@ mod with_std {
             }
         }
 
+        fn prepare(options: &Options<'_>, address: SocketAddr) -> Result<Listener, Error> {
+            options.reuse_address(true).prepare(address)
+        }
+
+        fn join(
+            options: &Options<'_>,
+            listener: &Listener,
+            address: SocketAddr,
+        ) -> Result<(), Error> {
+            options.bind_prepared(listener, address)
+        }
+
         fn descriptor(listener: &Listener) -> &Descriptor {
             &listener.0
         }
@@ -123,6 +148,18 @@ mod with_std {
                 BindMode::Join => options.bind(address),
                 BindMode::Single => options.reuse_port(false).bind(address),
             }
+        }
+
+        fn prepare(options: &Options<'_, Udp>, address: SocketAddr) -> Result<UdpSocket, Error> {
+            options.prepare(address)
+        }
+
+        fn join(
+            options: &Options<'_, Udp>,
+            socket: &UdpSocket,
+            address: SocketAddr,
+        ) -> Result<(), Error> {
+            options.bind_prepared(socket, address)
         }
 
         fn adopt(socket: &UdpSocket, address: SocketAddr) -> Result<(), Error> {
