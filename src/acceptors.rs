@@ -134,7 +134,7 @@ impl Shared {
     }
 
     fn stop(&self) {
-        self.stop.request();
+        self.stop.request(true);
         // It fails where the listener has failed before: the acceptor has ended.
         // SAFETY: the descriptor is the listener's, which this value owns.
         _ = unsafe { sys::shutdown(self.listener.raw(), sys::SHUT_RD) };
@@ -244,13 +244,8 @@ impl StopToken {
         self.0.load(Relaxed)
     }
 
-    pub(crate) fn request(&self) {
-        self.0.store(true, Relaxed);
-    }
-
-    #[cfg(feature = "std")]
-    pub(crate) fn withdraw(&self) {
-        self.0.store(false, Relaxed);
+    pub(crate) fn request(&self, on: bool) {
+        self.0.store(on, Relaxed);
     }
 }
 

@@ -64,7 +64,7 @@ impl<P: Protocol> GroupConfig<P> {
         Ok(socket)
     }
 
-    /// Makes the socket of a further member, which is not in the group before it [joins](Self::join)
+    /// Makes the socket of a further member, which is in the group once it [joins](Self::join)
     /// that. The user's hook runs here.
     pub(crate) fn prepare(&self, member: usize) -> Result<P::Socket, GroupError> {
         let socket = P::prepare(&self.options.socket_options(), self.address);

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use std::vec::Vec;
 
-use super::member::{Member, MemberState};
+use super::member::{Member, MemberState, OtherListeners};
 use super::{Control, Serve, Server};
 use crate::acceptors::Stats;
 use crate::error::Error;
@@ -225,7 +225,7 @@ impl<P: Serve> Server<P> {
     pub(crate) fn drain(&self, ids: &[usize], deadline: Instant, steer: impl Fn() -> bool) {
         let members = self.members_of(ids);
         for member in &members {
-            member.stop.request();
+            member.stop.request(true);
         }
         loop {
             P::drain(self, &members, deadline);
@@ -240,7 +240,7 @@ impl<P: Serve> Server<P> {
     fn serve_again(&self, ids: &[usize]) {
         let members = self.members_of(ids);
         for member in &members {
-            member.stop.withdraw();
+            member.stop.request(false);
         }
         P::take_new(&members);
         self.set_state(ids, MemberState::Serving);
@@ -249,7 +249,7 @@ impl<P: Serve> Server<P> {
     /// Takes the members out of the kernel's group and of the list, the last one first: so the
     /// indexes of the others among them do not change. What is new goes to the members in `state`.
     /// A member stays on which connections are queued, unless `reset` has them reset and counted;
-    /// and so, unless `reset`, do all if none serves any more.
+    /// and so do all, unless `reset`, if none serves any more. In a joined group others do.
     pub(crate) fn leave(
         &self,
         control: &Control<P>,
@@ -264,6 +264,8 @@ impl<P: Serve> Server<P> {
                 _ = P::leave_group(member);
             }
         }
+        let joined = self.other_listeners() == OtherListeners::Some;
+        let kept = !reset && !joined && control.config.can_steer();
         let mut result = Ok(());
         let mut remaining = ids.to_vec();
         let last = |ids: &[usize]| {
@@ -273,7 +275,7 @@ impl<P: Serve> Server<P> {
             last.map(|(index, entry)| (index, Arc::clone(&entry.member)))
         };
         while let Some((index, member)) = last(&remaining) {
-            if !reset && self.pool.lock().none_is(state) {
+            if kept && self.pool.lock().none_is(state) {
                 result = Err(GroupError::LastMember);
                 break;
             }
@@ -300,7 +302,7 @@ impl<P: Serve> Server<P> {
             let Some(index) = list.index_of(member.id) else {
                 continue;
             };
-            if !reset && list.none_is(state) {
+            if kept && list.none_is(state) {
                 result = Err(GroupError::LastMember);
                 break;
             }

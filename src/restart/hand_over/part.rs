@@ -75,7 +75,7 @@ impl<P: Serve> Part for Server<P> {
             split.new.push(new);
         }
         let slots = self.pool.lock().slots(MemberState::Serving);
-        Ok(control.config.options.steering.check_bytes(&slots)?)
+        Ok(config.options.steering.check_bytes(&slots)?)
     }
 
     fn descriptors(&self, split: &Split) -> Vec<(RawFd, u8)> {

@@ -1,0 +1,114 @@
+//! What may differ between the first member of a group and a later one, or between a group and
+//! what else uses its port: it is neither accepted wrongly nor refused wrongly.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+#[path = "support/refuse.rs"]
+mod refuse;
+mod support;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::thread;
+
+use refuse::refusing;
+use reuseport::{Call, Error, Group, GroupError, Listener};
+
+/// Runs `what` on a thread that has entered a network namespace of its own; `None` if it cannot.
+fn in_another_namespace<T: Send>(what: impl FnOnce() -> T + Send) -> Option<T> {
+    let there = || {
+        // SAFETY: takes an integer, and changes no other thread.
+        let entered = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
+        entered.then(what)
+    };
+    let done = thread::scope(|scope| scope.spawn(there).join().unwrap());
+    if done.is_none() {
+        support::skip("a thread cannot enter a network namespace of its own");
+    }
+    done
+}
+
+#[test]
+fn add_from_another_network_namespace_is_refused() {
+    // The loopback's address cannot be had where it is down; the wildcard's always can.
+    let any = (Ipv4Addr::UNSPECIFIED, 0);
+    let mut group = Group::bind(any, 2).unwrap();
+    let mismatch = GroupError::NamespaceMismatch { member: 2 };
+
+    let Some(refused) = in_another_namespace(|| group.add()) else {
+        return;
+    };
+    assert_eq!(refused, Err(mismatch));
+    assert_eq!(
+        mismatch.to_string(),
+        "member 2 is in another network namespace than the first"
+    );
+    let server = group.spawn(|_, _| {}).unwrap();
+    let refused = in_another_namespace(|| server.add());
+    assert_eq!(refused, Some(Err(mismatch)));
+    assert_eq!(server.members().len(), 2);
+    assert_eq!(server.add(), Ok(2));
+
+    let udp = Group::bind_udp(any, 2).unwrap().spawn(|_, _| {}).unwrap();
+    let refused = in_another_namespace(|| udp.add());
+    assert_eq!(refused, Some(Err(mismatch)));
+}
+
+#[test]
+fn listeners_of_two_network_namespaces_are_no_group() {
+    let bind = || Listener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let here = bind();
+    let address = here.local_addr().unwrap();
+
+    let there = in_another_namespace(|| Listener::bind(address).unwrap());
+
+    let Some(there) = there else { return };
+    let refused = Group::from_listeners(vec![here, there]).unwrap_err();
+    assert_eq!(refused, GroupError::NamespaceMismatch { member: 1 });
+}
+
+#[test]
+fn bind_over_time_wait_passes_by_a_listener_on_another_device() {
+    if !support::own_namespace() || !support::tool("ip") {
+        return support::skip("a network device is to be made");
+    }
+    let mut ip = support::program("ip");
+    let made = support::finish(ip.args("link add other type veth peer name another".split(' ')));
+    if !made.status.success() {
+        return support::skip("no pair of devices");
+    }
+    let address = support::leftovers((Ipv4Addr::UNSPECIFIED, 0).into());
+    let on_other = Listener::options().bind_to_device("other");
+    let elsewhere = on_other.bind(address).unwrap();
+
+    let group = Group::options().bind_to_device("lo").bind(address, 2);
+
+    assert_eq!(group.unwrap().local_addr(), address);
+    drop(elsewhere);
+    // The control: on the same device it is in the way.
+    let address = support::leftovers((Ipv4Addr::UNSPECIFIED, 0).into());
+    let here = Listener::options().bind_to_device("lo").bind(address);
+    let refused = Group::options().bind_to_device("lo").bind(address, 2);
+    let in_use = Error::new(Call::Bind, libc::EADDRINUSE);
+    assert_eq!(refused.unwrap_err().error(), Some(in_use));
+    drop(here);
+}
+
+#[test]
+fn bind_over_time_wait_reads_proc_where_netlink_is_refused() {
+    let netlink = Some(libc::AF_NETLINK);
+    for ip in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+        let any = SocketAddr::new(ip, 0);
+        let free = support::leftovers(any);
+        let held = support::leftovers(any);
+        let holder = Listener::bind(held).unwrap();
+
+        let bind = |address| Group::bind(address, 2).map(|group| group.local_addr());
+        let [over, beside] = refusing(libc::SYS_socket, netlink, libc::EAFNOSUPPORT, || {
+            [free, held].map(bind)
+        });
+
+        assert_eq!(over, Ok(free));
+        let in_use = Error::new(Call::Bind, libc::EADDRINUSE);
+        assert_eq!(beside.unwrap_err().error(), Some(in_use));
+        drop(holder);
+    }
+}
