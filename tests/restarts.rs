@@ -139,8 +139,10 @@ static HANDLED: Mutex<BTreeMap<usize, u16>> = Mutex::new(BTreeMap::new());
 fn hold_up(server: &Server) -> TcpStream {
     let silent = TcpStream::connect(server.local_addr()).unwrap();
     let port = silent.local_addr().unwrap().port();
-    let is_held = |id| HANDLED.lock().unwrap().get(&id) == Some(&port);
     wait_until("others are queued behind it", || {
+        // First where it is: in the queue it would be taken for another one.
+        let handled = HANDLED.lock().unwrap().clone();
+        let is_held = |id: usize| handled.get(&id) == Some(&port);
         let members = server.members().into_iter();
         let mut held = members.filter(|member| is_held(member.stats.id));
         held.any(|member| member.queue.unwrap().len > 0)
