@@ -194,8 +194,13 @@ impl<P: Serve> Pool<P> {
         released
     }
 
-    /// Notes that a worker no longer serves a member.
-    pub(super) fn left(&self, worker: &Arc<Worker<P>>, member: &Member<P>, outcome: Outcome) {
+    /// Notes that a worker no longer serves a member. Returns whether the member has failed.
+    pub(super) fn left(
+        &self,
+        worker: &Arc<Worker<P>>,
+        member: Arc<Member<P>>,
+        outcome: Outcome,
+    ) -> bool {
         let mut state = self.lock();
         if let Some(entry) = state.entry(member.id) {
             match outcome {
@@ -205,12 +210,16 @@ impl<P: Serve> Pool<P> {
             }
             entry.update_surplus();
         }
-        if member.counters.error().is_some() {
-            state.fail(member);
+        let failed = member.counters.error().is_some();
+        if failed {
+            state.fail(&member);
         }
         state.forget_finished();
+        // A UDP member that has left is closed before another one can be bound.
+        drop(member);
         drop(state);
         self.changed.notify_all();
+        failed
     }
 
     /// Returns what a worker without a member is to do; `None`: its thread ends. `failed`: so has

@@ -133,8 +133,7 @@ pub(super) fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
                     thread::sleep(MAKE_BACKOFF);
                 }
                 let outcome = work.serve(pool, worker, &member);
-                pool.left(worker, &member, outcome);
-                failed = member.counters.error().is_some();
+                failed = pool.left(worker, member, outcome);
             }
             Order::Take { member, extra } => {
                 if served.replace(member.id) != Some(member.id) {
@@ -145,8 +144,7 @@ pub(super) fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
                     pool.cancel(&member);
                 } else if pool.take(worker, &member, extra) {
                     let outcome = work.serve(pool, worker, &member);
-                    pool.left(worker, &member, outcome);
-                    failed = member.counters.error().is_some();
+                    failed = pool.left(worker, member, outcome);
                 }
             }
         }
