@@ -188,20 +188,20 @@ const ROWS: &[Row] = rows! {
     steers(Steering::Hash):
         SetSockOpt [Fails 1];
     binds_a_group(Group::udp_options()):
-        Socket [Fails 3] SetSockOpt [Fails 1, Succeeds 2, Fails 5] Bind [Fails 3]
+        Socket [Fails 3] SetSockOpt [Fails 1, Succeeds 2, Fails 9] Bind [Fails 3]
         GetSockName [Fails 1] Fstat [Succeeds 1] SchedGetAffinity [Succeeds 1];
     binds_a_group(Group::udp_options().steering(Steering::Byte(0))):
-        SetSockOpt [NotTried 8, Fails 1];
+        SetSockOpt [NotTried 12, Fails 1];
     spawns_receivers:
         Ioctl [Fails 3] PthreadCreate [Fails 3];
     adds_a_receiver:
-        Socket [Fails 1] SetSockOpt [Fails 2] Bind [Fails 1] PthreadCreate [Fails 1];
+        Socket [Fails 1] SetSockOpt [Fails 4] Bind [Fails 1] PthreadCreate [Fails 1];
     retires_receivers([1]):
-        SetSockOpt [FailsAfterLeaving 1] Connect [Succeeds 1] Shutdown [Succeeds 1];
+        SetSockOpt [Succeeds 2, FailsAfterLeaving 1] Connect [Succeeds 1] Shutdown [Succeeds 1];
     retires_receivers([0, 2]):
-        SetSockOpt [Succeeds 1, FailsAfterLeaving 1] Connect [Succeeds 2] Shutdown [Succeeds 2];
+        SetSockOpt [Succeeds 5, FailsAfterLeaving 1] Connect [Succeeds 2] Shutdown [Succeeds 2];
     stops_receivers:
-        Connect [Succeeds 3] Shutdown [Succeeds 3];
+        SetSockOpt [Succeeds 6] Connect [Succeeds 3] Shutdown [Succeeds 3];
     stops:
         SetSockOpt [Succeeds 6] Socket [Succeeds 1] Send [Succeeds 1] Recv [Succeeds 1]
         GetSockOpt [Succeeds 4] Shutdown [Succeeds 3];

@@ -82,3 +82,32 @@ fn member_whose_socket_was_copied_leaves_the_wildcard_address() {
     the_others_answer(([0; 4], 0).into());
     the_others_answer((Ipv6Addr::UNSPECIFIED, 0).into());
 }
+
+/// The kernel puts a new socket into the group of the one that was bound last, here the one that
+/// has left and is still open: into a second group, if it is found.
+#[test]
+fn member_added_while_the_newest_is_open_that_has_left_shares_its_clients() {
+    let _none = support::no_process_starts();
+    if support::kernel() < (6, 13) {
+        return support::skip("before Linux 6.13 a socket that is connected stays in its group");
+    }
+    let loopbacks = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    for address in loopbacks.map(|ip: std::net::IpAddr| SocketAddr::new(ip, 0)) {
+        let (server, _kept) = serve(address, 3);
+        let asked = || -> Vec<_> {
+            let port = server.local_addr().port();
+            (0..60).map(|_| ask(port, address)).collect()
+        };
+        // One has none of 60 with a chance of (2/3)^60 < 1e-10.
+        assert!(asked().contains(&2), "a copy is kept");
+        server.retire(2).unwrap();
+
+        assert_eq!(server.add(), Ok(3));
+
+        let all = asked();
+        let found = |member: &usize| all.contains(member);
+        assert!([0, 1, 3].iter().all(found) && !found(&2), "{all:?}");
+        server.set_steering(Steering::Except(2)).unwrap();
+        assert!(!asked().contains(&3), "it is at the kernel's index 2");
+    }
+}

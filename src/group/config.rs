@@ -56,7 +56,8 @@ impl<P: Protocol> GroupConfig<P> {
         let mode = match member {
             0 if self.options.shared => BindMode::Single,
             0 if !self.options.join => BindMode::Exclusive,
-            _ => BindMode::Join,
+            _ if self.options.join => BindMode::Join,
+            _ => BindMode::Member,
         };
         let socket = P::open(&options, mode, self.address);
         let socket = socket.map_err(|error| self.failed(error, member))?;

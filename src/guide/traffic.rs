@@ -197,10 +197,13 @@
 //! A datagram that arrives during `close` is lost, even if the program has just emptied the queue.
 //! So a member leaves in steps: on a wildcard address, the group is steered around it, by a hash of
 //! the flow in the program; it connects to the loopback, and so leaves the group; it reads until
-//! its queue is empty; it closes. `tests/datagrams.rs` replaces members under load. On the wildcard
-//! address no datagram was lost; on an address of its own, some 1 departure in 1 000 lost what was
-//! on its way when the machine was overloaded, for a reason that is not known. Before Linux 6.13 it
-//! is still a member after `connect`, steered around.
+//! its queue is empty; it closes. `tests/datagrams.rs` replaces members under load, and none is
+//! lost. Before Linux 6.13 it is still a member after `connect`, steered around.
+//!
+//! `bind` puts a socket into the group of the one with its address that was bound last. If that has
+//! left by `connect` and is still open, the two make a group of their own, beside the others'
+//! (`tests/udp_copies.rs`). So a member that leaves an exclusive group gives up `SO_REUSEPORT` and
+//! sets `SO_REUSEADDR`, which a new member has during `bind`: then the kernel passes it over.
 //!
 //! A single socket connects *to itself*: its port is closed to all others from then on, and the
 //! queued datagrams can still be read. `explain --claim connected-to-itself-it-keeps-what-waits`

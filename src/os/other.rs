@@ -91,6 +91,17 @@ mod with_std {
         options.reuse_port(true).bind(address)
     }
 
+    pub(crate) fn bind_member_udp(
+        options: &Options<'_, Udp>,
+        address: SocketAddr,
+    ) -> Result<UdpSocket, Error> {
+        options.bind(address)
+    }
+
+    pub(crate) fn leave_port(_: &Descriptor) -> Result<(), Error> {
+        Err(UNSUPPORTED)
+    }
+
     pub(crate) fn attach_program(_: &Descriptor, _: &[Instruction]) -> Result<(), Error> {
         Err(UNSUPPORTED)
     }

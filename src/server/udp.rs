@@ -13,10 +13,14 @@
 //!
 //! On a wildcard address it connects late, when nothing is steered to it any more: a datagram that
 //! comes to a connected socket's port finds it no more. On an address of its own to connect is
-//! enough; with a program that steered around it, about 1 in 250 departures lost a datagram on
-//! Linux 6.18. Without one, an overloaded machine lost some now and then. Where all members leave
-//! there is none to steer to, so they connect at once; a client then learns that the port is
-//! closed.
+//! enough. Where all members leave there is none to steer to, so they connect at once; a client
+//! then learns that the port is closed.
+//!
+//! On an address of its own, the kernel would put a new member into one group with a member that
+//! has left and is still open, if that was bound last: two groups, and a program of the second may
+//! choose the socket that closes. `os::leave_port` prevents it. In a joined group it would have
+//! other programs' `bind` fail; there the member is closed before `retire` returns, unless a
+//! handler still runs or has a copy.
 
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::boxed::Box;
@@ -104,6 +108,7 @@ pub struct Source {
     pub(super) max_datagram_size: usize,
     pub(super) batch: bool,
     pub(super) single_copy: bool,
+    join: bool,
     pub(super) pipe: Option<WakePipe>,
     /// The thread no longer uses the socket.
     pub(super) ended: AtomicBool,
@@ -125,6 +130,7 @@ impl Serve for Udp {
             batch: config.options.batch,
             // Of one socket there is one copy.
             single_copy: config.options.single_copy && !config.options.shared,
+            join: config.options.join,
             pipe: polls(config).then(WakePipe::new).transpose()?,
             ended: AtomicBool::new(false),
             placeholder,
@@ -212,7 +218,12 @@ impl Member<Udp> {
     fn connect_away(&self) -> Result<(), Error> {
         // A link-local address has no way to the loopback device.
         let to_itself = |_| self.socket.connect(self.socket.local_addr()?);
-        self.socket.connect_to_loopback().or_else(to_itself)
+        self.socket.connect_to_loopback().or_else(to_itself)?;
+        if !self.source.join {
+            // It has left, whether or not this fails.
+            _ = os::leave_port(&self.socket.0);
+        }
+        Ok(())
     }
 
     /// Wakes the thread, which ends when the queue is empty.

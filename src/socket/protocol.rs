@@ -34,6 +34,8 @@ mod with_std {
         Exclusive,
         /// With it, beside other sockets.
         Join,
+        /// With it, in the group of an exclusive first member.
+        Member,
         /// Without it, permanently.
         Single,
     }
@@ -105,7 +107,7 @@ mod with_std {
             let options = options.reuse_address(true);
             match mode {
                 BindMode::Exclusive => os::bind_exclusive(&options, address),
-                BindMode::Join => options.bind(address),
+                BindMode::Join | BindMode::Member => options.bind(address),
                 BindMode::Single => options.reuse_port(false).bind(address),
             }
         }
@@ -146,6 +148,7 @@ mod with_std {
             match mode {
                 BindMode::Exclusive => os::bind_exclusive_udp(options, address),
                 BindMode::Join => options.bind(address),
+                BindMode::Member => os::bind_member_udp(options, address),
                 BindMode::Single => options.reuse_port(false).bind(address),
             }
         }

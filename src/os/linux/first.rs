@@ -17,6 +17,8 @@ use crate::socket::bpf;
 use crate::socket::options::Options;
 use crate::socket::protocol::Udp;
 use crate::socket::udp::UdpSocket;
+#[cfg(feature = "std")]
+use crate::sys::SO_REUSEADDR;
 use crate::sys::{SO_REUSEPORT, SOL_SOCKET};
 
 impl Options<'_> {
@@ -99,6 +101,30 @@ pub(crate) fn bind_exclusive_udp(
     address: SocketAddr,
 ) -> Result<UdpSocket, Error> {
     options.bind_exclusive_after(address, create_reuseport_group)
+}
+
+/// For a group's further members. The kernel puts a socket into the group of the one on its port
+/// that was bound last. A member that has left may still be open, and has no group: the kernel
+/// would give it one, with the new member, apart from the others. So it has given up
+/// `SO_REUSEPORT` ([`leave_port`]), and `bind` passes over it by `SO_REUSEADDR`, which both have.
+///
+/// The members do not have `SO_REUSEADDR`: no other program can bind by it.
+#[cfg(feature = "std")]
+pub(crate) fn bind_member_udp(
+    options: &Options<'_, Udp>,
+    address: SocketAddr,
+) -> Result<UdpSocket, Error> {
+    let reuse = |socket: &Descriptor, on| socket.set_option(SOL_SOCKET, SO_REUSEADDR, on);
+    let member = options.bind_after(address, |socket| reuse(socket, 1))?;
+    reuse(&member.0, 0)?;
+    Ok(member)
+}
+
+/// Has [`bind_member_udp`] pass over a member that has left.
+#[cfg(feature = "std")]
+pub(crate) fn leave_port(socket: &Descriptor) -> Result<(), Error> {
+    socket.set_option(SOL_SOCKET, SO_REUSEADDR, 1)?;
+    socket.set_option(SOL_SOCKET, SO_REUSEPORT, 0)
 }
 
 /// Gives the socket a group of its own. A socket that has the option neither at `bind` nor at

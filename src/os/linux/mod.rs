@@ -28,7 +28,7 @@ pub(crate) use departure::{Placeholder, wait_for_lookups};
 #[cfg(feature = "std")]
 pub(crate) use exclusive::bind_exclusive;
 #[cfg(feature = "std")]
-pub(crate) use first::bind_exclusive_udp;
+pub(crate) use first::{bind_exclusive_udp, bind_member_udp, leave_port};
 pub(crate) use options::{KernelOptions, OPTION_NAMES, SO_LINGER, bind_to_device, peer_name};
 #[cfg(feature = "std")]
 pub(crate) use poller::Poller;
