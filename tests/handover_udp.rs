@@ -11,7 +11,7 @@ use std::env;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -36,68 +36,157 @@ fn client(to: SocketAddr) -> UdpSocket {
     client
 }
 
-/// Flows that send, wait for the answer and send again, while `act` runs. Returns how many answers
-/// there were. A datagram that is lost, or answered from elsewhere, fails here.
-fn flows_while(asked: &[SocketAddr], act: impl FnOnce()) -> usize {
-    let (done, answers) = (AtomicBool::new(false), AtomicUsize::new(0));
+/// Flows that send, wait `limit` for the answer and send again, while `act` runs; it is given the
+/// number of those without one. Returns how many answers there were, and how many there were not.
+/// One that comes from elsewhere is none.
+fn flows_while(
+    asked: &[SocketAddr],
+    limit: Duration,
+    act: impl FnOnce(&AtomicUsize) + Send,
+) -> [usize; 2] {
+    let done = AtomicBool::new(false);
+    let [answers, lost] = [0; 2].map(AtomicUsize::new);
     thread::scope(|scope| {
         for to in asked {
-            let (done, answers) = (&done, &answers);
+            let (done, answers, lost) = (&done, &answers, &lost);
             scope.spawn(move || {
                 let mut number = 0_u32;
                 while !done.load(SeqCst) {
-                    // A new flow now and then.
+                    // A new flow for each 20, and after a loss.
                     let client = client(*to);
+                    client.set_read_timeout(Some(limit)).unwrap();
                     for _ in 0..20 {
                         number += 1;
                         client.send(&number.to_ne_bytes()).unwrap();
                         let mut answer = [0; 8];
-                        let len = client.recv(&mut answer);
-                        let len = len.unwrap_or_else(|error| panic!("{to}: {error}"));
+                        let Ok(len) = client.recv(&mut answer) else {
+                            lost.fetch_add(1, SeqCst);
+                            break;
+                        };
                         assert_eq!(answer[..len], number.to_ne_bytes());
                         answers.fetch_add(1, SeqCst);
                     }
                 }
             });
         }
-        act();
+        // In a thread, so that the flows end also if it panics.
+        let acted = scope.spawn(|| act(&lost)).join();
         done.store(true, SeqCst);
+        acted.unwrap();
     });
-    answers.load(SeqCst)
+    [answers, lost].map(AtomicUsize::into_inner)
+}
+
+/// Where servers are bound, and at which addresses they are asked.
+const BOUND_AND_ASKED: [(&str, &[&str]); 4] = [
+    ("127.0.0.1:0", &["127.0.0.1"]),
+    ("0.0.0.0:0", &["127.0.0.1", "127.0.0.2"]),
+    ("[::1]:0", &["::1"]),
+    ("[::]:0", &["::1", "127.0.0.1"]),
+];
+
+/// What four flows ask.
+fn four_of(asked: &[&str], port: u16) -> Vec<SocketAddr> {
+    let ips = asked.iter().map(|ip| ip.parse::<IpAddr>().unwrap());
+    let asked = ips.map(|ip| SocketAddr::new(ip, port));
+    asked
+        .collect::<Vec<_>>()
+        .into_iter()
+        .cycle()
+        .take(4)
+        .collect()
+}
+
+/// Has a process of a test end at once, by its pid.
+fn kill(pid: i32) {
+    // SAFETY: takes two integers; the process lives, for nothing has ended it.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
 #[test]
 fn datagrams_during_hand_overs_are_all_answered() {
-    for (bound, asked) in [
-        ("127.0.0.1:0", &["127.0.0.1"][..]),
-        ("0.0.0.0:0", &["127.0.0.1", "127.0.0.2"]),
-        ("[::1]:0", &["::1"]),
-        ("[::]:0", &["::1", "127.0.0.1"]),
-    ] {
+    for (bound, asked) in BOUND_AND_ASKED {
         for more in [&[][..], &["--batch"]] {
             let args = [&["--udp", "--echo", "--quiet", "--addr", bound], more].concat();
             let mut server = ServeProcess::start(&args);
-            let port = server.address.port();
-            let ips = asked.iter().map(|ip| ip.parse::<IpAddr>().unwrap());
-            let asked: Vec<_> = ips
-                .map(|ip| SocketAddr::new(ip, port))
-                .cycle()
-                .take(4)
-                .collect();
+            let asked = four_of(asked, server.address.port());
             let mut pid = server.pid();
 
-            let answers = flows_while(&asked, || {
+            let [answers, lost] = flows_while(&asked, BOUND, |_| {
                 (0..hand_overs()).for_each(|_| pid = server.hand_over(pid));
             });
 
-            println!(
-                "{bound} {more:?}: {answers} answers in {} hand-overs",
-                hand_overs()
-            );
-            assert!(answers > 0);
-            // SAFETY: takes two integers; the last new process lives, for nothing has ended it.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
+            let all = hand_overs();
+            println!("{bound} {more:?}: {answers} answers in {all} hand-overs, {lost} lost");
+            assert!(answers > 0 && lost == 0, "{bound} {more:?}: {lost} lost");
+            kill(pid);
         }
+    }
+}
+
+/// Each new process is asked to hand over as soon as it serves, while the old one is leaving: it
+/// does so at the first moment at which it may.
+#[test]
+fn datagrams_during_hand_overs_as_early_as_permitted_are_all_answered() {
+    let directory = support::scratch("as-early-as-permitted");
+    for (number, (bound, asked)) in BOUND_AND_ASKED.into_iter().enumerate() {
+        let path = directory.join(number.to_string());
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_read_timeout(Some(BOUND)).unwrap();
+        let mut serve =
+            support::reuseport(&["serve", "--udp", "--echo", "--quiet", "--addr", bound]);
+        let server = ServeProcess::from(serve.env("NOTIFY_SOCKET", path));
+        let asked = four_of(asked, server.address.port());
+        let mut pid = server.pid();
+
+        let [answers, lost] = flows_while(&asked, BOUND, |_| {
+            for _ in 0..hand_overs() {
+                // SAFETY: takes two integers; the process lives, for nothing has ended it.
+                unsafe { libc::kill(pid, libc::SIGHUP) };
+                pid = new_main_pid(&manager);
+            }
+        });
+
+        let all = hand_overs();
+        println!("{bound}: {answers} answers in {all} early hand-overs, {lost} lost");
+        assert!(answers > 0 && lost == 0, "{bound}: {lost} lost");
+        kill(pid);
+    }
+}
+
+/// Waits until a process reports to the service manager that another one is the main process.
+fn new_main_pid(manager: &UnixDatagram) -> i32 {
+    loop {
+        let mut state = [0; 64];
+        let len = manager.recv(&mut state).unwrap();
+        let state = std::str::from_utf8(&state[..len]).unwrap();
+        if let Some(pid) = state.strip_prefix("MAINPID=") {
+            return pid.parse().unwrap();
+        }
+    }
+}
+
+/// The control: a new process joins, and the old one ends at once.
+#[test]
+fn datagrams_during_restarts_without_a_hand_over_are_lost() {
+    for (bound, asked) in BOUND_AND_ASKED {
+        let start = |bound: &str| {
+            ServeProcess::start(&["--udp", "--echo", "--quiet", "--join", "--addr", bound])
+        };
+        let mut server = start(bound);
+        let address = server.address.to_string();
+        let (asked, mut restarts) = (four_of(asked, server.address.port()), 0);
+
+        let [_, lost] = flows_while(&asked, Duration::from_millis(500), |lost| {
+            // One of four flows is most often at the old process.
+            while lost.load(SeqCst) == 0 && restarts < 1000 {
+                server = start(&address);
+                restarts += 1;
+            }
+        });
+
+        println!("{bound}: {lost} lost in {restarts} restarts without a hand-over");
+        assert!(lost > 0, "{bound}: none lost in {restarts} restarts");
     }
 }
 
@@ -366,7 +455,10 @@ fn inherited_udp_socket_is_served_by_all_receivers_and_outlives_the_server() {
     let server = ServeProcess::from(&mut serve);
     assert_eq!(server.address, address);
 
-    flows_while(&[address; 2], || thread::sleep(Duration::from_millis(50)));
+    let [answers, lost] = flows_while(&[address; 2], BOUND, |_| {
+        thread::sleep(Duration::from_millis(50));
+    });
+    assert!(answers > 0 && lost == 0, "{lost} lost");
     server.signal(libc::SIGTERM);
     let (code, _, err) = server.end();
 
