@@ -197,7 +197,8 @@ const ROWS: &[Row] = rows! {
     adds_a_receiver:
         Socket [Fails 1] SetSockOpt [Fails 4] Bind [Fails 1] PthreadCreate [Fails 1];
     retires_receivers([1]):
-        SetSockOpt [Succeeds 2, FailsAfterLeaving 1] Connect [Succeeds 1] Shutdown [Succeeds 1];
+        SetSockOpt [Succeeds 2, FailsAfterLeaving 1] Connect [Succeeds 1] Shutdown [Succeeds 1]
+        Socket [Succeeds 2] Recv [Succeeds 2];
     retires_receivers([0, 2]):
         SetSockOpt [Succeeds 5, FailsAfterLeaving 1] Connect [Succeeds 2] Shutdown [Succeeds 2];
     stops_receivers:

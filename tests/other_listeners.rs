@@ -41,6 +41,27 @@ fn joined_by_another_group_it_is_not_steered_until_that_leaves() {
 }
 
 #[test]
+fn joined_by_another_group_datagrams_are_not_steered_until_that_leaves() {
+    let options = Group::udp_options().grace(support::BOUND);
+    let group = options.bind(([127, 0, 0, 1], 0), 3).unwrap();
+    let server = group.spawn(|_, _| {}).unwrap();
+    server.set_steering(Steering::Byte(0)).unwrap();
+    assert_eq!(server.other_listeners(), OtherListeners::None);
+
+    let joined = options.join(true).bind(server.local_addr(), 1).unwrap();
+
+    let refused = server.set_steering(Steering::Random).unwrap_err();
+    assert_eq!(refused, GroupError::JoinedGroup);
+    server.retire(0).unwrap();
+    assert_eq!(server.other_listeners(), OtherListeners::Some);
+
+    drop(joined);
+
+    server.set_steering(Steering::Random).unwrap();
+    assert_eq!(server.other_listeners(), OtherListeners::None);
+}
+
+#[test]
 fn members_replaced_beside_another_group_lose_no_connection() {
     let round_trip = Duration::from_millis(40);
     let wire = match Wire::new(round_trip) {

@@ -168,7 +168,7 @@ mod with_std {
         }
     }
 
-    pub(crate) fn listeners(_: SocketAddr, _: u32) -> Result<Vec<u32>, Error> {
+    pub(crate) fn members(_: bool, _: SocketAddr, _: u32) -> Result<Vec<u32>, Error> {
         Err(UNSUPPORTED)
     }
 

@@ -38,7 +38,7 @@ impl<P: Serve> Server<P> {
     /// listeners is looked at before each change and after each departure.
     ///
     /// # Platforms
-    /// Linux and Android; elsewhere, and for UDP, it is [`OtherListeners::Unknown`].
+    /// Linux and Android; elsewhere it is [`OtherListeners::Unknown`].
     pub fn other_listeners(&self) -> OtherListeners {
         self.pool.lock().other_listeners
     }
@@ -111,8 +111,8 @@ impl<P: Serve> Server<P> {
         drop(list);
         let one = serving.or(ours.first().copied());
         ours.sort_unstable();
-        let one = one.filter(|_| !P::HAS_PAYLOAD);
-        let mut others = match one.map(|one| os::listeners(self.address, one)) {
+        let listed = |one| os::members(P::HAS_PAYLOAD, self.address, one);
+        let mut others = match one.map(listed) {
             Some(Ok(listed)) if listed.iter().all(|one| ours.binary_search(one).is_ok()) => {
                 OtherListeners::None
             }

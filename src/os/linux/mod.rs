@@ -33,7 +33,7 @@ pub(crate) use options::{KernelOptions, OPTION_NAMES, SO_LINGER, bind_to_device,
 #[cfg(feature = "std")]
 pub(crate) use poller::Poller;
 #[cfg(feature = "std")]
-pub(crate) use sock_diag::{Handshake, Handshakes, listeners};
+pub(crate) use sock_diag::{Handshake, Handshakes, members};
 #[cfg(feature = "std")]
 pub(crate) use socket::{accept_queue, accept_silent_clients, receive_buffer};
 #[cfg(feature = "std")]

@@ -1,4 +1,4 @@
-//! The kernel's list of TCP sockets: netlink's `sock_diag(7)`, open to every user (Linux, Android).
+//! The kernel's list of sockets: netlink's `sock_diag(7)`, open to every user (Linux, Android).
 //!
 //! `/proc/net/tcp` says the same, but walks every connection of the machine, and speaks for the
 //! network namespace of the process's first thread. This asks for one state and one port, in the
@@ -14,9 +14,11 @@ use crate::error::{Call, Error};
 use crate::listener::Descriptor;
 use crate::sys::{self, AF_INET, AF_INET6};
 
-/// A TCP state, as the kernel numbers it in `struct inet_diag_msg`.
+/// A state, as the kernel numbers it in `struct inet_diag_msg`.
 #[derive(Clone, Copy)]
 pub(crate) enum State {
+    /// A UDP socket that is not connected.
+    Unconnected = 7,
     Listen = 10,
     /// Half open: the handshake's second step is done, its third is awaited.
     SynRecv = 3,
@@ -44,10 +46,15 @@ pub(crate) fn sockets(state: State, port: u16) -> Result<Vec<Socket>, Error> {
     Ok(found)
 }
 
-/// Returns the inodes of the listeners on `local` that are bound to the interface of the listener
-/// `ours`, which is one of them: the members of its group, of this process and of others.
-pub(crate) fn listeners(local: SocketAddr, ours: u32) -> Result<Vec<u32>, Error> {
-    let all = sockets(State::Listen, local.port())?;
+/// Returns the inodes of the listeners, or UDP sockets, on `local` that are bound to the interface
+/// of `ours`, which is one of them: the members of its group, of this process and of others.
+pub(crate) fn members(udp: bool, local: SocketAddr, ours: u32) -> Result<Vec<u32>, Error> {
+    let state = if udp {
+        State::Unconnected
+    } else {
+        State::Listen
+    };
+    let all = sockets(state, local.port())?;
     let missing = Error::new(Call::Recv, libc::ENOENT);
     let interface = all.iter().find(|socket| socket.inode == ours);
     let interface = interface.ok_or(missing)?.interface;
@@ -166,7 +173,10 @@ fn request(family: i32, state: State, port: u16, filter: &[u8]) -> Vec<u8> {
     request[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request[6..8].copy_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
     request[16] = u8::try_from(family).unwrap_or_default(); // 2 or 10
-    request[17] = 6; // IPPROTO_TCP
+    request[17] = match state {
+        State::Unconnected => 17, // IPPROTO_UDP
+        State::Listen | State::SynRecv => 6,
+    };
     request[20..24].copy_from_slice(&(1_u32 << state as u32).to_ne_bytes());
     request[24..26].copy_from_slice(&port.to_be_bytes());
     if !filter.is_empty() {
