@@ -7,6 +7,8 @@
 mod destination;
 #[path = "costs/hand_off.rs"]
 mod hand_off;
+#[path = "costs/lookup.rs"]
+mod lookup;
 mod support;
 
 use core::alloc::{GlobalAlloc, Layout};
@@ -504,6 +506,14 @@ fn time(table: &mut Table) {
         format!("{own:.2?} and {wildcard:.2?}"),
     );
     let most = descriptors();
+    for members in lookup::MEMBERS {
+        let times = lookup::of_members(members).into_iter().zip(lookup::WAYS);
+        let times: Vec<_> = times
+            .map(|(time, way)| format!("{way} {time:.2?}"))
+            .collect();
+        let what = format!("to send a datagram to one of {members} members, by");
+        table.row(what, times.join(", "));
+    }
     for ip in [
         IpAddr::from(Ipv4Addr::LOCALHOST),
         Ipv6Addr::LOCALHOST.into(),

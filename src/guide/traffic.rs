@@ -241,7 +241,10 @@
 //! connections of its member. While a member leaves, packets of the member that takes its index go
 //! by the hash for some microseconds; QUIC sends them again.
 //!
-//! `tests/crates/recipes/src/bin/quic.rs` does so with quinn. Of 200 connections of clients that
+//! Over loopback a datagram takes 2.2 µs by the hash. The program adds 0.05 µs with 4 members, 0.08
+//! with 64 and 0.15 with 255, as `Steering::Byte` does (`tests/costs.rs`, 2026-11-26).
+//!
+//! The recipe `tests/crates/recipes/src/bin/quic.rs` uses quinn. Of 200 connections of clients that
 //! move three times each, none breaks, and by the hash 194 do. Then 20 restarts under load break
 //! none of 1 546 connections, which move 21 644 times (2026-11-26, Linux 6.18). A protocol without
 //! ids keeps its flows by a connected socket for each: `tests/crates/recipes/src/bin/flows.rs`.
