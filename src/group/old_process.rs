@@ -32,6 +32,9 @@ impl OldProcess {
     /// What it writes when it has left [in order](Left::InOrder). It writes another byte otherwise.
     pub(crate) const IN_ORDER: u8 = b'!';
 
+    /// What this process writes when it serves.
+    pub(crate) const READY: u8 = b'!';
+
     /// Makes one for each of `groups`.
     pub(crate) fn share(socket: UnixStream, groups: usize) -> impl Iterator<Item = OldProcess> {
         let socket = Arc::new((socket, AtomicUsize::new(groups)));
@@ -47,7 +50,7 @@ impl OldProcess {
         let (socket, waiting) = &*self.socket;
         if !core::mem::replace(&mut self.notified, true) && waiting.fetch_sub(1, AcqRel) == 1 {
             // It fails if the old process has ended.
-            _ = { socket }.write_all(b"!");
+            _ = { socket }.write_all(&[OldProcess::READY]);
         }
     }
 

@@ -5,6 +5,7 @@
 //! - `attach_program`, `detach_program`: steering programs; `attach_filter`,
 //!   `detach_filter`: packet filters; `bind_to_nowhere`: what does without one.
 //! - `KernelOptions`, `OPTION_NAMES`, `SO_LINGER`: options of a socket; `peer_name`: its peer.
+//! - `interface`: which one a socket is bound to.
 //! - `accept_queue`, `receive_buffer`: how much is queued on a socket.
 //! - `SHUTDOWN_WAKES`: whether `shutdown(2)` wakes a thread that is blocked in `accept`, and takes
 //!   a listener out of its group.

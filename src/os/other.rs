@@ -141,6 +141,10 @@ mod with_std {
         }
     }
 
+    pub(crate) fn interface(_: c_int) -> c_int {
+        0
+    }
+
     pub(crate) fn bind_to_nowhere(_: &Descriptor) -> Result<(), Error> {
         Err(UNSUPPORTED)
     }

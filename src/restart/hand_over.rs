@@ -55,6 +55,10 @@ impl<P: Serve> Server<P> {
     /// `LISTEN_PIDFDID` and `LISTEN_FDNAMES` are replaced, and `REUSEPORT_SOCKET` is added. A new
     /// process that looks at `LISTEN_PID` itself does not find it.
     ///
+    /// The new process lives as long as its end of a socket between the two is open. So a wrapper,
+    /// such as a shell script, has to `exec` the program: one that waits for it holds that socket,
+    /// and the death of the program is not noticed.
+    ///
     /// Until the [`HandOver`] has ended, other changes of the group fail with
     /// [`GroupError::HandingOver`](crate::GroupError::HandingOver).
     ///
@@ -118,7 +122,7 @@ pub fn hand_over<'a>(
         return Err(HandOverError::ChildExited);
     }
     for (server, split) in &hand_over.parts {
-        server.steer_to_new(split);
+        server.steer_to_new(split)?;
     }
     Ok(hand_over)
 }
@@ -166,7 +170,7 @@ impl HandOver<'_> {
     ///
     /// # Errors
     /// [`HandOverError::ChildExited`] if the new process has ended. The server then goes on, on the
-    /// members that were meant for it.
+    /// members that were meant for it, or, if that process has shut them down, on others.
     ///
     /// # Platforms
     /// Linux and Android alone.
@@ -214,7 +218,8 @@ impl HandOver<'_> {
             .set_nonblocking(true)
             .and_then(|()| socket.read(&mut [0]));
         match read {
-            Ok(length) => length == 0,
+            // It writes one byte, which was read: what comes now comes from something else.
+            Ok(_) => true,
             Err(error) => error.kind() != io::ErrorKind::WouldBlock,
         }
     }
@@ -273,7 +278,7 @@ fn spawn(
     let numbers: Vec<RawFd> = copies.iter().map(AsRawFd::as_raw_fd).collect();
     let arrange = move || {
         for (to, from) in (LISTEN_FDS_START..).zip(&numbers) {
-            // SAFETY: takes two integers; in this child no number from 3 on is in use.
+            // SAFETY: takes two integers. In this child the number is free, or a filler's.
             if unsafe { libc::dup2(*from, to) } == -1 {
                 return Err(io::Error::last_os_error());
             }
@@ -316,9 +321,10 @@ fn wait_until_ready(mut socket: &UnixStream, timeout: Duration) -> Result<(), Ha
         socket
             .set_read_timeout(Some(left))
             .map_err(prepare(Call::SetSockOpt))?;
-        match socket.read(&mut [0]) {
-            Ok(0) => return Err(HandOverError::ChildExited),
-            Ok(_) => return Ok(()),
+        let mut byte = [0];
+        match socket.read(&mut byte) {
+            Ok(1) if byte == [OldProcess::READY] => return Ok(()),
+            Ok(_) => return Err(HandOverError::ChildExited),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) if Instant::now() >= deadline => return Err(HandOverError::TimedOut),
             Err(_) => {}

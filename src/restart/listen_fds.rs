@@ -63,8 +63,8 @@ pub enum Inherited {
 
 impl Inherited {
     /// Returns all that this process was started with, each with its name in `LISTEN_FDNAMES`. The
-    /// listeners of one address are one group, and so are its UDP sockets. It works once, and is
-    /// otherwise as [`Group::from_env`].
+    /// listeners of one address are one group, and so are its UDP sockets; those that are bound to
+    /// an interface are apart. It works once, and is otherwise as [`Group::from_env`].
     ///
     /// The old process takes this one for ready when all groups are served.
     ///
@@ -122,7 +122,7 @@ fn take(check: fn(RawFd) -> Result<(), Error>) -> Result<Vec<(String, Inherited)
     let (socket, bytes) = old_process_socket().unzip();
     let bytes: Vec<u8> = bytes.unwrap_or_default();
     let is_for_us = number("LISTEN_PID") == Some(u64::from(process::id()));
-    if (socket.is_none() && !is_for_us) || TAKEN.swap(true, Relaxed) {
+    if (socket.is_none() && !is_for_us) || TAKEN.load(Relaxed) {
         return Ok(Vec::new());
     }
     let end = listen_fds_end().ok_or(GroupError::InvalidListenFds)?;
@@ -134,6 +134,9 @@ fn take(check: fn(RawFd) -> Result<(), Error>) -> Result<Vec<(String, Inherited)
     let given = (LISTEN_FDS_START..end).filter(|fd| Some(*fd) != socket);
     for fd in given.clone() {
         check(fd).map_err(|error| no_listener(fd, error))?;
+    }
+    if TAKEN.swap(true, Relaxed) {
+        return Ok(Vec::new());
     }
     let names = names();
     let mut found: Vec<(String, Option<Kind>, Vec<Passed>)> = Vec::new();
@@ -157,7 +160,7 @@ fn take(check: fn(RawFd) -> Result<(), Error>) -> Result<Vec<(String, Inherited)
     });
     let mut inherited = Vec::new();
     for (name, kind, sockets) in found {
-        let kind = kind.map(|(kind, _)| kind);
+        let kind = kind.map(|(kind, ..)| kind);
         let old_process = kind.and_then(|_| old_processes.next());
         let one = match kind {
             Some(SOCK_STREAM) => group(sockets, old_process).map(Inherited::Tcp)?,
@@ -187,14 +190,14 @@ fn group<P: Protocol>(
     Ok(group)
 }
 
-/// The type and the address of a listener or a UDP socket.
-type Kind = (c_int, SocketAddr);
+/// The type, the address and the interface of a listener or a UDP socket: one group has one.
+type Kind = (c_int, SocketAddr, c_int);
 
 fn kind(fd: RawFd) -> Option<Kind> {
     let kind = os::option(fd, libc::SO_TYPE).ok()?;
     let listens = kind == SOCK_STREAM && os::option(fd, libc::SO_ACCEPTCONN) == Ok(1);
     let address = internet_address(fd)?;
-    (listens || kind == libc::SOCK_DGRAM).then_some((kind, address))
+    (listens || kind == libc::SOCK_DGRAM).then_some((kind, address, os::interface(fd)))
 }
 
 fn names() -> Vec<String> {
@@ -235,7 +238,7 @@ fn check_listener(fd: RawFd) -> Result<(), Error> {
     // Its error, if it is no socket.
     os::option(fd, libc::SO_TYPE)?;
     match kind(fd) {
-        Some((SOCK_STREAM, _)) => Ok(()),
+        Some((SOCK_STREAM, ..)) => Ok(()),
         _ => Err(Error::new(Call::GetSockOpt, libc::EINVAL)),
     }
 }

@@ -112,10 +112,13 @@ impl<P: Serve> Server<P> {
         let own = |index: &usize| state.members[*index].state != MemberState::HandedOver;
         let unknown = GroupError::NoSuchMember { member };
         let index = index.filter(own).ok_or(unknown)?;
-        let socket = state.members[index].member.socket.as_fd();
-        let duplicate = socket.try_clone_to_owned().map_err(|error| {
+        let socket = &state.members[index].member.socket;
+        let call = |error| GroupError::call(error, self.local_addr(), index);
+        // A new process that has ended may have had it block.
+        P::descriptor(socket).set_nonblocking(true).map_err(call)?;
+        let duplicate = socket.as_fd().try_clone_to_owned().map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(libc::EMFILE);
-            GroupError::call(Error::new(Call::Fcntl, errno), self.local_addr(), index)
+            call(Error::new(Call::Fcntl, errno))
         })?;
         Ok(duplicate.into())
     }

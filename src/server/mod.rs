@@ -119,6 +119,9 @@ pub trait Serve: Protocol {
 /// group's [`grace`](crate::GroupOptions::grace) period; a handler that has not returned by then
 /// goes on until it does.
 ///
+/// A child process that is forked without `exec` has the sockets and not the threads. Dropping the
+/// server there does nothing; no method of it may be called there.
+///
 /// # Examples
 /// ```
 /// use reuseport::Group;
@@ -140,6 +143,8 @@ pub struct Server<P: Serve = Tcp> {
     /// Held by a change of the group, for as long as that takes: one change at a time.
     control: Mutex<Control<P>>,
     pub(crate) pool: Arc<Pool<P>>,
+    /// The pid of the process that has started it.
+    process: u32,
     monitor: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -220,14 +225,14 @@ impl<P: Serve> Server<P> {
     ///
     /// # Examples
     /// ```
-    /// # use reuseport::Group;
+    /// # use reuseport::{Group, GroupError};
     /// # use std::time::Duration;
     /// # let server = Group::bind(([127, 0, 0, 1], 0), 2)?.spawn(|_, _| {})?;
     /// # server.stop(Duration::ZERO);
     /// // On a thread of its own:
     /// while let Some(failed) = server.wait_failed(Duration::MAX) {
     ///     eprintln!("member {}: {:?}", failed.id, failed.error);
-    ///     while let Err(error) = server.add() {
+    ///     while let Err(error @ GroupError::Call { .. }) = server.add() {
     ///         eprintln!("it is not replaced yet: {error}");
     ///         std::thread::sleep(Duration::from_secs(1));
     ///     }
@@ -282,7 +287,7 @@ impl<P: Serve> Server<P> {
         if let Some(old_process) = &control.old_process {
             let left = old_process.left().ok_or(GroupError::PredecessorLeaving)?;
             let mut list = self.pool.lock();
-            list.scrambled = left == Left::InAnyOrder && list.members.len() > 1;
+            list.scrambled |= left == Left::InAnyOrder && list.members.len() > 1;
             list.stale = true;
         }
         control.old_process = None;

@@ -227,7 +227,9 @@ impl<P: Serve> Pool<P> {
     pub(super) fn next_order(&self, worker: &Arc<Worker<P>>, failed: bool) -> Option<Order<P>> {
         let mut state = self.lock();
         if let Some(orphan) = state.members.iter_mut().find(|entry| entry.orphan) {
-            return orphan.employ(Some(worker));
+            let order = orphan.employ(Some(worker));
+            state.stale = true;
+            return order;
         }
         // Threads are at most as many as members and spares.
         let limit = state.members.len() + usize::from(failed) + self.spare_limit;

@@ -64,6 +64,7 @@ impl<P: Serve> Group<P> {
             address,
             control: Mutex::new(control),
             pool,
+            process: std::process::id(),
             monitor: Mutex::new(monitor),
         })
     }

@@ -1,6 +1,7 @@
 //! The end of a server: all members leave, then all threads end.
 
 use core::time::Duration;
+use std::process;
 use std::sync::MutexGuard;
 use std::thread::sleep;
 use std::time::Instant;
@@ -74,8 +75,14 @@ impl<P: Serve> Server<P> {
 
 impl<P: Serve> Drop for Server<P> {
     fn drop(&mut self) {
+        // A child that was forked without `exec` has no threads to stop, and shares the sockets.
+        if process::id() != self.process {
+            return;
+        }
         let control = self.control();
-        let deadline = deadline_after(control.config.options.grace);
+        let has_ended = control.stopped || control.handed_over;
+        let grace = control.config.options.grace;
+        let deadline = deadline_after(if has_ended { Duration::ZERO } else { grace });
         self.end(control, deadline);
     }
 }

@@ -151,7 +151,9 @@ pub(super) fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
         order = pool.next_order(worker, failed);
     }
     // The handler is the user's: it may panic, and take its time.
-    _ = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| drop(work)));
+    let dropped = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| drop(work)));
+    // To drop what it has panicked with may panic, too.
+    dropped.unwrap_or_else(core::mem::forget);
     pool.thread_ends();
 }
 

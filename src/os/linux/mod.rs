@@ -39,7 +39,7 @@ pub(crate) use socket::{accept_queue, accept_silent_clients, receive_buffer};
 #[cfg(feature = "std")]
 pub(crate) use socket::{attach_filter, attach_program, detach_filter, detach_program};
 #[cfg(feature = "std")]
-pub(crate) use socket::{bind_to_nowhere, namespace};
+pub(crate) use socket::{bind_to_nowhere, interface, namespace};
 
 /// Whether `shutdown(2)` wakes threads that are blocked in `accept` or `recvmsg`, and takes a
 /// listener out of its group.

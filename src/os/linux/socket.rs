@@ -110,6 +110,12 @@ pub(crate) fn bind_to_nowhere(listener: &Descriptor) -> Result<(), Error> {
     }
 }
 
+/// Returns the index of the interface that a socket is bound to, or 0.
+#[cfg(feature = "std")]
+pub(crate) fn interface(socket: c_int) -> c_int {
+    crate::os::option(socket, SO_BINDTOIFINDEX).unwrap_or(0)
+}
+
 /// `TCP_INFO`, whose fields for sent and for unacknowledged segments are the accept queue of a
 /// listener: what waits, and the limit.
 pub(crate) fn accept_queue(socket: &Descriptor) -> Result<[u32; 2], Error> {

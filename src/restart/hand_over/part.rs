@@ -39,7 +39,7 @@ pub trait Part: core::fmt::Debug {
     fn begin(&self, split: &mut Split) -> Result<(), HandOverError>;
     /// The sockets of the new members, with their routing bytes.
     fn descriptors(&self, split: &Split) -> Vec<(RawFd, u8)>;
-    fn steer_to_new(&self, split: &Split);
+    fn steer_to_new(&self, split: &Split) -> Result<(), GroupError>;
     /// Waits until nothing more can reach the old members.
     fn drain_old(&self, split: &Split, deadline: Instant);
     /// Takes the old members out of the kernel's group. It may be called again.
@@ -84,11 +84,10 @@ impl<P: Serve> Part for Server<P> {
         passed.collect()
     }
 
-    fn steer_to_new(&self, split: &Split) {
+    fn steer_to_new(&self, split: &Split) -> Result<(), GroupError> {
         let control = self.control();
         self.set_state(&split.old, MemberState::Draining);
-        // The new process serves. Where steering fails the hash decides between old and new.
-        _ = self.steer_to(&control, MemberState::HandedOver);
+        self.steer_to(&control, MemberState::HandedOver)
     }
 
     fn drain_old(&self, split: &Split, deadline: Instant) {
@@ -121,8 +120,20 @@ impl<P: Serve> Part for Server<P> {
     }
 
     fn go_on(&self, split: &Split, deadline: Instant) {
+        self.pool.lock().note_failed();
+        let mut new = split.new.clone();
+        new.retain(|id| self.pool.lock().index_of(*id).is_some());
+        let config = self.control().config.clone();
+        // A new process that has stopped in good order has shut its members down.
+        while new.len() < split.new.len() {
+            match self.open_without_worker(&config, new.len()) {
+                Ok(id) => new.push(id),
+                Err(_) if Instant::now() >= deadline => break,
+                Err(_) => std::thread::sleep(POLL_INTERVAL),
+            }
+        }
         let mut control = self.control();
-        self.serve_without_worker(&control, &split.new, MemberState::Serving);
+        self.serve_without_worker(&control, &new, MemberState::Serving);
         _ = self.steer(&control);
         let old = self.members_of(&split.old);
         let old: Vec<_> = old.iter().map(|member| member.id).collect();

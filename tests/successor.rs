@@ -1,0 +1,169 @@
+//! What becomes of the old process when its successor stops, or cannot be steered to, and how a
+//! successor tells apart what it was given.
+#![cfg(all(feature = "std", target_os = "linux"))]
+
+mod support;
+
+use std::io::{self, Read};
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::process::{self, Command, Stdio};
+use std::{env, os::unix::net::UnixStream};
+
+use reuseport::{Group, GroupError, HandOverError, Inherited, Listener, MemberState, Server, sys};
+use support::{BOUND, play, role, visit, wait_until_dead};
+
+const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+fn old_process() -> Server {
+    let group = Group::bind(ANY_PORT, 2).unwrap();
+    let server = group.spawn(|_, connection| _ = connection.send(b"old"));
+    server.unwrap()
+}
+
+/// A role as a successor, which ends when what is written to `input` does.
+fn successor(role: &str, input: UnixStream) -> Command {
+    let mut command = support::role(role);
+    command.stdin(OwnedFd::from(input)).stdout(Stdio::null());
+    command
+}
+
+fn assert_it_goes_on(server: &Server) {
+    assert_eq!(server.members().len(), 2);
+    for member in server.members() {
+        assert_eq!(member.state, MemberState::Serving);
+    }
+    (0..50).for_each(|_| assert_eq!(visit(server.local_addr()), "old"));
+    server.add().unwrap();
+}
+
+#[test]
+fn successor_that_stops_in_good_order_old_process_goes_on() {
+    let server = old_process();
+    let (reader, input) = UnixStream::pair().unwrap();
+    let hand_over = server.hand_over(successor("stops_in_good_order", reader), BOUND);
+    let hand_over = hand_over.unwrap();
+
+    drop(input);
+    wait_until_dead(hand_over.pid());
+    let failed = hand_over.leave(BOUND).unwrap_err();
+
+    assert!(matches!(failed, HandOverError::ChildExited), "{failed}");
+    assert_it_goes_on(&server);
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn stops_in_good_order() {
+    let group = Group::from_env().unwrap().pop().unwrap();
+    let server = group.spawn(|_, connection| _ = connection.send(b"new"));
+    io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    server.unwrap().stop(BOUND);
+}
+
+#[test]
+fn successor_that_cannot_be_steered_to_is_taken_back() {
+    let server = old_process();
+    let (reader, _input) = UnixStream::pair().unwrap();
+
+    let failed = server.hand_over(successor("locks_its_sockets", reader), BOUND);
+
+    let Err(HandOverError::Group(GroupError::Call { error, .. })) = failed else {
+        panic!("{failed:?}");
+    };
+    assert_eq!(error.errno(), libc::EPERM, "{error}");
+    assert_it_goes_on(&server);
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn locks_its_sockets() {
+    let group = Group::from_env().unwrap().pop().unwrap();
+    for listener in group.sockets() {
+        let on: libc::c_int = 1;
+        let at = (&raw const on).cast();
+        // SAFETY: `on` is readable for the four bytes stated, and the option takes an int.
+        let locked = unsafe {
+            sys::setsockopt(
+                listener.as_raw_fd(),
+                sys::SOL_SOCKET,
+                libc::SO_LOCK_FILTER,
+                at,
+                4,
+            )
+        };
+        locked.unwrap();
+    }
+    let server = group.spawn(|_, connection| _ = connection.send(b"new"));
+    io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    server.unwrap().stop(BOUND);
+}
+
+/// Passes two sockets to this process, which has one thread, as systemd would.
+fn pass(first: impl IntoRawFd, second: impl IntoRawFd) {
+    for (to, given) in [(13, first.into_raw_fd()), (14, second.into_raw_fd())] {
+        // SAFETY: takes two integers.
+        assert_eq!(unsafe { libc::dup2(given, to) }, to);
+        // SAFETY: the number was this call's.
+        unsafe { libc::close(given) };
+    }
+    for (to, given) in [(3, 13), (4, 14)] {
+        // SAFETY: takes two integers; it fails on a number that is not in use.
+        let used = unsafe { libc::fcntl(to, libc::F_GETFD) };
+        assert_eq!(used, -1, "{to} is free");
+        // SAFETY: takes two integers.
+        assert_eq!(unsafe { libc::dup2(given, to) }, to);
+        // SAFETY: the number was this call's.
+        unsafe { libc::close(given) };
+    }
+    for (name, value) in [("LISTEN_FDS", 2), ("LISTEN_PID", process::id())] {
+        // SAFETY: no other thread reads the environment.
+        unsafe { env::set_var(name, value.to_string()) };
+    }
+}
+
+#[test]
+fn sockets_of_another_interface_are_a_group_apart() {
+    play(&mut role("has_a_group_for_each_interface"));
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn has_a_group_for_each_interface() {
+    let free = Listener::options().reuse_port(true);
+    let any = free.bind(([0, 0, 0, 0], 0)).unwrap();
+    let bound = free.bind_to_device("lo");
+    let bound = bound.bind(any.local_addr().unwrap()).unwrap();
+    pass(OwnedFd::from(any), OwnedFd::from(bound));
+
+    let groups = Group::from_env().unwrap();
+
+    assert_eq!(groups.len(), 2);
+    assert_eq!(groups[0].local_addr(), groups[1].local_addr());
+}
+
+#[test]
+fn sockets_that_a_group_refuses_can_be_taken_after_that() {
+    play(&mut role("takes_what_a_group_refuses"));
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn takes_what_a_group_refuses() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    pass(listener, UdpSocket::bind("127.0.0.1:0").unwrap());
+
+    let refused = Group::from_env().unwrap_err();
+    let taken = Inherited::from_env().unwrap();
+    let again = Inherited::from_env().unwrap();
+
+    assert!(
+        matches!(refused, GroupError::NotAListener { descriptor: 4, .. }),
+        "{refused}"
+    );
+    assert!(
+        matches!(taken[..], [(_, Inherited::Tcp(_)), (_, Inherited::Udp(_))]),
+        "{taken:?}"
+    );
+    assert!(again.is_empty(), "{again:?}");
+}
