@@ -144,6 +144,33 @@ fn stop_by_an_ordinary_user_over_a_round_trip_resets_no_client() {
 }
 
 #[test]
+fn joined_server_of_an_ordinary_user_leaves_over_a_round_trip_without_a_loss() {
+    let Some((wire, _one)) = wire(FAR) else {
+        return;
+    };
+    let report = wire.server.inside(|| {
+        let join = Group::options().join(true);
+        let bind = |address: SocketAddr| {
+            let group = join.bind(address, 2).unwrap();
+            group.spawn(|_, connection| answer(&connection)).unwrap()
+        };
+        let stays = bind((SERVER, 0).into());
+        let leaves = bind(stays.local_addr());
+        let load = start(&wire, FAR, stays.local_addr(), 64);
+        let stats = as_an_ordinary_user(|| leaves.stop(support::BOUND));
+        assert!(
+            stats
+                .iter()
+                .all(|stats| stats.accepted > 0 && stats.reset == 0)
+        );
+        load.stop()
+    });
+
+    assert_eq!(wire.lost(), 0, "packets");
+    assert_eq!(report.lost(), 0, "{report:?}");
+}
+
+#[test]
 #[ignore = "the long form: cargo test --release --test delay -- --ignored --nocapture"]
 fn members_replaced_for_50_000_connections_over_a_round_trip_lose_none() {
     for round_trip in [NEAR, FAR] {
