@@ -138,6 +138,7 @@ fn datagrams_during_hand_overs_as_early_as_permitted_are_all_answered() {
         let server = ServeProcess::from(serve.env("NOTIFY_SOCKET", path));
         let asked = four_of(asked, server.address.port());
         let mut pid = server.pid();
+        let _process = server.discard_stderr();
 
         let [answers, lost] = flows_while(&asked, BOUND, |_| {
             for _ in 0..hand_overs() {

@@ -54,6 +54,13 @@ impl ServeProcess {
         read_until(&mut self.stderr, wanted)
     }
 
+    /// Reads stderr in a thread from now on, so that many processes can write to it.
+    pub fn discard_stderr(self) -> Running {
+        let mut stderr = self.stderr;
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        self.process
+    }
+
     /// Has the newest process of this server, `pid`, hand over; returns the pid of the successor.
     #[track_caller]
     pub fn hand_over(&mut self, pid: i32) -> i32 {
