@@ -128,6 +128,10 @@ fn a_member_fails(server: &Server, chance: &mut Chance) {
     if COPIES.get().unwrap().shut_down_any(chance.below(100)) {
         // One that was being retired may have left before.
         _ = server.wait_failed(Duration::from_millis(200));
+        if listed(server).is_empty() {
+            // The others had just left. Clients are refused until there is another one.
+            _ = server.add();
+        }
         println!("\nfailed {begun} {}", now());
         *failed += 1;
     }
