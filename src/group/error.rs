@@ -202,9 +202,7 @@ impl fmt::Display for GroupError {
                 let what = "an id has 1 to 7, and the routing byte is one of them";
                 return write!(f, "byte {byte} of an id of {id_len} bytes: {what}");
             }
-            GroupError::TooManyMembers => {
-                "connection ids distinguish at most 256 members, old and new ones together"
-            }
+            GroupError::TooManyMembers => "ids distinguish 256 members, old and new together",
             GroupError::Unsupported(what) => {
                 return write!(f, "this kernel does not support {what}");
             }

@@ -248,7 +248,6 @@ impl<P: Protocol> Group<P> {
     /// The routing byte of each member, in index order.
     pub(crate) fn routing_bytes(&self) -> Vec<u8> {
         let mut bytes = self.routing_bytes.clone();
-        bytes.truncate(self.sockets.len());
         while bytes.len() < self.sockets.len() {
             bytes.push(unused_byte(&bytes));
         }

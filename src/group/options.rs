@@ -189,6 +189,7 @@ impl<P: Protocol> GroupOptions<P> {
     /// Checks that such a group can be steered and served like this.
     fn check(&self) -> Result<(), GroupError> {
         let steered = self.steering != Steering::Hash;
+        let by_payload = matches!(self.steering, Steering::Byte(_) | Steering::Quic { .. });
         match () {
             () if steered && !os::STEERS => Err(GroupError::Unsupported("steering")),
             () if self.pin && !os::STEERS => Err(GroupError::Unsupported("pinning")),
@@ -196,11 +197,7 @@ impl<P: Protocol> GroupOptions<P> {
             () if self.single_copy && !os::STEERS => Err(GroupError::Unsupported("single copies")),
             () if steered && self.join => Err(GroupError::JoinedGroup),
             () if steered && self.shared => Err(GroupError::SharedSocket),
-            () if matches!(self.steering, Steering::Byte(_) | Steering::Quic { .. })
-                && !P::HAS_PAYLOAD =>
-            {
-                Err(GroupError::NoPayload)
-            }
+            () if by_payload && !P::HAS_PAYLOAD => Err(GroupError::NoPayload),
             () => self.steering.check_id(),
         }
     }

@@ -222,15 +222,12 @@ fn old_process_socket() -> Option<(RawFd, Vec<u8>)> {
     let variable = env::var(SOCKET_VARIABLE).ok()?;
     let (inode, bytes) = variable.split_once(':').unwrap_or((&variable, ""));
     let inode = inode.parse().ok()?;
-    let bytes = bytes
-        .split(':')
-        .map_while(|byte| byte.parse().ok())
-        .collect();
+    let bytes = bytes.split(':').map_while(|byte| byte.parse().ok());
     let names = names();
     let mut given = (LISTEN_FDS_START..listen_fds_end()?).zip(&names);
     let is_it = |fd: RawFd, name: &str| name == SOCKET_NAME && os::inode(fd) == Ok(inode);
     let (fd, _) = given.find(|(fd, name)| is_it(*fd, name))?;
-    Some((fd, bytes))
+    Some((fd, bytes.collect()))
 }
 
 /// Checks that `fd` is a TCP socket that listens.

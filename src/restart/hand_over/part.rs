@@ -80,8 +80,7 @@ impl<P: Serve> Part for Server<P> {
 
     fn descriptors(&self, split: &Split) -> Vec<(RawFd, u8)> {
         let members = self.members_of(&split.new).into_iter();
-        let passed = members.map(|member| (member.raw(), member.routing_byte));
-        passed.collect()
+        members.map(|one| (one.raw(), one.routing_byte)).collect()
     }
 
     fn steer_to_new(&self, split: &Split) -> Result<(), GroupError> {

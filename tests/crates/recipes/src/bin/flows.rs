@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::{env, error::Error, io, thread};
 
 use recipes::PATIENCE;
-use reuseport::{Group, Inherited, UdpSocket};
+use reuseport::{Group, GroupError, HandOverError, Inherited, UdpSocket};
 use signal_hook::consts::{SIGHUP, SIGTERM};
 use signal_hook::iterator::Signals;
 use socket2::SockRef;
@@ -89,9 +89,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("listening on {}", server.local_addr());
 
     if signals.forever().next() == Some(SIGHUP) {
-        let mut command = Command::new(env::current_exe()?);
-        command.args(env::args_os().skip(1));
-        let child = server.hand_over(command, PATIENCE)?.leave(PATIENCE)?;
+        let hand_over = loop {
+            let mut command = Command::new(env::current_exe()?);
+            command.args(env::args_os().skip(1));
+            match server.hand_over(command, PATIENCE) {
+                // A flow's socket is bound, and not yet connected.
+                Err(HandOverError::Group(GroupError::JoinedGroup)) => thread::yield_now(),
+                result => break result?,
+            }
+        };
+        let child = hand_over.leave(PATIENCE)?;
         println!("handed over to pid {}", child.id());
         drop(server);
         // It fails when the last flow has ended.
