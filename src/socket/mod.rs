@@ -1,7 +1,7 @@
 //! One socket: its options, its queue, UDP, and steering programs as data. `no_std`.
 
 // Public where the kernel has such programs.
-#[cfg_attr(not(linux_kernel), allow(dead_code, unreachable_pub))]
+#[cfg_attr(not(linux_kernel), allow(dead_code, unreachable_pub, unused_imports))]
 pub mod bpf;
 mod connection;
 pub(crate) mod datagram;
