@@ -53,16 +53,19 @@ impl<P: Protocol> GroupConfig<P> {
     /// before it are gone.
     pub(crate) fn open(&self, member: usize) -> Result<P::Socket, GroupError> {
         let options = self.options.socket_options();
-        let mode = match member {
+        let socket = P::open(&options, self.mode(member), self.address);
+        let socket = socket.map_err(|error| self.failed(error, member))?;
+        self.check_namespace(&socket, member)?;
+        Ok(socket)
+    }
+
+    fn mode(&self, member: usize) -> BindMode {
+        match member {
             0 if self.options.shared => BindMode::Single,
             0 if !self.options.join => BindMode::Exclusive,
             _ if self.options.join => BindMode::Join,
             _ => BindMode::Member,
-        };
-        let socket = P::open(&options, mode, self.address);
-        let socket = socket.map_err(|error| self.failed(error, member))?;
-        self.check_namespace(&socket, member)?;
-        Ok(socket)
+        }
     }
 
     /// Makes the socket of a further member, which is in the group once it [joins](Self::join)
@@ -75,7 +78,8 @@ impl<P: Protocol> GroupConfig<P> {
     }
 
     pub(crate) fn join(&self, socket: &P::Socket, member: usize) -> Result<(), GroupError> {
-        let joined = P::join(&self.options.socket_options(), socket, self.address);
+        let options = self.options.socket_options();
+        let joined = P::join(&options, self.mode(member), socket, self.address);
         joined.map_err(|error| self.failed(error, member))
     }
 

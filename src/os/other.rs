@@ -93,9 +93,10 @@ mod with_std {
 
     pub(crate) fn bind_member_udp(
         options: &Options<'_, Udp>,
+        member: &UdpSocket,
         address: SocketAddr,
-    ) -> Result<UdpSocket, Error> {
-        options.bind(address)
+    ) -> Result<(), Error> {
+        options.bind_prepared(member, address)
     }
 
     pub(crate) fn leave_port(_: &Descriptor) -> Result<(), Error> {

@@ -71,6 +71,7 @@ mod with_std {
         #[doc(hidden)]
         fn join(
             options: &Options<'_, Self>,
+            mode: BindMode,
             socket: &Self::Socket,
             address: SocketAddr,
         ) -> Result<(), Error>;
@@ -118,6 +119,7 @@ mod with_std {
 
         fn join(
             options: &Options<'_>,
+            _: BindMode,
             listener: &Listener,
             address: SocketAddr,
         ) -> Result<(), Error> {
@@ -148,7 +150,11 @@ mod with_std {
             match mode {
                 BindMode::Exclusive => os::bind_exclusive_udp(options, address),
                 BindMode::Join => options.bind(address),
-                BindMode::Member => os::bind_member_udp(options, address),
+                BindMode::Member => {
+                    let socket = options.prepare(address)?;
+                    os::bind_member_udp(options, &socket, address)?;
+                    Ok(socket)
+                }
                 BindMode::Single => options.reuse_port(false).bind(address),
             }
         }
@@ -159,9 +165,13 @@ mod with_std {
 
         fn join(
             options: &Options<'_, Udp>,
+            mode: BindMode,
             socket: &UdpSocket,
             address: SocketAddr,
         ) -> Result<(), Error> {
+            if mode == BindMode::Member {
+                return os::bind_member_udp(options, socket, address);
+            }
             options.bind_prepared(socket, address)
         }
 

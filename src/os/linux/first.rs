@@ -112,12 +112,13 @@ pub(crate) fn bind_exclusive_udp(
 #[cfg(feature = "std")]
 pub(crate) fn bind_member_udp(
     options: &Options<'_, Udp>,
+    member: &UdpSocket,
     address: SocketAddr,
-) -> Result<UdpSocket, Error> {
-    let reuse = |socket: &Descriptor, on| socket.set_option(SOL_SOCKET, SO_REUSEADDR, on);
-    let member = options.bind_after(address, |socket| reuse(socket, 1))?;
-    reuse(&member.0, 0)?;
-    Ok(member)
+) -> Result<(), Error> {
+    let reuse = |on| member.0.set_option(SOL_SOCKET, SO_REUSEADDR, on);
+    reuse(1)?;
+    options.bind_prepared(member, address)?;
+    reuse(0)
 }
 
 /// Has [`bind_member_udp`] pass over a member that has left.
