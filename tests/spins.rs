@@ -97,6 +97,38 @@ fn is_set_not_to_block_by_another_holder() {
 }
 
 #[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn has_handlers_that_set_their_socket_not_to_block() {
+    for batch in [false, true] {
+        let options = Group::udp_options().batch(batch);
+        let server = options.bind(ANY_PORT, 2).unwrap().spawn(|_, datagram| {
+            _ = datagram.socket().set_nonblocking(true);
+        });
+        let server = server.unwrap();
+        wait_until("both have handled one", || {
+            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+            client.send_to(b"x", server.local_addr()).unwrap();
+            server.stats().iter().all(|stats| stats.accepted > 0)
+        });
+
+        let stats = server.retire(0).unwrap();
+        let used = idle_cpu();
+
+        assert!(!stats.running, "{stats:?}");
+        assert!(used < 40, "{used} ms of CPU time");
+        let left = server.stop(support::BOUND);
+        assert!(left.iter().all(|stats| !stats.running), "{left:?}");
+    }
+}
+
+#[test]
+fn receiver_whose_handler_has_it_not_block_ends() {
+    support::play(&mut support::role(
+        "has_handlers_that_set_their_socket_not_to_block",
+    ));
+}
+
+#[test]
 fn a_listener_that_another_holder_set_not_to_block_is_waited_for() {
     support::play(&mut support::role("is_set_not_to_block_by_another_holder"));
 }

@@ -5,12 +5,13 @@
 mod support;
 
 use std::io::{self, Read};
-use std::net::{TcpListener, UdpSocket};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
 use std::process::{self, Command, Stdio};
-use std::{env, os::unix::net::UnixStream};
+use std::{env, os::unix::net::UnixStream, sync::mpsc};
 
-use reuseport::{Group, GroupError, HandOverError, Inherited, Listener, MemberState, Server, sys};
+use reuseport::{Datagram, Group, GroupError, HandOverError, Inherited, Listener, MemberState};
+use reuseport::{Server, UdpSocket, sys};
 use support::{BOUND, play, role, visit, wait_until_dead};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -143,6 +144,88 @@ fn has_a_group_for_each_interface() {
 }
 
 #[test]
+fn inherited_receivers_stop_and_leave_what_comes() {
+    play(&mut role("stops_inherited_receivers"));
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn stops_inherited_receivers() {
+    let first = UdpSocket::bind(ANY_PORT).unwrap();
+    let second = UdpSocket::bind(ANY_PORT).unwrap();
+    let copies = [&first, &second].map(|one| one.as_fd().try_clone_to_owned().unwrap());
+    let others = copies.map(UdpSocket::from);
+    pass(OwnedFd::from(first), OwnedFd::from(second));
+    for (batch, (_, inherited)) in [false, true]
+        .into_iter()
+        .zip(Inherited::from_env().unwrap())
+    {
+        let Inherited::Udp(group) = inherited else {
+            panic!("{inherited:?}");
+        };
+        let options = Group::udp_options().batch(batch).grace(2 * BOUND);
+        let (asked, served) = mpsc::channel();
+        let server = group
+            .with_options(options)
+            .spawn(move |_, _| _ = asked.send(()));
+        let server = server.unwrap();
+        let other = &others[usize::from(batch)];
+        let client = UdpSocket::bind(ANY_PORT).unwrap();
+        client.send_to(b"before", server.local_addr()).unwrap();
+        served.recv_timeout(BOUND).unwrap();
+
+        let stats = server.stop(BOUND);
+        client
+            .send_to(b"after", other.local_addr().unwrap())
+            .unwrap();
+
+        assert!(!stats[0].running, "batch {batch}: {stats:?}");
+        other.set_nonblocking(false).unwrap();
+        let mut buffer = [0; 8];
+        assert_eq!(
+            other.recv_from(&mut buffer).unwrap().len,
+            5,
+            "batch {batch}"
+        );
+        assert_eq!(&buffer[..5], b"after");
+    }
+}
+
+#[test]
+fn udp_successor_that_stops_in_good_order_old_process_goes_on() {
+    let echo = |_, datagram: Datagram<'_>| datagram.reply(1);
+    let server = Group::bind_udp(ANY_PORT, 2).unwrap().spawn(echo).unwrap();
+    let (reader, input) = UnixStream::pair().unwrap();
+    let hand_over = server.hand_over(successor("stops_receivers_in_good_order", reader), BOUND);
+    let hand_over = hand_over.unwrap();
+
+    drop(input);
+    wait_until_dead(hand_over.pid());
+    let failed = hand_over.leave(BOUND).unwrap_err();
+
+    assert!(matches!(failed, HandOverError::ChildExited), "{failed}");
+    assert_eq!(server.members().len(), 2);
+    for _ in 0..50 {
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(BOUND)).unwrap();
+        client.send_to(b"x", server.local_addr()).unwrap();
+        assert_eq!(client.recv(&mut [0]).unwrap(), 1);
+    }
+    server.add().unwrap();
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn stops_receivers_in_good_order() {
+    let Some((_, Inherited::Udp(group))) = Inherited::from_env().unwrap().pop() else {
+        panic!("no UDP group");
+    };
+    let server = group.spawn(|_, datagram| datagram.reply(1));
+    io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    server.unwrap().stop(BOUND);
+}
+
+#[test]
 fn sockets_that_a_group_refuses_can_be_taken_after_that() {
     play(&mut role("takes_what_a_group_refuses"));
 }
@@ -151,7 +234,8 @@ fn sockets_that_a_group_refuses_can_be_taken_after_that() {
 #[ignore = "a role that another test plays in a process of its own"]
 fn takes_what_a_group_refuses() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    pass(listener, UdpSocket::bind("127.0.0.1:0").unwrap());
+    let socket = UdpSocket::bind(ANY_PORT).unwrap();
+    pass(listener, OwnedFd::from(socket));
 
     let refused = Group::from_env().unwrap_err();
     let taken = Inherited::from_env().unwrap();

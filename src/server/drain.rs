@@ -213,10 +213,10 @@ impl<P: Serve> Server<P> {
         let left = self.leave(control, ids, MemberState::Serving, false);
         if left == Err(GroupError::LastMember) {
             self.serve_again(ids);
+            _ = self.steer(control);
         }
-        let steered = self.steer(control);
         self.wait_for_workers(ids, deadline);
-        left.and(steered)
+        left
     }
 
     /// Waits until nothing more can reach these members, and nothing is queued on them. If another
@@ -314,8 +314,10 @@ impl<P: Serve> Server<P> {
                 Err(error) => result = Err(GroupError::call(error, self.address, index)),
             }
         }
+        // What is addressed to the others by their indexes must not wait for the last lookups.
+        let steered = self.steer_to(control, state);
         P::release(self, &members);
-        result
+        result.and(steered)
     }
 
     /// Waits for the workers of members that have left, until `deadline`, and a short time in any

@@ -9,7 +9,6 @@ use super::worker::{Outcome, Work, Worker};
 use crate::acceptors::{StopToken, Stopped};
 use crate::address::SockAddr;
 use crate::error::Error;
-#[cfg(linux_kernel)]
 use crate::os;
 use crate::socket::datagram::Datagram;
 use crate::socket::destination::Destination;
@@ -60,10 +59,8 @@ impl Member<Udp> {
         let mut buffer = std::vec![0; self.source.max_datagram_size];
         let mut peer = SockAddr::empty();
         loop {
-            if let Some(pipe) = &self.source.pipe {
-                if let Err(stopped) = pipe.wait(socket.raw(), false) {
-                    return stopped;
-                }
+            if let Err(stopped) = self.wait() {
+                return stopped;
             }
             let (len, truncated, destination) = match socket.receive(&mut buffer, &mut peer) {
                 Ok(received) => received,
@@ -94,6 +91,14 @@ impl Member<Udp> {
         }
     }
 
+    /// Waits until a datagram is there, where `recvmsg` does not. What is queued on an inherited
+    /// socket is left to the processes that hold it.
+    fn wait(&self) -> Result<(), Stopped> {
+        let pipe = self.source.pipe.as_ref();
+        let inherited = os::SHUTDOWN_WAKES; // elsewhere all sockets have a pipe
+        pipe.map_or(Ok(()), |pipe| pipe.wait(self.raw(), inherited))
+    }
+
     #[cfg(linux_kernel)]
     fn receive_batches(
         &self,
@@ -103,6 +108,9 @@ impl Member<Udp> {
         let mut buffer = std::vec![0; BATCH_SIZE * self.source.max_datagram_size];
         let mut batch = os::Batch::<BATCH_SIZE>::new(&mut buffer);
         loop {
+            if let Err(stopped) = self.wait() {
+                return stopped;
+            }
             if let Err(error) = batch.receive(&self.socket) {
                 match self.handle_error(error) {
                     Ok(()) => continue,

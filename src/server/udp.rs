@@ -184,9 +184,11 @@ impl Serve for Udp {
         }
     }
 
-    /// The kernel does not tell: a UDP socket that was shut down stays in its group.
-    fn has_left(_: &Member<Udp>) -> bool {
-        false
+    /// Whether it is connected: by a handler, or by a new process that has ended in good order.
+    fn has_left(member: &Member<Udp>) -> bool {
+        os::STEERS
+            && member.source.placeholder.is_needless()
+            && os::peer_name(&member.socket.0).is_ok()
     }
 
     fn leave_group(member: &Member<Udp>) -> Result<(), Error> {
@@ -231,6 +233,9 @@ impl Member<Udp> {
         if let Some(pipe) = &self.source.pipe {
             return pipe.wake();
         }
+        // A socket that a handler has set not to block would have its thread spin: it is always
+        // readable once it is shut down, and says `EAGAIN` in place of the end.
+        _ = self.socket.set_nonblocking(false);
         // The kernel says `ENOTCONN`, and wakes the thread all the same.
         // SAFETY: the descriptor is the member's.
         _ = unsafe { sys::shutdown(self.raw(), sys::SHUT_RD) };

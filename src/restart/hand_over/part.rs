@@ -107,7 +107,6 @@ impl<P: Serve> Part for Server<P> {
 
     fn end(&self, split: &Split) -> bool {
         let mut control = self.control();
-        _ = self.steer_to(&control, MemberState::HandedOver);
         let in_order = self.forget(&split.new);
         control.handing_over = false;
         control.handed_over = true;
