@@ -257,7 +257,7 @@ impl<P: Serve> Server<P> {
         state: MemberState,
         reset: bool,
     ) -> Result<(), GroupError> {
-        let members = self.members_of(ids);
+        let mut members = self.members_of(ids);
         for member in &members {
             if self.pool.lock().index_of(member.id).is_none() {
                 // It has left the group before, and is closed now.
@@ -316,6 +316,7 @@ impl<P: Serve> Server<P> {
         }
         // What is addressed to the others by their indexes must not wait for the last lookups.
         let steered = self.steer_to(control, state);
+        members.retain(|member| self.pool.lock().index_of(member.id).is_none());
         P::release(self, &members);
         result.and(steered)
     }
