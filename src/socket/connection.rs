@@ -118,6 +118,9 @@ impl Connection {
     /// Sets how long [`recv`](Self::recv) waits for the client: `SO_RCVTIMEO`. After that it fails
     /// with `EAGAIN`. `None`, the default, waits without limit.
     ///
+    /// With a limit `recv` also fails with `EINTR` after a signal, even one whose handler has
+    /// `SA_RESTART`, and after `SIGSTOP` (signal(7)): call it again.
+    ///
     /// # Errors
     /// `EINVAL` if the time is zero.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> Result<(), Error> {

@@ -62,7 +62,12 @@ pub fn reply(member: usize, connection: Connection) -> io::Result<()> {
 pub fn respond(mut connection: Connection, body: &str) -> io::Result<()> {
     connection.set_read_timeout(Some(PATIENCE))?;
     // Read first: a socket that is closed with bytes unread resets, and the answer may be lost.
-    _ = connection.read(&mut [0; 4096])?;
+    // With a time limit, `recv` fails with `EINTR` after a signal, also after SIGSTOP (signal(7)).
+    while let Err(error) = connection.read(&mut [0; 4096]) {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
     // A fresh socket has room for this much, so the send neither waits nor stops half way.
     connection.send(page(body).as_bytes())?;
     Ok(())

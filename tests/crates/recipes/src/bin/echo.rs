@@ -1,7 +1,6 @@
-//! Echo, with a buffer and a count for each thread: a handler's state needs no lock.
+//! Echo, with a count for each thread: a handler's state needs no lock.
 
-use std::io::{self, Read, Write};
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use reuseport::{Connection, Group, StopToken};
 use signal_hook::{consts::TERM_SIGNALS, iterator::Signals};
@@ -11,9 +10,9 @@ fn main() -> io::Result<()> {
     let group = Group::bind(recipes::address(), recipes::members())?;
     println!("listening on {}", group.local_addr());
     let server = group.spawn_with(|member| {
-        let (mut buffer, mut total) = (vec![0; 64 * 1024], 0);
+        let mut total = 0;
         move |connection: Connection, _: &StopToken| {
-            match echo(&connection, &mut buffer) {
+            match echo(&connection) {
                 Ok(bytes) => total += bytes,
                 Err(error) => eprintln!("member {member}: {error}"),
             }
@@ -25,15 +24,9 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-fn echo(mut connection: &Connection, buffer: &mut [u8]) -> io::Result<usize> {
+fn echo(mut connection: &Connection) -> io::Result<u64> {
     connection.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let mut bytes = 0;
-    loop {
-        let length = connection.read(buffer)?;
-        if length == 0 {
-            return Ok(bytes);
-        }
-        connection.write_all(&buffer[..length])?;
-        bytes += length;
-    }
+    // It goes on after a signal, which `read` with a time limit does not.
+    let mut from = connection;
+    io::copy(&mut from, &mut connection)
 }
