@@ -187,7 +187,7 @@ impl Steering {
         }
         listed.truncate(MAX_LISTED);
         let indexes: Vec<u32> = listed.iter().copied().map(number).collect();
-        let mut space = std::vec![Instruction::default(); 2 * listed.len() + 53];
+        let mut space = std::vec![Instruction::default(); 2 * listed.len() + 60];
         let any = if by_flow {
             bpf::any_of_by_flow(&indexes, &mut space)?
         } else {
@@ -198,7 +198,7 @@ impl Steering {
         };
         let row = |index: usize| (slots[index].byte(), number(index));
         let rows: Vec<_> = listed.into_iter().map(row).collect();
-        let mut space = std::vec![Instruction::default(); 4 * rows.len() + 57];
+        let mut space = std::vec![Instruction::default(); 4 * rows.len() + 64];
         let program = bpf::by_payload_byte_or(offset, &rows, any, &mut space);
         Some(program.unwrap_or(any).to_vec())
     }
