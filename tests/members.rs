@@ -282,7 +282,9 @@ fn totals_count_members_that_are_gone_whose_rows_are_not_kept() {
 fn may_destroy() -> bool {
     const CAP_NET_ADMIN: u32 = 12;
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:\t"));
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:\t"));
     let effective = u64::from_str_radix(effective.unwrap(), 16).unwrap();
     let may = effective & (1 << CAP_NET_ADMIN) != 0;
     if !may {
