@@ -18,7 +18,7 @@ use std::time::Duration;
 use order::{Copies, listed};
 use reuseport::{
     Connection, Group, GroupError, GroupOptions, Listener, MemberState, OtherListeners, Server,
-    Steering,
+    SockAddr, Steering,
 };
 use support::{BOUND, ServeProcess, finish, program, visit, wait_until};
 
@@ -276,6 +276,35 @@ fn totals_count_members_that_are_gone_whose_rows_are_not_kept() {
     assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), [20]);
     assert_eq!(server.stop(BOUND).len(), 1);
     assert_eq!(server.totals(), totals);
+}
+
+#[test]
+fn member_that_fails_without_a_descriptor_is_reported() {
+    support::play(&mut support::role("fails_without_a_descriptor"));
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn fails_without_a_descriptor() {
+    let (server, copies) = serve(1);
+    let address = SockAddr::from(server.local_addr());
+    // SAFETY: takes three integers.
+    let client = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
+    support::limit_softly(libc::RLIMIT_NOFILE, 3).unwrap();
+    // The blocked `accept` has its descriptor already; the next one gets none.
+    // SAFETY: the address is readable for its length.
+    let connected = unsafe { libc::connect(client, address.as_ptr().cast(), address.len()) };
+    assert_eq!(connected, 0);
+    wait_until("no descriptor is left", || server.stats()[0].backoffs > 0);
+
+    copies.shut_down(0);
+    let failed = server.wait_failed(BOUND);
+
+    assert!(
+        failed.is_some_and(|stats| stats.error.is_some()),
+        "{failed:?}"
+    );
+    assert!(server.members().is_empty());
 }
 
 /// Whether this process may destroy sockets; it says so otherwise.

@@ -15,7 +15,7 @@ use super::start::polls;
 use super::worker::{Outcome, Work, Worker};
 use super::{Control, Serve, Server, SpawnError};
 use crate::acceptors::{StopToken, Stopped};
-use crate::error::Error;
+use crate::error::{Call, Error};
 use crate::group::{Group, GroupConfig, GroupError};
 use crate::listener::Connection;
 use crate::socket::bpf::DROP_SYNS;
@@ -198,7 +198,8 @@ impl Member<Tcp> {
         self.handle_error(error)?;
         // Without a descriptor `accept` fails before it looks at the listener's state.
         if Tcp::has_left(self) {
-            return Err(Stopped);
+            // What `accept` would say with one.
+            self.handle_error(Error::new(Call::Accept, libc::EINVAL))?;
         }
         Ok(None)
     }
