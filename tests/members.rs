@@ -18,7 +18,7 @@ use std::time::Duration;
 use order::{Copies, listed};
 use reuseport::{
     Connection, Group, GroupError, GroupOptions, Listener, MemberState, OtherListeners, Server,
-    SockAddr, Steering,
+    SockAddr, Stats, Steering,
 };
 use support::{BOUND, ServeProcess, finish, program, visit, wait_until};
 
@@ -90,6 +90,26 @@ fn member_that_fails_leaves_the_list_as_the_kernels() {
     assert!(server.wait_failed(Duration::ZERO).is_none(), "each once");
 }
 
+/// Retires a member whose handler is held, and has the first one fail while it drains.
+/// `then_let_go` ends the handler.
+fn retire_while_the_first_fails(
+    server: &Server,
+    copies: &Copies,
+    member: usize,
+    then_let_go: impl FnOnce(),
+) -> Result<Stats, GroupError> {
+    thread::scope(|scope| {
+        let retired = scope.spawn(|| server.retire(member));
+        wait_until("it drains", || {
+            server.members()[member].state == MemberState::Draining
+        });
+        copies.shut_down(0);
+        assert_eq!(server.wait_failed(BOUND).unwrap().id, 0);
+        then_let_go();
+        retired.join().unwrap()
+    })
+}
+
 #[test]
 fn member_that_fails_while_another_is_retired_leaves_the_list_as_the_kernels() {
     let (server, copies, gate) = serve_with_a_gate(4, 1);
@@ -98,16 +118,7 @@ fn member_that_fails_while_another_is_retired_leaves_the_list_as_the_kernels() {
     let clients = [(); 2].map(|()| TcpStream::connect(address).unwrap());
     wait_until("one is held", || server.members()[1].stats.accepted == 1);
 
-    let retired = thread::scope(|scope| {
-        let retired = scope.spawn(|| server.retire(1));
-        wait_until("it drains", || {
-            server.members()[1].state == MemberState::Draining
-        });
-        copies.shut_down(0);
-        assert_eq!(server.wait_failed(BOUND).unwrap().id, 0);
-        drop(gate);
-        retired.join().unwrap()
-    });
+    let retired = retire_while_the_first_fails(&server, &copies, 1, || drop(gate));
 
     assert_eq!(retired.unwrap().accepted, 2);
     clients
@@ -135,20 +146,13 @@ fn member_that_drains_is_steered_around_when_a_failure_moves_its_index() {
     let clients = [(); 2].map(|()| TcpStream::connect(address).unwrap());
     wait_until("one is held", || server.members()[3].stats.accepted == 1);
 
-    let retired = thread::scope(|scope| {
-        let retired = scope.spawn(|| server.retire(3));
-        wait_until("it drains", || {
-            server.members()[3].state == MemberState::Draining
-        });
-        // The last member takes the index of the first.
-        copies.shut_down(0);
-        assert_eq!(server.wait_failed(BOUND).unwrap().id, 0);
-        // Otherwise it would be chosen for one in three: none of 60 with a chance of 3e-11.
+    let retired = retire_while_the_first_fails(&server, &copies, 3, || {
+        // It has the index of the first now, and would be chosen for one in three: none of 60 with
+        // a chance of 3e-11.
         wait_until("no client comes to it", || {
             (0..60).all(|_| is_served_at_once(address))
         });
         drop(gate);
-        retired.join().unwrap()
     });
 
     assert!(retired.unwrap().accepted >= 2);

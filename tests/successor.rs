@@ -11,7 +11,7 @@ use std::process::{self, Command, Stdio};
 use std::{env, os::unix::net::UnixStream, sync::mpsc};
 
 use reuseport::{Datagram, Group, GroupError, HandOverError, Inherited, Listener, MemberState};
-use reuseport::{Server, UdpSocket, sys};
+use reuseport::{Serve, Server, UdpSocket, sys};
 use support::{BOUND, play, role, visit, wait_until_dead};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
@@ -29,6 +29,18 @@ fn successor(role: &str, input: UnixStream) -> Command {
     command
 }
 
+/// Hands over to a process that then stops, before the old one has left.
+fn assert_its_end_is_noticed<P: Serve>(server: &Server<P>, role: &str) {
+    let (reader, input) = UnixStream::pair().unwrap();
+    let hand_over = server.hand_over(successor(role, reader), BOUND).unwrap();
+    drop(input);
+    wait_until_dead(hand_over.pid());
+
+    let failed = hand_over.leave(BOUND).unwrap_err();
+
+    assert!(matches!(failed, HandOverError::ChildExited), "{failed}");
+}
+
 fn assert_it_goes_on(server: &Server) {
     assert_eq!(server.members().len(), 2);
     for member in server.members() {
@@ -41,15 +53,9 @@ fn assert_it_goes_on(server: &Server) {
 #[test]
 fn successor_that_stops_in_good_order_old_process_goes_on() {
     let server = old_process();
-    let (reader, input) = UnixStream::pair().unwrap();
-    let hand_over = server.hand_over(successor("stops_in_good_order", reader), BOUND);
-    let hand_over = hand_over.unwrap();
 
-    drop(input);
-    wait_until_dead(hand_over.pid());
-    let failed = hand_over.leave(BOUND).unwrap_err();
+    assert_its_end_is_noticed(&server, "stops_in_good_order");
 
-    assert!(matches!(failed, HandOverError::ChildExited), "{failed}");
     assert_it_goes_on(&server);
 }
 
@@ -195,15 +201,9 @@ fn stops_inherited_receivers() {
 fn udp_successor_that_stops_in_good_order_old_process_goes_on() {
     let echo = |_, datagram: Datagram<'_>| datagram.reply(1);
     let server = Group::bind_udp(ANY_PORT, 2).unwrap().spawn(echo).unwrap();
-    let (reader, input) = UnixStream::pair().unwrap();
-    let hand_over = server.hand_over(successor("stops_receivers_in_good_order", reader), BOUND);
-    let hand_over = hand_over.unwrap();
 
-    drop(input);
-    wait_until_dead(hand_over.pid());
-    let failed = hand_over.leave(BOUND).unwrap_err();
+    assert_its_end_is_noticed(&server, "stops_receivers_in_good_order");
 
-    assert!(matches!(failed, HandOverError::ChildExited), "{failed}");
     assert_eq!(server.members().len(), 2);
     for _ in 0..50 {
         let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -142,7 +142,7 @@ mod with_std {
         }
     }
 
-    pub(crate) fn interface(_: c_int) -> c_int {
+    pub(crate) fn interface(_: c_int) -> u32 {
         0
     }
 

@@ -191,7 +191,7 @@ fn group<P: Protocol>(
 }
 
 /// The type, the address and the interface of a listener or a UDP socket: one group has one.
-type Kind = (c_int, SocketAddr, c_int);
+type Kind = (c_int, SocketAddr, u32);
 
 fn kind(fd: RawFd) -> Option<Kind> {
     let kind = os::option(fd, libc::SO_TYPE).ok()?;

@@ -9,7 +9,7 @@ use std::thread::sleep;
 use super::first::create_reuseport_group;
 use super::proc_net;
 use super::sock_diag::{Socket, State, sockets};
-use super::socket::{bound_interface, option};
+use super::socket::{interface, option};
 use crate::error::{Call, Error};
 use crate::listener::Listener;
 use crate::os;
@@ -94,7 +94,7 @@ fn other_listener_exists(ours: &Listener, address: SocketAddr) -> Result<bool, E
     // The list has the low 32 bits.
     #[allow(clippy::cast_possible_truncation)]
     let inode = os::inode(ours.raw())? as u32;
-    let interface = bound_interface(&ours.0);
+    let interface = interface(ours.0.raw());
     let port = address.port();
     // A service manager may refuse netlink (`RestrictAddressFamilies`).
     let listed = sockets(State::Listen, port);

@@ -81,8 +81,8 @@ pub(crate) fn namespace(socket: &Descriptor) -> Option<u64> {
 /// Returns the index of the interface that a socket is bound to; 0 if to none, or where the kernel
 /// does not say (before Linux 5.1).
 #[cfg(feature = "std")]
-pub(super) fn bound_interface(socket: &Descriptor) -> u32 {
-    let index = option(socket, SOL_SOCKET, SO_BINDTOIFINDEX).unwrap_or_default();
+pub(crate) fn interface(socket: c_int) -> u32 {
+    let index = crate::os::option(socket, SO_BINDTOIFINDEX).unwrap_or_default();
     index.try_into().unwrap_or_default()
 }
 
@@ -108,12 +108,6 @@ pub(crate) fn bind_to_nowhere(listener: &Descriptor) -> Result<(), Error> {
         Ok(NOWHERE) => Ok(()),
         _ => bound,
     }
-}
-
-/// Returns the index of the interface that a socket is bound to, or 0.
-#[cfg(feature = "std")]
-pub(crate) fn interface(socket: c_int) -> c_int {
-    crate::os::option(socket, SO_BINDTOIFINDEX).unwrap_or(0)
 }
 
 /// `TCP_INFO`, whose fields for sent and for unacknowledged segments are the accept queue of a
