@@ -13,6 +13,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::Stdio;
 use std::{env, mem, ptr, thread};
 
@@ -385,6 +386,9 @@ fn has_a_call_fail() {
     println!("\ninjected {injected}");
 }
 
+/// How many processes play at a time: they wait for the kernel most of the time.
+const AT_A_TIME: usize = 4;
+
 /// Plays the rows of `call` under strace, in a process for each error.
 #[track_caller]
 fn fails(call: Call) {
@@ -395,56 +399,55 @@ fn fails(call: Call) {
         .iter()
         .position(|row| row.0 == call)
         .expect("its errors");
-    let (_, traced, errnos) = CALLS[at];
     // Some steps need leftovers: here is the time to wait until the kernel has room for them.
     support::leftovers(ANY_PORT.into());
     let scratch = support::scratch(&format!("faults-{}", call.name()));
-    for (number, errno) in errnos.iter().enumerate() {
-        let when = repeated(call).map_or(FIFTIETH, |_| 2);
-        let (log, said) = (
-            scratch.join(format!("{errno}")),
-            scratch.join(format!("{errno}.out")),
-        );
-        let role = support::role("has_a_call_fail");
-        let mut strace = support::program("strace");
-        strace
-            .args([
-                "-f",
-                "--seccomp-bpf",
-                "-qq",
-                "-e",
-                &format!("trace={traced}"),
-                "-o",
-            ])
-            .arg(&log);
-        strace.args(["-e", &format!("inject={traced}:error={errno}:when={when}")]);
-        strace.arg(role.get_program()).args(role.get_args());
-        strace
-            .env("CALL", at.to_string())
-            .env("ERRNO", number.to_string());
-        let out = File::create(&said).unwrap();
-        strace
-            .stdin(Stdio::null())
-            .stderr(out.try_clone().unwrap())
-            .stdout(out);
-        let mut strace = support::start(&mut strace);
-        let ended = strace.wait_within(support::LONG);
-        let said = fs::read_to_string(said).unwrap();
-        assert!(ended.success(), "{said}");
-        let log = fs::read_to_string(log).unwrap();
-        let lines = log.lines().filter(|line| line.contains("(INJECTED)"));
-        let said = lines.clone().fold(said, |all, line| all + "\n" + line);
-        let injected = lines.count();
-        let told = said.lines().find_map(|line| line.strip_prefix("injected "));
-        match told {
-            // Counting descriptors makes some of the calls too, and so may other threads.
-            Some(told) => assert!(injected >= told.parse().unwrap(), "{injected}: {said}"),
-            // Of the group's threads one at least, and the one that calls by itself.
-            None => assert!(
-                repeated(call).is_some() && injected >= 2,
-                "{injected}: {said}"
-            ),
-        }
+    let numbers: Vec<_> = (0..CALLS[at].2.len()).collect();
+    for numbers in numbers.chunks(AT_A_TIME) {
+        thread::scope(|scope| {
+            for number in numbers {
+                scope.spawn(|| fails_with(at, *number, &scratch));
+            }
+        });
+    }
+}
+
+/// Plays the rows of one call with one error, given by their numbers in [`CALLS`].
+fn fails_with(at: usize, number: usize, scratch: &Path) {
+    let (call, traced, errnos) = CALLS[at];
+    let errno = errnos[number];
+    let when = repeated(call).map_or(FIFTIETH, |_| 2);
+    let log = scratch.join(format!("{errno}"));
+    let said = scratch.join(format!("{errno}.out"));
+    let role = support::role("has_a_call_fail");
+    let mut strace = support::program("strace");
+    strace.args(["-f", "--seccomp-bpf", "-qq", "-e"]);
+    strace.args([&format!("trace={traced}"), "-o"]).arg(&log);
+    strace.args(["-e", &format!("inject={traced}:error={errno}:when={when}")]);
+    strace.arg(role.get_program()).args(role.get_args());
+    strace.env("CALL", at.to_string());
+    strace.env("ERRNO", number.to_string());
+    let out = File::create(&said).unwrap();
+    strace.stderr(out.try_clone().unwrap());
+    strace.stdin(Stdio::null()).stdout(out);
+
+    let ended = support::start(&mut strace).wait_within(support::LONG);
+
+    let said = fs::read_to_string(said).unwrap();
+    assert!(ended.success(), "{said}");
+    let log = fs::read_to_string(log).unwrap();
+    let lines = log.lines().filter(|line| line.contains("(INJECTED)"));
+    let said = lines.clone().fold(said, |all, line| all + "\n" + line);
+    let injected = lines.count();
+    let told = said.lines().find_map(|line| line.strip_prefix("injected "));
+    match told {
+        // Counting descriptors makes some of the calls too, and so may other threads.
+        Some(told) => assert!(injected >= told.parse().unwrap(), "{injected}: {said}"),
+        // Of the group's threads one at least, and the one that calls by itself.
+        None => assert!(
+            repeated(call).is_some() && injected >= 2,
+            "{injected}: {said}"
+        ),
     }
 }
 

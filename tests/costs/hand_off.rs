@@ -155,6 +155,8 @@ pub(crate) fn tell_when_idle(table: &mut Table, calls: Option<&[Vec<String>; 2]>
     table.row(WHAT, told.unwrap_or_else(|| "skipped: no strace".into()));
 }
 
+const TEN_SECONDS: Duration = Duration::from_secs(10);
+
 fn calls_beside(accepts: &Path, name: &str, clients: usize) -> Vec<String> {
     let logs = scratch(&format!("costs-{name}"));
     let mut strace = program("strace");
@@ -172,26 +174,20 @@ fn calls_beside(accepts: &Path, name: &str, clients: usize) -> Vec<String> {
     let pid = support::child_of(running.pid());
     // The main thread, the monitor, and who accepts.
     wait_until("all are served", || tasks(pid).len() >= clients.len() + 4);
+    // A spare thread ends when it has had nothing to do for five seconds: then nothing happens for
+    // ten, or never.
     let all = || -> f64 { tasks(pid).iter().map(|task| switches(task)).sum() };
-    // A spare thread ends when it has had nothing to do for five seconds.
-    let mut before = f64::NAN;
-    for _ in 0..10 {
-        let now = all();
-        if now.total_cmp(&before).is_eq() {
-            break;
+    let (started, mut begun, mut before) = (Instant::now(), Instant::now(), all());
+    while begun.elapsed() < TEN_SECONDS && started.elapsed() < 4 * TEN_SECONDS {
+        sleep(Duration::from_millis(50));
+        let after = all();
+        if after.total_cmp(&before).is_ne() {
+            (begun, before) = (Instant::now(), after);
         }
-        before = now;
-        sleep(Duration::from_secs(6));
     }
-    let now = || {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_secs_f64()
-    };
-    let begun = now();
-    sleep(Duration::from_secs(10));
-    let ended = now();
+    let ended = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let ended = ended.as_secs_f64();
+    let begun = ended - TEN_SECONDS.as_secs_f64();
     drop(clients);
     drop(running.stdin());
     running.wait();
