@@ -104,7 +104,7 @@ impl Load {
         self.made.load(Relaxed)
     }
 
-    /// How many were lost so far.
+    /// How many were lost so far, but for those that were refused at once.
     pub fn lost(&self) -> usize {
         self.lost.load(Relaxed)
     }
@@ -117,6 +117,10 @@ impl Load {
         }
         all
     }
+}
+
+pub fn is_refused(what: &str) -> bool {
+    what.ends_with("refused (os error 111)")
 }
 
 fn client(address: SocketAddr, end: &AtomicBool, made: &AtomicUsize, lost: &AtomicUsize) -> Report {
@@ -133,7 +137,7 @@ fn client(address: SocketAddr, end: &AtomicBool, made: &AtomicUsize, lost: &Atom
                 report.late += usize::from(again && took >= LATE);
             }
             Err(what) => {
-                lost.fetch_add(1, Relaxed);
+                lost.fetch_add(usize::from(!is_refused(&what)), Relaxed);
                 *report.lost.entry(what).or_default() += 1;
             }
         }
