@@ -112,10 +112,11 @@ fn as_an_ordinary_user<T: Send>(what: impl FnOnce() -> T + Send) -> T {
 
 /// A client that connects too late is refused, and no other is lost.
 #[track_caller]
-fn stop_over_a_round_trip(stop: impl Fn(&Server) + Sync) {
+fn stop_over_a_round_trip(cookies: &str, stop: impl Fn(&Server) + Sync) {
     let Some(wire) = wire(FAR) else {
         return;
     };
+    wire.server.set("net/ipv4/tcp_syncookies", cookies);
     for _ in 0..2 {
         let report = wire.server.inside(|| {
             let group = Group::bind((SERVER, 0), 4).unwrap();
@@ -133,12 +134,17 @@ fn stop_over_a_round_trip(stop: impl Fn(&Server) + Sync) {
 
 #[test]
 fn stop_over_a_round_trip_resets_no_client() {
-    stop_over_a_round_trip(|server| _ = server.stop(support::BOUND));
+    stop_over_a_round_trip("1", |server| _ = server.stop(support::BOUND));
+}
+
+#[test]
+fn stop_where_every_handshake_ends_by_a_cookie_resets_no_client() {
+    stop_over_a_round_trip("2", |server| _ = server.stop(support::BOUND));
 }
 
 #[test]
 fn stop_by_an_ordinary_user_over_a_round_trip_resets_no_client() {
-    stop_over_a_round_trip(|server| {
+    stop_over_a_round_trip("1", |server| {
         as_an_ordinary_user(|| _ = server.stop(support::BOUND));
     });
 }

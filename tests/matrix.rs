@@ -258,20 +258,21 @@ impl Cell {
         for (end, ip) in [(&wire.server, "fd77::1/64"), (&wire.client, "fd77::2/64")] {
             end.inside(|| {
                 run(&format!("ip -6 address add {ip} dev wire nodad"));
-                run("sysctl -qw net.ipv4.tcp_max_tw_buckets=200000 net.ipv4.tcp_tw_reuse=1");
-                run("sysctl -qw net.ipv4.ip_local_port_range=1100\t65000");
             });
+            end.set("net/ipv4/tcp_max_tw_buckets", "200000");
+            end.set("net/ipv4/tcp_tw_reuse", "1");
+            end.set("net/ipv4/ip_local_port_range", "1100 65000");
         }
-        let sysctl = match self.hardship {
-            "syncookies=2" => "net.ipv4.tcp_syncookies=2",
-            "somaxconn=16" => "net.core.somaxconn=16",
-            MIGRATES => "net.ipv4.tcp_migrate_req=1",
+        let (sysctl, value) = match self.hardship {
+            "syncookies=2" => ("net/ipv4/tcp_syncookies", "2"),
+            "somaxconn=16" => ("net/core/somaxconn", "16"),
+            MIGRATES => ("net/ipv4/tcp_migrate_req", "1"),
             // On both ends, and without cookies: 0x207.
-            "fast-open" => "net.ipv4.tcp_fastopen=519",
+            "fast-open" => ("net/ipv4/tcp_fastopen", "519"),
             _ => return Ok(wire),
         };
         for end in [&wire.server, &wire.client] {
-            end.inside(|| run(&format!("sysctl -qw {sysctl}")));
+            end.set(sysctl, value);
         }
         Ok(wire)
     }
@@ -397,7 +398,7 @@ fn tools() -> bool {
     if !root {
         support::skip("the network devices are root's");
     }
-    root && ["ip", "sysctl", "setpriv"].into_iter().all(support::tool)
+    root && ["ip", "setpriv"].into_iter().all(support::tool)
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn stop_joined_groups_under_load() {
 
     let load = Load::start(address, 16);
     let mut most = 0;
-    for _ in 0..5 {
+    for _ in 0..3 {
         let leaves = join.bind(address, 2).unwrap();
         let leaves = leaves.spawn(|_, connection| answer(&connection)).unwrap();
         let accepted = || {
@@ -180,7 +180,7 @@ fn stop_joined_groups_under_load() {
 }
 
 fn stop_groups_under_load() {
-    for _ in 0..5 {
+    for _ in 0..3 {
         let server = serve(Ipv4Addr::LOCALHOST.into(), 3);
         let load = Load::start(server.local_addr(), 16);
         support::wait_until("the load is on", || load.made() > 200);
@@ -279,7 +279,7 @@ fn members_of_an_ordinary_user_leave_without_a_loss() {
 
 #[test]
 fn two_retirements_at_once_run_one_after_the_other() {
-    for _ in 0..50 {
+    for _ in 0..20 {
         let server = serve(Ipv4Addr::LOCALHOST.into(), 4);
         std::thread::scope(|scope| {
             for id in [0, 3] {

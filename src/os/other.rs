@@ -191,6 +191,10 @@ mod with_std {
 
     pub(crate) fn wait_for_lookups() {}
 
+    pub(crate) fn has_sent_cookies() -> bool {
+        false
+    }
+
     pub(crate) fn name_thread(_: &CStr) {}
 
     /// What takes the place of a UDP socket's descriptor: nothing has to, here.

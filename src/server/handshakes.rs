@@ -9,7 +9,7 @@ use std::vec::Vec;
 
 use super::Server;
 use super::drain::POLL_INTERVAL;
-use super::member::Member;
+use super::member::{Member, MemberState};
 use crate::error::Error;
 use crate::os;
 use crate::socket::protocol::Tcp;
@@ -36,11 +36,18 @@ impl Begun {
 pub(super) fn wait_for(server: &Server, members: &[Arc<Member<Tcp>>], deadline: Instant) {
     // A SYN that was being looked up when the steering changed has become a handshake then.
     os::wait_for_lookups();
-    if wait_for_listed(server, members, deadline).is_err() {
+    let listed = wait_for_listed(server, members, deadline);
+    // Where another member serves, it takes a handshake that ends by a SYN cookie.
+    if listed.is_err() || none_serves(server) && os::has_sent_cookies() {
         sleep(UNLISTED_WAIT.min(deadline.saturating_duration_since(Instant::now())));
     }
     // A connection is in neither list for a short time between handshake and queue.
     os::wait_for_lookups();
+}
+
+fn none_serves(server: &Server) -> bool {
+    let list = server.pool.lock();
+    list.none_is(MemberState::Serving) && list.none_is(MemberState::HandedOver)
 }
 
 /// Fails where the kernel's list is not available.

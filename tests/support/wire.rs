@@ -114,6 +114,11 @@ impl Namespace {
         assert_eq!(done, 0, "setns: {}", io::Error::last_os_error());
     }
 
+    /// Sets a sysctl there, by its path below `/proc/sys`.
+    pub fn set(&self, sysctl: &str, value: &str) {
+        self.inside(|| fs::write(format!("/proc/sys/{sysctl}"), value).expect(sysctl));
+    }
+
     /// Runs `what` there, in a thread of its own: the calling one may be the test harness's.
     pub fn inside<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
         let there = || {

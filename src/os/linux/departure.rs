@@ -2,6 +2,7 @@
 
 use core::net::SocketAddr;
 use core::time::Duration;
+use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -40,6 +41,16 @@ pub(crate) fn wait_for_lookups() {
         // (nohz_full).
         thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Returns whether the kernel has sent a SYN cookie in this network namespace. It remembers no such
+/// handshake, and so lists none.
+pub(crate) fn has_sent_cookies() -> bool {
+    let counters = fs::read_to_string("/proc/thread-self/net/netstat").unwrap_or_default();
+    let mut rows = counters.lines().filter(|row| row.starts_with("TcpExt:"));
+    let mut row = || rows.next().unwrap_or_default().split(' ');
+    let mut counters = row().zip(row());
+    counters.any(|(name, count)| name == "SyncookiesSent" && count != "0")
 }
 
 /// A descriptor that is no socket, for kernels on which a connected socket stays in its group
