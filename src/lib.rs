@@ -78,7 +78,7 @@
 //! the feature. `Options::bind_exclusive` (Linux) keeps other programs out without it.
 //!
 //! A `no_std` binary needs a C library, a panic handler, and in its profile `panic = "abort"` and
-//! `lto = "fat"`: without them the linker looks for an unwinder. `tests/crates/minimal` has five.
+//! `lto = "fat"`: without them the linker looks for an unwinder. `tests/crates/minimal` has six.
 //!
 //! # The source, in reading order
 //!

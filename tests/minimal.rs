@@ -7,6 +7,8 @@
     target_arch = "x86_64"
 ))]
 
+#[path = "support/minimal.rs"]
+mod minimal;
 mod support;
 
 use std::collections::BTreeSet;
@@ -14,59 +16,16 @@ use std::fs;
 use std::io::{BufRead, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
-use support::{
-    BOUND, finish, program, reserve, scratch, skip, start, text, tool, visit, wait_until,
-};
-
-const PACKAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/crates/minimal");
+use minimal::{PACKAGE, build, cargo, linker};
+use support::{BOUND, finish, program, reserve, scratch, start, text, tool, visit, wait_until};
 
 /// What README.md there states, with room for other compilers; `sizes` has the narrow bounds.
 const BYTES: u64 = 5_700;
 const SAFE_TEXT: u64 = 128;
 /// What an exclusive group takes beyond `reuseport`.
 const EXCLUSIVE_TEXT: u64 = 900;
-
-/// The linker that comes with Rust, or `None` where the tests cannot be run.
-fn linker() -> Option<[String; 2]> {
-    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
-    let libdir = finish(program(rustc).args(["--print", "target-libdir"])).stdout;
-    let directory = Path::new(text(&libdir).trim()).join("../bin/gcc-ld");
-    if !directory.join("ld.lld").is_file() {
-        skip("no rust-lld");
-        return None;
-    }
-    let found = ["cc", "nm", "readelf"].iter().all(|name| tool(name));
-    found.then(|| [format!("-B{}", directory.display()), "-fuse-ld=lld".into()])
-}
-
-/// Builds the package in a target directory of its own.
-fn cargo(linker: &[String; 2], directory: &str, args: &[&str]) -> Output {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory);
-    let flags = linker.each_ref().map(|arg| format!("'-Clink-arg={arg}'"));
-    let mut cargo = program(env!("CARGO"));
-    cargo
-        .current_dir(PACKAGE)
-        .args(["build", "--release", "--locked", "--offline"]);
-    cargo.arg("--target-dir").arg(directory).args(args);
-    cargo.args(["--target", "x86_64-unknown-linux-gnu", "--config"]);
-    cargo.arg(format!("build.rustflags=[{}]", flags.join(",")));
-    // These would displace the package's own.
-    cargo
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    finish(&mut cargo)
-}
-
-/// Where the programs are.
-#[track_caller]
-fn build(linker: &[String; 2], directory: &str, args: &[&str]) -> PathBuf {
-    let done = cargo(linker, directory, args);
-    assert!(done.status.success(), "{}", text(&done.stderr));
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory);
-    directory.join("x86_64-unknown-linux-gnu/release")
-}
 
 /// The C program, with what `sizes` gives it.
 fn c_program(linker: &[String; 2], name: &str) -> PathBuf {
@@ -202,7 +161,7 @@ fn programs_contain_no_panic_formatting_or_allocator() {
         words.map(|word| names.contains(word))
     };
     let built = build(&linker, "minimal-named", &named);
-    for program in ["reuseport", "bare", "http", "exclusive"] {
+    for program in ["reuseport", "bare", "http", "exclusive", "graceful"] {
         assert_eq!(machinery(&built.join(program)), [false; 5], "{program}");
     }
 
