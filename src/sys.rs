@@ -37,7 +37,7 @@ pub const MAX_BACKLOG: c_int = c_int::MAX;
 /// Fails with `EMFILE`, `ENFILE`, `ENOBUFS`, `ENOMEM`, `EACCES`, `EAFNOSUPPORT`.
 /// # Safety
 /// The descriptor returned is the caller's to close, once.
-#[inline]
+#[inline(always)]
 pub unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> Result<c_int> {
     // SAFETY: takes three integers; any are allowed.
     let result = unsafe { kernel::socket(domain, kind, protocol) };
@@ -48,7 +48,7 @@ pub unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> Result<c_in
 /// Fails with `ENOPROTOOPT` for an option the kernel lacks, `EINVAL`, `EPERM`, `EBADF`, `ENOTSOCK`.
 /// # Safety
 /// `value` is readable for `len` bytes, which are of the type that the option takes.
-#[inline]
+#[inline(always)]
 pub unsafe fn setsockopt(
     fd: c_int,
     level: c_int,
@@ -58,7 +58,8 @@ pub unsafe fn setsockopt(
 ) -> Result<()> {
     // SAFETY: the caller vouches for the bytes at `value`; the kernel copies them and keeps none.
     let result = unsafe { libc::setsockopt(fd, level, name, value, len as _) };
-    check(Call::SetSockOpt, result).map(drop)
+    check(Call::SetSockOpt, result)?;
+    Ok(())
 }
 
 /// `int getsockopt(int fd, int level, int name, void *value, socklen_t *len);`
@@ -83,20 +84,19 @@ pub unsafe fn getsockopt(
 /// `EACCES` for a port below 1024 without the privilege.
 /// # Safety
 /// `addr` is readable for `len` bytes.
-#[inline]
+#[inline(always)]
 pub unsafe fn bind(fd: c_int, addr: *const c_void, len: u32) -> Result<()> {
     // SAFETY: the caller vouches for the bytes at `addr`; the kernel copies them.
     let result = unsafe { libc::bind(fd, addr.cast(), len as _) };
     check(Call::Bind, result).map(drop)
 }
 
-/// `int listen(int fd, int backlog);` — `listen(2)`. On Linux this, not `bind`, makes a TCP
-/// socket a member of the port's group.
-/// `backlog`: how many connections may be queued (on Linux one more). Fails with `EADDRINUSE`,
-/// `EBADF`, `ENOTSOCK`, `EOPNOTSUPP`.
+/// `int listen(int fd, int backlog);` — `listen(2)`. On Linux this, not `bind`, makes a TCP socket
+/// a member of its port's group. `backlog`: how many connections may be queued (Linux: one more).
+/// Fails with `EADDRINUSE`, `EBADF`, `ENOTSOCK`, `EOPNOTSUPP`.
 /// # Safety
 /// `fd` is the caller's.
-#[inline]
+#[inline(always)]
 pub unsafe fn listen(fd: c_int, backlog: c_int) -> Result<()> {
     // SAFETY: takes two integers.
     let result = unsafe { libc::listen(fd, backlog) };

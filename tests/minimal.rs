@@ -25,7 +25,7 @@ use support::{BOUND, finish, program, reserve, scratch, start, text, tool, visit
 const BYTES: u64 = 5_700;
 const SAFE_TEXT: u64 = 128;
 /// What an exclusive group takes beyond `reuseport`.
-const EXCLUSIVE_TEXT: u64 = 900;
+const EXCLUSIVE_TEXT: u64 = 600;
 
 /// The C program, with what `sizes` gives it.
 fn c_program(linker: &[String; 2], name: &str) -> PathBuf {

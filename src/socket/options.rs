@@ -104,15 +104,11 @@ impl<'a> Options<'a> {
     /// Those of the failed call: `EADDRINUSE`, `EADDRNOTAVAIL`, `EACCES`, `EMFILE`, and others that
     /// the manual pages list.
     pub fn bind(&self, address: impl Into<SocketAddr>) -> Result<Listener, Error> {
-        let server = self.bind_only(address.into())?;
+        let addr = SockAddr::from(address.into());
+        let server = Listener(self.make(sys::SOCK_STREAM, &addr)?);
+        server.0.bind(&addr)?;
         self.listen(&server)?;
         Ok(server)
-    }
-
-    /// Does all but `listen`.
-    #[inline(always)]
-    pub(crate) fn bind_only(&self, address: SocketAddr) -> Result<Listener, Error> {
-        self.open(sys::SOCK_STREAM, address).map(Listener)
     }
 
     /// Makes the calls before `bind`, and so runs the hook.
@@ -132,6 +128,7 @@ impl<'a> Options<'a> {
         self.listen(server)
     }
 
+    #[inline(always)]
     pub(crate) fn listen(&self, server: &Listener) -> Result<(), Error> {
         // SAFETY: the descriptor is the listener's.
         unsafe { sys::listen(server.raw(), self.settings.backlog) }
@@ -264,17 +261,9 @@ impl<'a, P> Options<'a, P> {
         self
     }
 
-    #[inline(always)]
-    fn open(&self, kind: c_int, address: SocketAddr) -> Result<Descriptor, Error> {
-        let addr = SockAddr::from(address);
-        let socket = self.make(kind, &addr)?;
-        socket.bind(&addr)?;
-        Ok(socket)
-    }
-
     /// Makes the calls before `bind`.
     #[inline(always)] // a program without options contains none of them
-    fn make(&self, kind: c_int, addr: &SockAddr) -> Result<Descriptor, Error> {
+    pub(crate) fn make(&self, kind: c_int, addr: &SockAddr) -> Result<Descriptor, Error> {
         let nonblocking = if self.settings.nonblocking {
             sys::SOCK_NONBLOCK
         } else {
@@ -328,7 +317,8 @@ impl Descriptor {
         unsafe { sys::fionbio(self.raw(), on.into()) }
     }
 
-    fn bind(&self, addr: &SockAddr) -> Result<(), Error> {
+    #[inline(always)]
+    pub(crate) fn bind(&self, addr: &SockAddr) -> Result<(), Error> {
         // SAFETY: `addr` is readable for its own length.
         unsafe { sys::bind(self.raw(), addr.as_ptr(), addr.len()) }
     }

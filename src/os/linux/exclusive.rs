@@ -71,7 +71,11 @@ fn bind_over_time_wait(options: &Options<'_>, address: SocketAddr) -> Outcome {
         libc::EADDRINUSE => Outcome::InUse,
         _ => Outcome::Failed(error),
     };
-    let first = match options.bind_only(address) {
+    let bound = options.prepare(address).and_then(|first| {
+        first.0.bind(&address.into())?;
+        Ok(first)
+    });
+    let first = match bound {
         Ok(first) => first,
         Err(error) => return refused(error),
     };

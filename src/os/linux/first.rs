@@ -10,6 +10,7 @@ use core::net::SocketAddr;
 
 #[cfg(feature = "std")]
 use super::socket::{attach_program, detach_program};
+use crate::address::SockAddr;
 use crate::error::Error;
 use crate::listener::{Descriptor, Listener};
 #[cfg(feature = "std")]
@@ -19,7 +20,7 @@ use crate::socket::protocol::Udp;
 use crate::socket::udp::UdpSocket;
 #[cfg(feature = "std")]
 use crate::sys::SO_REUSEADDR;
-use crate::sys::{SO_REUSEPORT, SOL_SOCKET};
+use crate::sys::{SO_REUSEPORT, SOCK_STREAM, SOL_SOCKET};
 
 impl Options<'_> {
     /// Binds a listener that no other socket shares its port with, then lets siblings bind:
@@ -61,7 +62,9 @@ impl Options<'_> {
         prepare: impl FnOnce(&Descriptor) -> Result<(), Error>,
     ) -> Result<Listener, Error> {
         let exclusive = self.reuse_port(false).reuse_address(true);
-        let first = exclusive.bind_only(address)?;
+        let addr = SockAddr::from(address);
+        let first = Listener(exclusive.make(SOCK_STREAM, &addr)?);
+        first.0.bind(&addr)?;
         prepare(&first.0)?;
         exclusive.listen(&first)?;
         first.set_reuse_port()?;
