@@ -18,10 +18,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Instant;
 use std::{fs, io, thread};
 
 use reuseport::{Error, SockAddr, UdpSocket, sys};
-use support::{BOUND, Running, program, reserve, start, visit, wait_until};
+use support::{BOUND, LONG, Running, program, reserve, start, visit, wait_until};
 
 /// How many clients are queued when a program is told to end.
 const QUEUED: usize = 60;
@@ -180,8 +181,10 @@ fn handshakes_under_way_are_served() {
 /// Puts a server under load, ends it, and returns whether it refused clients before it ended.
 fn refuses_while_it_waits(server: &mut Server) -> bool {
     let (served, address) = (AtomicUsize::new(0), server.address);
+    let begun = Instant::now();
     let load = || {
         while let Ok(client) = TcpStream::connect(address) {
+            assert!(begun.elapsed() < LONG, "it does not stop");
             let read = answer(client);
             assert!(is_answer(&read), "{read:?}");
             served.fetch_add(1, SeqCst);
