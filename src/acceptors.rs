@@ -4,16 +4,17 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use core::{ffi::c_int, mem, panic::AssertUnwindSafe, time::Duration};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Builder, JoinHandle, sleep};
-use std::{io, panic::catch_unwind, vec::Vec};
+use std::{io, panic::catch_unwind, process, vec::Vec};
 
 use crate::error::{AcceptAction, Error};
 use crate::listener::{Connection, Listener};
 use crate::sys;
 
-/// Running acceptor threads, named `acceptor-0` and so on. Dropping them stops them.
+/// Running acceptor threads, named `acceptor-0` and so on. Dropping them stops them; in a child
+/// that is forked without `exec`, a drop and `stop` do nothing.
 #[derive(Debug)]
 #[must_use = "dropping acceptors stops them"]
-pub struct Acceptors(Vec<Acceptor>);
+pub struct Acceptors(Vec<Acceptor>, u32);
 
 impl Acceptors {
     /// Starts a thread for each listener. It hands its number and every connection to `handler`.
@@ -43,7 +44,7 @@ impl Acceptors {
         M: FnMut(usize) -> H,
         H: FnMut(Connection, &StopToken) + Send + 'static,
     {
-        let mut acceptors = Acceptors(Vec::new());
+        let mut acceptors = Acceptors(Vec::new(), process::id());
         for (id, listener) in listeners.into_iter().enumerate() {
             listener.set_nonblocking(false)?;
             let shared = Arc::new(Shared {
@@ -74,16 +75,22 @@ impl Acceptors {
     ///
     /// # Platforms
     /// On Linux `shutdown(2)` wakes the acceptors; elsewhere each ends after its next connection.
-    pub fn stop(self) -> Vec<Stats> {
+    pub fn stop(mut self) -> Vec<Stats> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Vec<Stats> {
+        if process::id() != self.1 {
+            return self.stats(); // a forked child shares the listeners
+        }
         self.0.iter().for_each(|acceptor| acceptor.shared.stop());
-        self.join()
+        self.0.drain(..).map(Acceptor::join).collect()
     }
 }
 
 impl Drop for Acceptors {
     fn drop(&mut self) {
-        self.0.iter().for_each(|acceptor| acceptor.shared.stop());
-        self.0.drain(..).for_each(|acceptor| _ = acceptor.join());
+        self.end();
     }
 }
 
@@ -96,8 +103,9 @@ struct Acceptor {
 
 impl Acceptor {
     fn stats(&self) -> Stats {
-        let running = !self.thread.is_finished();
-        self.shared.counters.stats(self.shared.id, running)
+        self.shared
+            .counters
+            .stats(self.shared.id, !self.thread.is_finished())
     }
 
     fn join(self) -> Stats {
@@ -119,7 +127,6 @@ struct Shared {
 }
 
 impl Shared {
-    /// The thread.
     fn accept_loop(&self, handler: &mut impl FnMut(Connection, &StopToken)) {
         let fd = self.listener.raw();
         // C: for (;;) {
@@ -147,9 +154,9 @@ impl Shared {
 pub(crate) struct Counters {
     accepted: AtomicUsize,
     panicked: AtomicUsize,
-    transient_errors: AtomicUsize,
+    pub(crate) transient_errors: AtomicUsize,
     backoffs: AtomicUsize,
-    error: OnceLock<Error>,
+    pub(crate) error: OnceLock<Error>,
     pub(crate) handed_off: AtomicUsize,
     pub(crate) starved: AtomicUsize,
     pub(crate) reset: AtomicUsize,
@@ -178,15 +185,11 @@ impl Counters {
         false
     }
 
-    pub(crate) fn count_transient_error(&self) {
-        self.transient_errors.fetch_add(1, Relaxed);
-    }
-
     /// Does what an error of `accept` or of a receiving call asks for.
     #[cold]
     pub(crate) fn handle(&self, fd: c_int, error: Error, stop: &StopToken) -> Result<(), Stopped> {
         match error.accept_action() {
-            AcceptAction::Retry => self.count_transient_error(),
+            AcceptAction::Retry => _ = self.transient_errors.fetch_add(1, Relaxed),
             AcceptAction::WouldBlock if wait_until_readable(fd) => {}
             AcceptAction::WouldBlock | AcceptAction::BackOff => {
                 // All acceptors run out of descriptors together; they try again one by one.
@@ -203,10 +206,6 @@ impl Counters {
         Ok(())
     }
 
-    pub(crate) fn error(&self) -> Option<Error> {
-        self.error.get().copied()
-    }
-
     pub(crate) fn stats(&self, id: usize, running: bool) -> Stats {
         Stats {
             id,
@@ -214,7 +213,7 @@ impl Counters {
             panicked: self.panicked.load(Relaxed),
             transient_errors: self.transient_errors.load(Relaxed),
             backoffs: self.backoffs.load(Relaxed),
-            error: self.error(),
+            error: self.error.get().copied(),
             running,
             handed_off: self.handed_off.load(Relaxed),
             starved: self.starved.load(Relaxed),
@@ -263,8 +262,7 @@ pub struct Stats {
     pub transient_errors: usize,
     /// Pauses of 10 to 100 ms ([`AcceptAction::BackOff`]), mostly for want of a descriptor.
     pub backoffs: usize,
-    /// The error that ended it, if it was not stopped ([`AcceptAction::Closed`],
-    /// [`AcceptAction::Fatal`]).
+    /// The error that ended it: `Closed` or `Fatal` of [`AcceptAction`]. A stop leaves none.
     pub error: Option<Error>,
     /// Whether a thread or a runtime accepts for it, or one of its handlers has not returned.
     pub running: bool,

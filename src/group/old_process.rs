@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::process;
 use std::sync::Arc;
 
 /// The old process, seen through the socket between the two. Each group that it hands over has one.
@@ -16,6 +17,8 @@ use std::sync::Arc;
 pub(crate) struct OldProcess {
     socket: Arc<(UnixStream, AtomicUsize)>,
     notified: bool,
+    /// The pid of the process that may end it: not that of a child forked without `exec`.
+    process: u32,
 }
 
 /// What is known of the kernel's list once the old process has left it.
@@ -42,6 +45,7 @@ impl OldProcess {
         all.map(|socket| OldProcess {
             socket,
             notified: false,
+            process: process::id(),
         })
     }
 
@@ -73,7 +77,8 @@ impl OldProcess {
 impl Drop for OldProcess {
     fn drop(&mut self) {
         let (socket, waiting) = &*self.socket;
-        if !self.notified && waiting.load(Acquire) > 0 {
+        let fails = !self.notified && waiting.load(Acquire) > 0;
+        if fails && process::id() == self.process {
             _ = socket.shutdown(Shutdown::Both);
         }
     }

@@ -23,7 +23,7 @@ use core::time::Duration;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::{net::UnixStream, process::CommandExt};
-use std::process::{Child, Command};
+use std::process::{self, Child, Command};
 use std::string::ToString;
 use std::{format, time::Instant, vec::Vec};
 
@@ -105,6 +105,7 @@ pub fn hand_over<'a>(
         parts: Vec::new(),
         child: None,
         socket: None,
+        process: process::id(),
     };
     let mut sockets = Vec::new();
     for server in servers {
@@ -130,7 +131,8 @@ pub fn hand_over<'a>(
 /// A new process that serves beside the old one, which still has its members: see
 /// [`Server::hand_over`].
 ///
-/// Dropping it kills the new process and takes the members back.
+/// Dropping it kills the new process and takes the members back; in a child that is forked without
+/// `exec` it does nothing.
 ///
 /// # Examples
 /// ```no_run
@@ -154,6 +156,8 @@ pub struct HandOver<'a> {
     parts: Vec<(&'a dyn AnyServer, Split)>,
     child: Option<Child>,
     socket: Option<UnixStream>,
+    /// The pid of the old process.
+    process: u32,
 }
 
 impl HandOver<'_> {
@@ -234,6 +238,9 @@ impl HandOver<'_> {
 
 impl Drop for HandOver<'_> {
     fn drop(&mut self) {
+        if process::id() != self.process {
+            return;
+        }
         self.end_child();
         for (server, split) in &self.parts {
             server.take_back(split);

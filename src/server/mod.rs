@@ -119,8 +119,20 @@ pub trait Serve: Protocol {
 /// group's [`grace`](crate::GroupOptions::grace) period; a handler that has not returned by then
 /// goes on until it does.
 ///
-/// A child process that is forked without `exec` has the sockets and not the threads. Dropping the
-/// server there does nothing; no method of it may be called there.
+/// # In a child that is forked without `exec`
+/// The child has the sockets and one thread, a copy of the one that has called `fork`.
+///
+/// - Dropping the server does nothing, [`stop`](Self::stop) returns no row, and the parent goes on
+///   serving. No other method may be called: another thread may have held a lock at the `fork`,
+///   and in the child it is held for ever.
+/// - A child that is forked by a handler must not return from it: the copy of the thread would
+///   accept the parent's connections. It ends by `_exit`, which runs no destructors.
+/// - The copies keep the sockets open. If the parent is killed, or closes a
+///   [`Listener`](crate::Listener) or a [`Group`](crate::Group), clients still connect and nobody
+///   accepts, until the child has ended. `stop` in the parent shuts its listeners down, copies or
+///   not.
+///
+/// A [`Command`](std::process::Command) runs `exec`, which closes the copies.
 ///
 /// # Examples
 /// ```

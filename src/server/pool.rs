@@ -210,7 +210,7 @@ impl<P: Serve> Pool<P> {
             }
             entry.update_surplus();
         }
-        let failed = member.counters.error().is_some();
+        let failed = member.counters.error.get().is_some();
         if failed {
             state.fail(&member);
         }

@@ -86,7 +86,7 @@ impl Member<Udp> {
             self.counters.run(|| handler(datagram, &self.stop));
             let reply = reply.and_then(|len| buffer.get(..len));
             if reply.is_some_and(|bytes| send(socket, bytes, &peer, destination).is_err()) {
-                self.counters.count_transient_error();
+                self.counters.transient_errors.fetch_add(1, Relaxed);
             }
         }
     }
@@ -124,7 +124,7 @@ impl Member<Udp> {
                 }
             }
             let (_, failed, _) = batch.try_replies(&self.socket);
-            (0..failed).for_each(|_| self.counters.count_transient_error());
+            self.counters.transient_errors.fetch_add(failed, Relaxed);
         }
     }
 

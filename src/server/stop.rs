@@ -36,6 +36,9 @@ impl<P: Serve> Server<P> {
     /// Inherited sockets are left to the processes that hold them, with what is queued there. They
     /// block again if they did before.
     pub fn stop(&self, grace: Duration) -> Vec<Stats> {
+        if process::id() != self.process {
+            return Vec::new();
+        }
         let control = self.control();
         self.end(control, deadline_after(grace));
         self.stats()
