@@ -21,7 +21,7 @@ pub struct GroupConfig<P = Tcp> {
     /// The network namespace of the first member.
     namespace: Option<u64>,
     /// The CPUs that the thread which made the group may run on.
-    cpus: Result<Arc<[u32]>, Error>,
+    pub(crate) cpus: Result<Arc<[u32]>, Error>,
     /// Whether other processes hold the sockets too.
     pub(crate) inherited: bool,
 }

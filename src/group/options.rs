@@ -152,6 +152,9 @@ impl<P: Protocol> GroupOptions<P> {
     /// Runs the workers of each member on one CPU: of those that the process may use, member 0 on
     /// the first, and so on; from the first again where there are more members. Default: off.
     ///
+    /// A process or thread that a handler starts there stays on that CPU too, unless it changes its
+    /// own set. The new process of a hand-over does not.
+    ///
     /// # Platforms
     /// Linux and Android; elsewhere it is refused.
     pub fn pin(mut self, on: bool) -> GroupOptions<P> {

@@ -15,7 +15,7 @@
 //!   `TCP_DEFER_ACCEPT`; `listeners`: all members of a group.
 //! - `namespace`: the network namespace of a socket.
 //! - `Poller`: waits on a socket on which other processes wait too.
-//! - `allowed_cpus`, `start_on_cpu`, `move_to_cpu`, `name_thread`: threads.
+//! - `allowed_cpus`, `start_on_cpu`, `move_to_cpus`, `name_thread`: threads.
 //! - `packet_info`: how the kernel reports where a datagram was sent to.
 //! - `has_sent_cookies`: not every handshake is listed.
 //! - `wait_for_lookups`: no packet is on its way to a socket that was chosen before.

@@ -185,7 +185,7 @@ mod with_std {
         Err(UNSUPPORTED)
     }
 
-    pub(crate) fn move_to_cpu(_: u32) -> Result<(), Error> {
+    pub(crate) fn move_to_cpus(_: &[u32]) -> Result<(), Error> {
         Err(UNSUPPORTED)
     }
 

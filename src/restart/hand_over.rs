@@ -25,7 +25,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::{net::UnixStream, process::CommandExt};
 use std::process::{self, Child, Command};
 use std::string::ToString;
-use std::{format, time::Instant, vec::Vec};
+use std::{format, sync::Arc, time::Instant, vec::Vec};
 
 pub use error::HandOverError;
 pub use part::AnyServer;
@@ -61,6 +61,8 @@ impl<P: Serve> Server<P> {
     ///
     /// Until the [`HandOver`] has ended, other changes of the group fail with
     /// [`GroupError::HandingOver`](crate::GroupError::HandingOver).
+    ///
+    #[doc = include_str!("hand_over/inherits.md")]
     ///
     /// # Errors
     /// The group is then as it was.
@@ -116,7 +118,9 @@ pub fn hand_over<'a>(
         }
     }
     let (near, far) = UnixStream::pair().map_err(prepare(Call::SocketPair))?;
-    hand_over.child = Some(spawn(command, sockets, &far)?);
+    let mut parts = hand_over.parts.iter();
+    let cpus = parts.find_map(|(server, _)| server.cpus_of_the_process());
+    hand_over.child = Some(spawn(command, sockets, &far, cpus)?);
     drop(far);
     wait_until_ready(hand_over.socket.insert(near), timeout)?;
     if hand_over.has_ended() {
@@ -253,6 +257,7 @@ fn spawn(
     mut command: Command,
     listeners: Vec<(RawFd, u8)>,
     socket: &UnixStream,
+    cpus: Option<Arc<[u32]>>,
 ) -> Result<Child, HandOverError> {
     let names = format!("{FD_NAME}:").repeat(listeners.len()) + SOCKET_NAME;
     let inode = os::inode(socket.as_raw_fd()).map_err(HandOverError::Prepare)?;
@@ -284,6 +289,8 @@ fn spawn(
     }
     let numbers: Vec<RawFd> = copies.iter().map(AsRawFd::as_raw_fd).collect();
     let arrange = move || {
+        // If it fails, the CPU that the caller has is what there is.
+        _ = cpus.as_deref().map(os::move_to_cpus);
         for (to, from) in (LISTEN_FDS_START..).zip(&numbers) {
             // SAFETY: takes two integers. In this child the number is free, or a filler's.
             if unsafe { libc::dup2(*from, to) } == -1 {

@@ -108,6 +108,17 @@ impl<P: Serve> Pool<P> {
         }
     }
 
+    /// Returns whether the calling thread is one of its workers.
+    #[cfg(linux_kernel)]
+    pub(crate) fn runs_here(&self) -> bool {
+        let caller = thread::current().id();
+        let state = self.lock();
+        state
+            .handles
+            .iter()
+            .any(|handle| handle.thread().id() == caller)
+    }
+
     /// Joins all threads, at most until `deadline`: each has ended, or is about to.
     pub(crate) fn join_all(&self, deadline: Instant) {
         loop {

@@ -161,7 +161,7 @@ pub(super) fn run<P: Serve>(pool: &Arc<Pool<P>>, worker: &Arc<Worker<P>>) {
 fn adopt<P: Serve>(pool: &Pool<P>, member: &Member<P>) {
     if let Some(cpu) = (pool.pins)(member.cpu_index) {
         // A worker on another CPU is better than none.
-        _ = os::move_to_cpu(cpu);
+        _ = os::move_to_cpus(&[cpu]);
     }
     let name = std::format!("{}-{}", P::THREAD_NAME, member.id);
     if let Ok(name) = std::ffi::CString::new(name) {

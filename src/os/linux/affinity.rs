@@ -28,12 +28,14 @@ impl CpuSet {
         Ok(cpus)
     }
 
-    fn of(cpu: u32) -> CpuSet {
-        let mut cpus = CpuSet::EMPTY;
-        if let Some(word) = cpus.0.get_mut(cpu as usize / WORD) {
-            *word = 1 << (cpu as usize % WORD);
+    fn of(cpus: &[u32]) -> CpuSet {
+        let mut set = CpuSet::EMPTY;
+        for cpu in cpus {
+            if let Some(word) = set.0.get_mut(*cpu as usize / WORD) {
+                *word |= 1 << (*cpu as usize % WORD);
+            }
         }
-        cpus
+        set
     }
 
     /// Makes it the calling thread's: `sched_setaffinity(2)`.
@@ -56,7 +58,7 @@ pub(crate) fn allowed_cpus() -> Result<Vec<u32>, Error> {
 /// Runs `start` on one CPU, so that a thread which it starts stays there.
 pub(crate) fn start_on_cpu<T>(cpu: u32, start: impl FnOnce() -> T) -> Result<T, Error> {
     let before = CpuSet::current()?;
-    CpuSet::of(cpu).apply()?;
+    CpuSet::of(&[cpu]).apply()?;
     // The caller's set is restored also after a panic.
     let started = catch_unwind(AssertUnwindSafe(start));
     let restored = before.apply();
@@ -64,9 +66,9 @@ pub(crate) fn start_on_cpu<T>(cpu: u32, start: impl FnOnce() -> T) -> Result<T, 
     restored.map(|()| started)
 }
 
-/// Has the calling thread run on one CPU from now on.
-pub(crate) fn move_to_cpu(cpu: u32) -> Result<(), Error> {
-    CpuSet::of(cpu).apply()
+/// Has the calling thread run on these CPUs from now on. It makes one system call, no more.
+pub(crate) fn move_to_cpus(cpus: &[u32]) -> Result<(), Error> {
+    CpuSet::of(cpus).apply()
 }
 
 /// Names the calling thread, as `ps -L` and debuggers show it: at most 15 bytes.

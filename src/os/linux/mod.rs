@@ -19,7 +19,7 @@ mod sock_diag;
 mod socket;
 
 #[cfg(feature = "std")]
-pub(crate) use affinity::{allowed_cpus, move_to_cpu, name_thread, start_on_cpu};
+pub(crate) use affinity::{allowed_cpus, move_to_cpus, name_thread, start_on_cpu};
 pub use batch::Batch;
 #[cfg(feature = "std")]
 pub(crate) use constants::dup3;

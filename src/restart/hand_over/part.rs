@@ -1,6 +1,7 @@
 //! [`AnyServer`]: what a hand-over does with each of the servers that it takes part in.
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::Instant;
 use std::vec::Vec;
 
@@ -39,6 +40,8 @@ pub trait Part: core::fmt::Debug {
     fn begin(&self, split: &mut Split) -> Result<(), HandOverError>;
     /// The sockets of the new members, with their routing bytes.
     fn descriptors(&self, split: &Split) -> Vec<(RawFd, u8)>;
+    /// The CPUs of this process, if the calling thread is a worker that is pinned to one of them.
+    fn cpus_of_the_process(&self) -> Option<Arc<[u32]>>;
     fn steer_to_new(&self, split: &Split) -> Result<(), GroupError>;
     /// Waits until nothing more can reach the old members.
     fn drain_old(&self, split: &Split, deadline: Instant);
@@ -81,6 +84,12 @@ impl<P: Serve> Part for Server<P> {
     fn descriptors(&self, split: &Split) -> Vec<(RawFd, u8)> {
         let members = self.members_of(&split.new).into_iter();
         members.map(|one| (one.raw(), one.routing_byte)).collect()
+    }
+
+    fn cpus_of_the_process(&self) -> Option<Arc<[u32]>> {
+        let config = &self.control().config;
+        let pinned = config.options.pin && self.pool.runs_here();
+        pinned.then(|| config.cpus.clone().ok()).flatten()
     }
 
     fn steer_to_new(&self, split: &Split) -> Result<(), GroupError> {
