@@ -7,10 +7,11 @@ mod refuse;
 mod support;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::thread;
 
 use refuse::refusing;
-use reuseport::{Call, Error, Group, GroupError, Listener};
+use reuseport::{Call, Error, Group, GroupError, Listener, sys};
 
 /// Runs `what` on a thread that has entered a network namespace of its own; `None` if it cannot.
 fn in_another_namespace<T: Send>(what: impl FnOnce() -> T + Send) -> Option<T> {
@@ -110,5 +111,34 @@ fn bind_over_time_wait_reads_proc_where_netlink_is_refused() {
         let in_use = Error::new(Call::Bind, libc::EADDRINUSE);
         assert_eq!(beside.unwrap_err().error(), Some(in_use));
         drop(holder);
+    }
+}
+
+/// Whether each socket of a group has left IPv4 to others.
+fn only_v6(group: &Group) -> Vec<i32> {
+    let of = |listener: &Listener| {
+        let (mut value, mut len) = (-1_i32, 4);
+        let at = (&raw mut value).cast();
+        let fd = listener.as_raw_fd();
+        let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+        // SAFETY: `value` is writable for the four bytes that `len` states.
+        unsafe { sys::getsockopt(fd, level, name, at, &raw mut len) }.unwrap();
+        value
+    };
+    group.sockets().iter().map(of).collect()
+}
+
+/// The kernel has a group for IPv6 alone and another for both, and gives IPv6 clients to one.
+#[test]
+fn later_member_leaves_ipv4_to_others_as_the_first_does() {
+    for on in [true, false] {
+        let options = Listener::options().only_v6(on);
+        let first = options.bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+        let second = options.bind(first.local_addr().unwrap()).unwrap();
+        let mut group = Group::from_listeners(vec![first, second]).unwrap();
+
+        group.add().unwrap();
+
+        assert_eq!(only_v6(&group), [i32::from(on); 3]);
     }
 }

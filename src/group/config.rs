@@ -9,7 +9,9 @@ use super::{GroupError, GroupOptions};
 use crate::error::{Call, Error};
 use crate::listener::Descriptor;
 use crate::os;
+use crate::socket::options::Options;
 use crate::socket::protocol::{BindMode, Protocol, Tcp};
+use crate::sys::{IPPROTO_IPV6, IPV6_V6ONLY};
 
 /// What it takes to make one more member, and to steer to it.
 #[derive(Clone, Debug)]
@@ -20,6 +22,9 @@ pub struct GroupConfig<P = Tcp> {
     user: u32,
     /// The network namespace of the first member.
     namespace: Option<u64>,
+    /// `IPV6_V6ONLY` of the first member, if that has an IPv6 address. A member with another value
+    /// would be in another group of the kernel, which gives IPv6 clients to one group alone.
+    only_v6: Option<bool>,
     /// The CPUs that the thread which made the group may run on.
     pub(crate) cpus: Result<Arc<[u32]>, Error>,
     /// Whether other processes hold the sockets too.
@@ -37,6 +42,7 @@ impl<P: Protocol> GroupConfig<P> {
             options,
             user: owner(first),
             namespace: os::namespace(P::descriptor(first)),
+            only_v6: only_v6(first, address),
             cpus: os::allowed_cpus().map(Arc::from),
             inherited: false,
         }
@@ -52,11 +58,16 @@ impl<P: Protocol> GroupConfig<P> {
     /// Opens the member that gets this index. The first one claims the port anew, for the members
     /// before it are gone.
     pub(crate) fn open(&self, member: usize) -> Result<P::Socket, GroupError> {
-        let options = self.options.socket_options();
+        let options = self.socket_options();
         let socket = P::open(&options, self.mode(member), self.address);
         let socket = socket.map_err(|error| self.failed(error, member))?;
         self.check_namespace(&socket, member)?;
         Ok(socket)
+    }
+
+    fn socket_options(&self) -> Options<'_, P> {
+        let options = self.options.socket_options();
+        self.only_v6.map_or(options, |on| options.only_v6(on))
     }
 
     fn mode(&self, member: usize) -> BindMode {
@@ -71,14 +82,14 @@ impl<P: Protocol> GroupConfig<P> {
     /// Makes the socket of a further member, which is in the group once it [joins](Self::join)
     /// that. The user's hook runs here.
     pub(crate) fn prepare(&self, member: usize) -> Result<P::Socket, GroupError> {
-        let socket = P::prepare(&self.options.socket_options(), self.address);
+        let socket = P::prepare(&self.socket_options(), self.address);
         let socket = socket.map_err(|error| self.failed(error, member))?;
         self.check_namespace(&socket, member)?;
         Ok(socket)
     }
 
     pub(crate) fn join(&self, socket: &P::Socket, member: usize) -> Result<(), GroupError> {
-        let options = self.options.socket_options();
+        let options = self.socket_options();
         let joined = P::join(&options, self.mode(member), socket, self.address);
         joined.map_err(|error| self.failed(error, member))
     }
@@ -163,6 +174,13 @@ impl<P: Protocol> GroupConfig<P> {
             _ => Ok(()),
         }
     }
+}
+
+fn only_v6(socket: &impl AsFd, address: SocketAddr) -> Option<bool> {
+    let fd = socket.as_fd().as_raw_fd();
+    let asked = address.is_ipv6();
+    let value = asked.then(|| os::option(fd, IPPROTO_IPV6, IPV6_V6ONLY));
+    value.and_then(Result::ok).map(|on| on != 0)
 }
 
 /// The effective user when the socket was opened: all members must have the same.

@@ -56,11 +56,11 @@ mod descriptor {
     }
 
     /// Returns an integer option of a socket.
-    pub(crate) fn option(fd: c_int, name: c_int) -> Result<c_int, Error> {
+    pub(crate) fn option(fd: c_int, level: c_int, name: c_int) -> Result<c_int, Error> {
         let (mut value, mut len) = (0, socklen::<c_int>());
         let at = (&raw mut value).cast();
         // SAFETY: `value` is writable for the four bytes that `len` states.
-        unsafe { sys::getsockopt(fd, sys::SOL_SOCKET, name, at, &raw mut len) }?;
+        unsafe { sys::getsockopt(fd, level, name, at, &raw mut len) }?;
         Ok(value)
     }
 }

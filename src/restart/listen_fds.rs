@@ -194,8 +194,9 @@ fn group<P: Protocol>(
 type Kind = (c_int, SocketAddr, u32);
 
 fn kind(fd: RawFd) -> Option<Kind> {
-    let kind = os::option(fd, libc::SO_TYPE).ok()?;
-    let listens = kind == SOCK_STREAM && os::option(fd, libc::SO_ACCEPTCONN) == Ok(1);
+    let kind = os::option(fd, sys::SOL_SOCKET, libc::SO_TYPE).ok()?;
+    let listens =
+        kind == SOCK_STREAM && os::option(fd, sys::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1);
     let address = internet_address(fd)?;
     (listens || kind == libc::SOCK_DGRAM).then_some((kind, address, os::interface(fd)))
 }
@@ -233,7 +234,7 @@ fn old_process_socket() -> Option<(RawFd, Vec<u8>)> {
 /// Checks that `fd` is a TCP socket that listens.
 fn check_listener(fd: RawFd) -> Result<(), Error> {
     // Its error, if it is no socket.
-    os::option(fd, libc::SO_TYPE)?;
+    os::option(fd, sys::SOL_SOCKET, libc::SO_TYPE)?;
     match kind(fd) {
         Some((SOCK_STREAM, ..)) => Ok(()),
         _ => Err(Error::new(Call::GetSockOpt, libc::EINVAL)),

@@ -305,7 +305,7 @@ impl Serve for Tcp {
     }
 
     fn has_left(member: &Member<Tcp>) -> bool {
-        os::option(member.raw(), libc::SO_ACCEPTCONN) == Ok(0)
+        os::option(member.raw(), sys::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(0)
     }
 
     fn leave_group(member: &Member<Tcp>) -> Result<(), Error> {

@@ -82,7 +82,7 @@ pub(crate) fn namespace(socket: &Descriptor) -> Option<u64> {
 /// does not say (before Linux 5.1).
 #[cfg(feature = "std")]
 pub(crate) fn interface(socket: c_int) -> u32 {
-    let index = crate::os::option(socket, SO_BINDTOIFINDEX).unwrap_or_default();
+    let index = crate::os::option(socket, SOL_SOCKET, SO_BINDTOIFINDEX).unwrap_or_default();
     index.try_into().unwrap_or_default()
 }
 
