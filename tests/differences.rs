@@ -6,12 +6,13 @@
 mod refuse;
 mod support;
 
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::thread;
 
 use refuse::refusing;
-use reuseport::{Call, Error, Group, GroupError, Listener, sys};
+use reuseport::{Call, Error, Group, GroupError, Listener, SockAddr, sys};
 
 /// Runs `what` on a thread that has entered a network namespace of its own; `None` if it cannot.
 fn in_another_namespace<T: Send>(what: impl FnOnce() -> T + Send) -> Option<T> {
@@ -141,4 +142,80 @@ fn later_member_leaves_ipv4_to_others_as_the_first_does() {
 
         assert_eq!(only_v6(&group), [i32::from(on); 3]);
     }
+}
+
+#[test]
+fn add_whose_hook_spoils_the_socket_is_refused_and_changes_nothing() {
+    // What the hook does to the third member, and the call that reports it.
+    type Hook = fn(i32) -> Result<(), Error>;
+    let hooks: [(Hook, Call, i32); 3] = [
+        // It takes the option away that every member must have.
+        (
+            |fd| {
+                let off = 0_i32;
+                let at = (&raw const off).cast();
+                // SAFETY: `off` is readable for the four bytes stated.
+                unsafe { sys::setsockopt(fd, sys::SOL_SOCKET, sys::SO_REUSEPORT, at, 4) }
+            },
+            Call::Bind,
+            libc::EADDRINUSE,
+        ),
+        // It binds the socket itself.
+        (
+            |fd| {
+                let address = SockAddr::from(SocketAddr::from(([127, 0, 0, 1], 0)));
+                // SAFETY: `address` is readable for its own length.
+                unsafe { sys::bind(fd, address.as_ptr(), address.len()) }
+            },
+            Call::Bind,
+            libc::EINVAL,
+        ),
+        (
+            |_| Err(Error::new(Call::SetSockOpt, libc::EPERM)),
+            Call::BeforeBind,
+            libc::EPERM,
+        ),
+    ];
+    for (hook, call, errno) in hooks {
+        let made = AtomicUsize::new(0);
+        let options = Group::options().before_bind(move |fd| match made.fetch_add(1, Relaxed) {
+            0 | 1 => Ok(()),
+            _ => Ok(hook(fd.as_raw_fd())?),
+        });
+        let group = options.bind(([127, 0, 0, 1], 0), 2).unwrap();
+        let server = group.spawn(|_, connection| _ = connection.send(b"served"));
+        let server = server.unwrap();
+
+        let refused = server.add().unwrap_err();
+
+        assert_eq!(refused.error(), Some(Error::new(call, errno)));
+        assert_eq!(server.members().len(), 2);
+        (0..20).for_each(|_| assert_eq!(support::visit(server.local_addr()), "served"));
+    }
+}
+
+#[test]
+fn add_to_an_address_that_is_gone_is_refused_and_changes_nothing() {
+    if !support::own_namespace() || !support::tool("ip") {
+        return support::skip("an address is to be taken away");
+    }
+    let ip = |what| {
+        let mut ip = support::program("ip");
+        let done = support::finish(ip.args(["addr", what, "198.51.100.7/32", "dev", "lo"]));
+        assert!(done.status.success(), "{}", support::text(&done.stderr));
+    };
+    ip("add");
+    let group = Group::bind(([198, 51, 100, 7], 0), 2).unwrap();
+    let server = group.spawn(|_, connection| _ = connection.send(b"served"));
+    let server = server.unwrap();
+    ip("del");
+
+    let refused = server.add().unwrap_err();
+
+    let gone = Error::new(Call::Bind, libc::EADDRNOTAVAIL);
+    assert_eq!(refused.error(), Some(gone));
+    ip("add");
+    assert_eq!(support::visit(server.local_addr()), "served");
+    assert_eq!(server.add(), Ok(2));
+    ip("del");
 }
