@@ -59,6 +59,8 @@
 //! | [`Group`] | several sockets on one port, bound together and exclusively |
 //! | [`GroupOptions`], [`Steering`] | options of a group; how the kernel chooses a member |
 //! | [`Server`] | a group with its threads: add, remove, count and stop members |
+//! | [`Group::into_server`] | the same, where tokio, mio or threads of your own accept |
+//! | [`Stats`], [`Totals`] | what was done for a member; sums that never fall |
 //! | [`HandOver`] | a new process takes over the port, and no connection is lost |
 //! | [`Listener`], [`Connection`] | one socket that listens; one that was accepted |
 //! | [`UdpSocket`], [`Datagram`], [`Batch`] | one UDP socket; what it received; many at once |
@@ -118,9 +120,11 @@
     doc = "
 [`Acceptors`]: #without-the-standard-library
 [`Group`]: #without-the-standard-library
+[`Group::into_server`]: #without-the-standard-library
 [`GroupOptions`]: #without-the-standard-library
 [`HandOver`]: #without-the-standard-library
 [`Server`]: #without-the-standard-library
+[`Stats`]: #without-the-standard-library
 [`Steering`]: #without-the-standard-library
 [`Totals`]: #without-the-standard-library"
 )]

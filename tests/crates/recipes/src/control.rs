@@ -1,6 +1,9 @@
 //! What the programs do whose runtime accepts: on SIGUSR1 the oldest member is replaced, on SIGHUP
-//! a new process takes over, on SIGTERM or Ctrl-C all end. No connection is lost.
+//! a new process takes over, on SIGTERM or Ctrl-C all end. No connection is lost. If a replacement
+//! or a restart fails, the server goes on. If a member cannot be served any more, it stops with the
+//! error.
 
+use std::panic::catch_unwind;
 use std::process::Command;
 use std::thread::{self, JoinHandle};
 use std::{env, io, net};
@@ -8,6 +11,7 @@ use std::{env, io, net};
 use reuseport::Group;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::unbounded_channel;
 
 use crate::PATIENCE;
 
@@ -26,8 +30,9 @@ enum Request {
 ///
 /// # Panics
 ///
-/// If a thread does.
+/// Never: what a thread panics with is caught.
 pub fn run(serve: fn(usize, net::TcpListener) -> io::Result<()>) -> io::Result<()> {
+    let program = env::current_exe()?; // a new release may take this path later
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let _entered = runtime.enter();
     let mut replace = signal(SignalKind::user_defined1())?;
@@ -41,9 +46,15 @@ pub fn run(serve: fn(usize, net::TcpListener) -> io::Result<()>) -> io::Result<(
         None => Group::bind(crate::address(), crate::members())?,
     };
     let server = group.into_server()?;
+    let (failed, mut has_failed) = unbounded_channel();
     let start = |id| -> io::Result<JoinHandle<io::Result<()>>> {
-        let listener = server.listener(id)?.into();
-        Ok(thread::spawn(move || serve(id, listener)))
+        let failed = failed.clone();
+        let listener = server.listener(id).inspect_err(|_| _ = failed.send(()))?;
+        Ok(thread::spawn(move || {
+            let served = catch_unwind(|| serve(id, listener.into()));
+            let served = served.unwrap_or_else(|_| Err(io::Error::other("a member has panicked")));
+            served.inspect_err(|_| _ = failed.send(()))
+        }))
     };
     let ids = server.members().into_iter().map(|member| member.stats.id);
     let mut threads = ids.map(start).collect::<io::Result<Vec<_>>>()?;
@@ -56,20 +67,31 @@ pub fn run(serve: fn(usize, net::TcpListener) -> io::Result<()>) -> io::Result<(
                 _ = restart.recv() => Request::Restart,
                 _ = terminate.recv() => Request::Stop,
                 _ = interrupt.recv() => Request::Stop,
+                _ = has_failed.recv() => Request::Stop,
             }
         });
         match request {
             Request::Replace => {
-                threads.push(start(server.add()?)?);
-                server.retire(server.members()[0].stats.id)?;
-                println!("a worker has left");
+                let replaced = server.add().map_err(io::Error::from).and_then(|id| {
+                    threads.push(start(id)?);
+                    Ok(server.retire(server.members()[0].stats.id)?)
+                });
+                match replaced {
+                    Ok(_) => println!("a worker has left"),
+                    Err(error) => println!("not replaced: {error}"),
+                }
             }
             Request::Restart => {
-                let mut command = Command::new(env::current_exe()?);
+                let mut command = Command::new(&program);
                 command.args(env::args_os().skip(1));
-                let child = server.hand_over(command, PATIENCE)?.leave(PATIENCE)?;
-                println!("handed over to pid {}", child.id());
-                break;
+                let new = server.hand_over(command, PATIENCE);
+                match new.and_then(|new| new.leave(PATIENCE)) {
+                    Err(error) => println!("not handed over: {error}"),
+                    Ok(child) => {
+                        println!("handed over to pid {}", child.id());
+                        break;
+                    }
+                }
             }
             Request::Stop => {
                 server.stop(PATIENCE);
@@ -79,5 +101,5 @@ pub fn run(serve: fn(usize, net::TcpListener) -> io::Result<()>) -> io::Result<(
     }
     threads
         .into_iter()
-        .try_for_each(|thread| thread.join().expect("no panic"))
+        .try_for_each(|thread| thread.join().expect("its panic was caught"))
 }

@@ -101,22 +101,27 @@ fn mio() {
 fn ctrl_c() {
     const CLIENTS: usize = 30;
     let mut server = Server::start("ctrl_c", MEMBERS);
-    for _ in 0..CLIENTS {
+    let connect = || TcpStream::connect(server.address).expect("a connection");
+    let is_greeted = |mut client: TcpStream| {
         let mut greeting = String::new();
-        let mut client = TcpStream::connect(server.address).expect("a connection");
         client.read_to_string(&mut greeting).expect("a greeting");
         assert!(greeting.starts_with("acceptor "), "{greeting}");
-    }
+    };
+    (0..CLIENTS).for_each(|_| is_greeted(connect()));
+    server.signal(libc::SIGSTOP);
+    let queued: Vec<_> = (0..CLIENTS).map(|_| connect()).collect();
 
     server.signal(libc::SIGINT);
+    server.signal(libc::SIGCONT);
 
+    queued.into_iter().for_each(is_greeted);
     let mut accepted = 0;
     for acceptor in 0..MEMBERS {
         let line = line(&mut server.stdout);
         let count = line.strip_prefix(&format!("acceptor {acceptor} accepted "));
         accepted += count.expect(&line).parse::<usize>().expect("a number");
     }
-    assert_eq!(accepted, CLIENTS);
+    assert_eq!(accepted, 2 * CLIENTS);
     assert!(server.child.wait().expect("its end").success());
 }
 

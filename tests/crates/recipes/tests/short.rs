@@ -8,7 +8,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::{fs, iter};
 
-use support::{BOUND, Server, line, wait_until};
+use support::{BOUND, Newest, Server, line, wait_until};
 
 const NAMES: [&str; 9] = [
     "http", "echo", "runtime", "udp_echo", "rolling", "takeover", "options", "peers", "metrics",
@@ -100,19 +100,10 @@ fn echo_ended_by_ctrl_c_echoes_queued_clients_and_counts_by_thread() {
 #[test]
 fn runtime_ended_by_ctrl_c_greets_queued_clients() {
     let server = Server::start("runtime", 1);
-    let mut greeting = String::new();
-    connect(server.address)
-        .read_to_string(&mut greeting)
-        .unwrap();
-    assert_eq!(greeting, "hello\n");
-    server.signal(libc::SIGSTOP);
-    let connect = || connect(server.address);
-    let clients: Vec<_> = iter::repeat_with(connect).take(QUEUED).collect();
+    assert_eq!(answer(client(server.address)), "hello\n");
 
-    server.signal(libc::SIGINT);
-    server.signal(libc::SIGCONT);
+    let (answers, _) = end(server);
 
-    let answers: Vec<_> = clients.into_iter().map(answer).collect();
     all_contain(&answers, "hello\n");
 }
 
@@ -137,6 +128,7 @@ fn udp_echo_ended_by_ctrl_c_answers_queued_datagrams() {
     assert!((0..DATAGRAMS).eq(answers));
     let said = line(&mut server.stdout);
     assert_eq!(said, format!("receiver 0 has answered {DATAGRAMS}"));
+    assert!(server.child.wait().unwrap().success());
 }
 
 #[test]
@@ -168,22 +160,18 @@ fn takeover_hands_over_and_ended_by_ctrl_c_answers_queued_clients() {
     let new = lines
         .iter()
         .find_map(|line| line.strip_prefix("handed over to pid "));
-    let new: i32 = new.unwrap().parse().unwrap();
+    let new = Newest(new.unwrap().parse().unwrap());
     assert!(server.child.wait().unwrap().success());
-    let kill = |signal| {
-        // SAFETY: takes two integers.
-        assert_eq!(unsafe { libc::kill(new, signal) }, 0);
-    };
 
-    kill(libc::SIGSTOP);
+    new.signal(libc::SIGSTOP);
     let address = server.address;
     let clients: Vec<_> = iter::repeat_with(|| client(address)).take(QUEUED).collect();
-    kill(libc::SIGINT);
-    kill(libc::SIGCONT);
+    new.signal(libc::SIGINT);
+    new.signal(libc::SIGCONT);
 
     let answers: Vec<_> = clients.into_iter().map(answer).collect();
     all_contain(&answers, "\r\n\r\nmember ");
-    wait_until("the port is free", || TcpStream::connect(address).is_err());
+    wait_until("it has ended", || new.has_ended());
 }
 
 #[test]

@@ -6,12 +6,13 @@ use std::net::SocketAddr;
 use std::{io, net, time::Duration};
 
 use axum::{Router, body::Bytes, routing::any, serve::Listener};
+use recipes::PATIENCE;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot::{Sender, channel};
+use tokio::sync::watch::{Sender, channel};
 use tokio::{runtime::Builder, time::sleep};
 
 /// axum, told to shut down, drops the clients that it has accepted and that have sent nothing yet.
-/// They have so long to begin.
+/// They have so long to begin. Whoever has not finished within [`PATIENCE`] is given up.
 const GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> io::Result<()> {
@@ -23,18 +24,23 @@ fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
     let told = async move |body: Bytes| format!("member {member}: {} bytes\n", body.len());
     let app = Router::new().fallback(any(told));
     runtime.block_on(async {
-        let (closed, is_closed) = channel();
+        let (closed, is_closed) = channel(false);
         let listener = Member {
             listener: TcpListener::from_std(listener)?,
-            closed: Some(closed),
+            closed,
         };
-        let shutdown = async {
-            _ = is_closed.await;
-            sleep(GRACE).await;
+        let after = |time| {
+            let mut is_closed = is_closed.clone();
+            async move {
+                _ = is_closed.wait_for(|closed| *closed).await;
+                sleep(time).await;
+            }
         };
-        axum::serve(listener, app)
-            .with_graceful_shutdown(shutdown)
-            .await
+        let server = axum::serve(listener, app).with_graceful_shutdown(after(GRACE));
+        tokio::select! {
+            served = server => served,
+            () = after(PATIENCE) => Ok(()),
+        }
     })
 }
 
@@ -42,7 +48,7 @@ fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
 /// for an error that passes.
 struct Member {
     listener: TcpListener,
-    closed: Option<Sender<()>>,
+    closed: Sender<bool>,
 }
 
 impl Listener for Member {
@@ -52,7 +58,7 @@ impl Listener for Member {
     async fn accept(&mut self) -> (TcpStream, SocketAddr) {
         match self.listener.accept().await {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                _ = self.closed.take().map(|closed| closed.send(()));
+                self.closed.send_replace(true);
                 pending().await
             }
             Err(_) => Listener::accept(&mut self.listener).await,

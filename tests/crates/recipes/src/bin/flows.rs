@@ -72,6 +72,7 @@ impl Flows {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    let program = env::current_exe()?; // a new release may take this path later
     let mut signals = Signals::new([SIGHUP, SIGTERM])?;
     let group = match Inherited::from_env()?.pop() {
         Some((_, Inherited::Udp(group))) => group,
@@ -90,7 +91,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     if signals.forever().next() == Some(SIGHUP) {
         let hand_over = loop {
-            let mut command = Command::new(env::current_exe()?);
+            let mut command = Command::new(&program);
             command.args(env::args_os().skip(1));
             match server.hand_over(command, PATIENCE) {
                 // A flow's socket is bound, and not yet connected.

@@ -1,12 +1,14 @@
-//! mio, a poller for each listener: an event loop without a runtime. It gives no client up that
-//! says nothing; that would take a queue of deadlines, of which the first bounds the poll.
-//! `src/control.rs` replaces members, restarts and stops.
+//! mio, a poller for each listener: an event loop without a runtime. It gives a client up that
+//! says nothing only once its member has left; before, that would take a queue of deadlines, of
+//! which the first bounds the poll. `src/control.rs` replaces members, restarts and stops.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::{collections::HashMap, net, time::Duration};
+use std::time::{Duration, Instant};
+use std::{collections::HashMap, net};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+use recipes::PATIENCE;
 use reuseport::{AcceptAction, Call};
 
 const LISTENER: Token = Token(0);
@@ -22,16 +24,19 @@ fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
     poll.registry()
         .register(&mut listener, LISTENER, Interest::READABLE)?;
     let (mut clients, mut next) = (HashMap::new(), 1);
-    let (mut again, mut open) = (None, true);
-    while open || !clients.is_empty() {
-        match poll.poll(&mut events, again) {
+    let mut again = None;
+    // When the last clients are given up.
+    let mut end = None::<Instant>;
+    while end.is_none_or(|end| !clients.is_empty() && Instant::now() < end) {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        match poll.poll(&mut events, again.or(left)) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        let mut accepting = again.take().is_some() && open;
+        let mut accepting = again.take().is_some() && end.is_none();
         for event in &events {
             if event.token() == LISTENER {
-                accepting = open;
+                accepting = end.is_none();
             } else if let Some(mut client) = clients.remove(&event.token()) {
                 // Answered, or gone: closed either way, unless there was nothing to read after all.
                 if answer(member, &mut client).is_err_and(|e| e.kind() == ErrorKind::WouldBlock) {
@@ -55,7 +60,9 @@ fn serve(member: usize, listener: net::TcpListener) -> io::Result<()> {
                     // The clients that are served give their descriptors back meanwhile.
                     AcceptAction::BackOff => (accepting, again) = (false, Some(PAUSE)),
                     // The member has left, and its queue is empty.
-                    AcceptAction::Closed => (accepting, open) = (false, false),
+                    AcceptAction::Closed => {
+                        (accepting, end) = (false, Some(Instant::now() + PATIENCE));
+                    }
                     AcceptAction::Fatal => return Err(error),
                 },
             }

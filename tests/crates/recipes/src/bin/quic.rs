@@ -45,6 +45,7 @@ impl ConnectionIdGenerator for Ids {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    let program = env::current_exe()?; // a new release may take this path later
     let mut signals = Signals::new([SIGHUP, SIGTERM])?;
     let file = |at| env::args().nth(at).ok_or("no certificate, or no key");
     let certificate = CertificateDer::from_pem_file(file(3)?)?;
@@ -74,10 +75,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!("listening on {}", server.local_addr());
 
-    if signals.forever().next() == Some(SIGHUP) {
-        let mut command = Command::new(env::current_exe()?);
+    while signals.forever().next() == Some(SIGHUP) {
+        let mut command = Command::new(&program);
         command.args(env::args_os().skip(1));
-        let hand_over = server.hand_over(command, PATIENCE)?;
+        let hand_over = match server.hand_over(command, PATIENCE) {
+            Err(error) => {
+                println!("not handed over: {error}");
+                continue;
+            }
+            Ok(hand_over) => hand_over,
+        };
         // The connections that are here still reach this process, until they end.
         leave.send(true)?;
         for thread in threads {
@@ -85,6 +92,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let child = hand_over.leave(PATIENCE)?;
         println!("handed over to pid {}", child.id());
+        break;
     }
     Ok(())
 }

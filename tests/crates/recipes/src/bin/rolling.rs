@@ -17,9 +17,14 @@ fn main() -> io::Result<()> {
             break;
         }
         for member in server.members() {
-            let new = server.add()?; // before the old one leaves
-            let old = server.retire(member.stats.id)?;
-            println!("{new} in place of {}, accepted {}", old.id, old.accepted);
+            // Before the old one leaves.
+            let new = server.add();
+            match new.and_then(|new| Ok((new, server.retire(member.stats.id)?))) {
+                Ok((new, old)) => {
+                    println!("{new} in place of {}, accepted {}", old.id, old.accepted);
+                }
+                Err(error) => eprintln!("{} is not replaced: {error}", member.stats.id),
+            }
         }
     }
     server.stop(Duration::from_secs(30));
