@@ -154,8 +154,11 @@ fn restart(server: &Server) -> bool {
         .and_then(|ready| ready.leave(BOUND));
     match left {
         Ok(_) => true,
+        Err(HandOverError::ChildExited) => {
+            wait_until("this one ends too", || ENDED.load(Relaxed));
+            false
+        }
         // Too early, or without a descriptor.
-        Err(HandOverError::ChildExited) => panic!("the new process has died"),
         Err(_) => {
             thread::sleep(Duration::from_millis(1));
             false
