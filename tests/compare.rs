@@ -164,16 +164,27 @@ fn handlers_that_compute_use_the_processor_whatever_the_way() {
 #[test]
 fn silent_clients_stop_all_ways_but_those_that_hand_off() {
     // One of two threads gets none of 64 with a chance below 1e-18.
-    let (code, out, err) = patient(&[
+    let silent = [
         "compare",
         "--rounds=1",
-        "--seconds=0.3",
         "--clients=4",
         "--acceptors=2",
         "--silent=64",
-    ]);
+    ];
+    let mut seconds = 0.3;
+    let out = loop {
+        let turn = format!("--seconds={seconds}");
+        let (code, out, err) = patient(&[&silent[..], &[&turn]].concat());
+        assert_eq!((code, err.as_str()), (0, ""), "{out}");
+        let rows = rows(&out);
+        let mut hand_off = rows.iter().filter(|row| row.0.contains("hand-off"));
+        // A busy machine may serve none within a short turn.
+        if hand_off.all(|row| row.1[0] > 0.0) || seconds > 10.0 {
+            break out;
+        }
+        seconds *= 4.0;
+    };
 
-    assert_eq!((code, err.as_str()), (0, ""), "{out}");
     assert!(out.contains(" --silent 64 --rounds "), "{out}");
     for (name, numbers) in rows(&out) {
         // Steered to a CPU, they may all come to one of the two.
@@ -181,7 +192,7 @@ fn silent_clients_stop_all_ways_but_those_that_hand_off() {
             assert!(numbers[0] > 0.0, "{name}: {out}");
         } else if !name.contains("cpu") {
             // Those that were there before all threads were taken were served.
-            assert!(numbers[6] >= 300.0, "{name}: {out}");
+            assert!(numbers[6] >= 1000.0 * seconds, "{name}: {out}");
         }
     }
 

@@ -159,7 +159,8 @@ fn kill(pid: u32, held: TcpStream) {
     assert_eq!(killed, 0);
     let stat = format!("/proc/{pid}/stat");
     wait_until("it has ended", || {
-        fs::read_to_string(&stat).unwrap().contains(") Z ")
+        // The other thread may have waited for it.
+        fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))
     });
     drop(held);
 }
@@ -204,7 +205,8 @@ fn restart(
         .env(GIVEN, namespace().to_string());
     let exits = first.get_envs().any(|(name, _)| name == EXITS);
     let filters = first.get_program() != "setpriv";
-    let mut first = support::start(first.stdin(Stdio::piped()));
+    // Where one of them panics, it says why.
+    let mut first = support::start(first.stdin(Stdio::piped()).stderr(Stdio::inherit()));
     let mut input = first.stdin().unwrap();
     let mut lines = first.stdout();
     let mut word_of = |what: &str| {

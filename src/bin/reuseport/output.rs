@@ -36,9 +36,10 @@ fn is_device(file: &impl AsRawFd) -> bool {
     stat.st_mode & libc::S_IFMT == libc::S_IFCHR
 }
 
-/// Prints a line to stderr. If that fails, there is no place left to report it.
+/// Prints a line to stderr in one piece: an old process and its successor may write at the same
+/// time. If that fails, there is no place left to report it.
 pub(crate) fn report(line: &str) {
-    _ = writeln!(io::stderr().lock(), "reuseport: {line}");
+    report_lines(&format!("reuseport: {line}\n"));
 }
 
 /// Prints lines to stderr as they are.
