@@ -177,6 +177,25 @@ fn joined_server_of_an_ordinary_user_leaves_over_a_round_trip_without_a_loss() {
 }
 
 #[test]
+fn members_retired_by_a_thread_of_another_namespace_lose_no_connection() {
+    let Some(wire) = wire(FAR) else {
+        return;
+    };
+    let server = wire.server.inside(|| {
+        let patient = Group::options().grace(support::BOUND);
+        let group = patient.bind((SERVER, 0), 4).unwrap();
+        group.spawn(|_, connection| answer(&connection)).unwrap()
+    });
+    let load = start(&wire, FAR, server.local_addr(), 64);
+
+    server.retire_all(&[0, 1, 2]).unwrap();
+
+    let report = load.stop();
+    assert_eq!(wire.lost(), 0, "packets");
+    assert_eq!(report.lost(), 0, "{report:?}");
+}
+
+#[test]
 #[ignore = "the long form: cargo test --release --test delay -- --ignored --nocapture"]
 fn members_replaced_for_50_000_connections_over_a_round_trip_lose_none() {
     for round_trip in [NEAR, FAR] {

@@ -41,7 +41,7 @@ impl<P: Protocol> GroupConfig<P> {
             address,
             options,
             user: owner(first),
-            namespace: os::namespace(P::descriptor(first)),
+            namespace: os::namespace(P::descriptor(first).raw()),
             only_v6: only_v6(first, address),
             cpus: os::allowed_cpus().map(Arc::from),
             inherited: false,
@@ -101,7 +101,7 @@ impl<P: Protocol> GroupConfig<P> {
         socket: &P::Socket,
         member: usize,
     ) -> Result<(), GroupError> {
-        let its = os::namespace(P::descriptor(socket));
+        let its = os::namespace(P::descriptor(socket).raw());
         match self.namespace.zip(its) {
             Some((first, its)) if first != its => Err(GroupError::NamespaceMismatch { member }),
             _ => Ok(()),

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::vec::Vec;
 
-use super::socket::option;
+use super::socket::{namespace, option};
 use crate::error::{Call, Error};
 use crate::listener::Descriptor;
 use crate::sys::{self, AF_INET, AF_INET6};
@@ -41,7 +41,7 @@ pub(crate) struct Socket {
 pub(crate) fn sockets(state: State, port: u16) -> Result<Vec<Socket>, Error> {
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        dump(&request(family, state, port, &[]), &mut found)?;
+        dump(&request(family, state, port, &[]), None, &mut found)?;
     }
     Ok(found)
 }
@@ -65,8 +65,9 @@ pub(crate) fn members(udp: bool, local: SocketAddr, ours: u32) -> Result<Vec<u32
 /// The local and the remote address of a handshake under way.
 pub(crate) type Handshake = (SocketAddr, SocketAddr);
 
-/// What lists the handshakes that a listener may have begun.
-pub(crate) struct Handshakes(Vec<Vec<u8>>);
+/// What lists the handshakes that a listener may have begun: the requests, and its network
+/// namespace.
+pub(crate) struct Handshakes(Vec<Vec<u8>>, Option<u64>);
 
 impl Handshakes {
     /// Those on the listener's port, and on its address if it has one: the kernel does not say
@@ -89,15 +90,17 @@ impl Handshakes {
         let families = [AF_INET, AF_INET6];
         let families = families.iter().take(1 + usize::from(local.is_ipv6()));
         let request = |family: &i32| request(*family, State::SynRecv, port, &filter);
-        Ok(Handshakes(families.map(request).collect()))
+        let namespace = namespace(listener.raw());
+        Ok(Handshakes(families.map(request).collect(), namespace))
     }
 
-    /// The kernel walks all its connections for each family, those in `TIME_WAIT` as well.
+    /// The kernel walks all its connections for each family, those in `TIME_WAIT` as well. It lists
+    /// those of the calling thread's network namespace: `ENOTCONN` if that is another one.
     pub(crate) fn list(&self) -> Result<Vec<Handshake>, Error> {
         let mut found = Vec::new();
         self.0
             .iter()
-            .try_for_each(|request| dump(request, &mut found))?;
+            .try_for_each(|request| dump(request, self.1, &mut found))?;
         let both = |socket: Socket| (socket.local, socket.remote);
         Ok(found.into_iter().map(both).collect())
     }
@@ -191,12 +194,16 @@ fn request(family: i32, state: State, port: u16, filter: &[u8]) -> Vec<u8> {
     request
 }
 
-fn dump(request: &[u8], found: &mut Vec<Socket>) -> Result<(), Error> {
+/// Asks the kernel; `of` is the network namespace that is meant, if not any.
+fn dump(request: &[u8], of: Option<u64>, found: &mut Vec<Socket>) -> Result<(), Error> {
     let kind = libc::SOCK_DGRAM | sys::SOCK_CLOEXEC;
     // SAFETY: owned by the next line.
     let fd = unsafe { sys::socket(libc::AF_NETLINK, kind, NETLINK_SOCK_DIAG) }?;
     // SAFETY: the kernel has just opened it for us alone.
     let netlink = unsafe { OwnedFd::from_raw_fd(fd) };
+    if of.is_some() && of != namespace(fd) {
+        return Err(Error::new(Call::Socket, libc::ENOTCONN));
+    }
 
     // SAFETY: `request` is readable for its length.
     unsafe {

@@ -62,19 +62,12 @@ pub(super) fn option(socket: &Descriptor, level: c_int, name: c_int) -> Result<c
 /// Returns a number that stands for the network namespace of a socket; `None` where the kernel does
 /// not say (before Linux 5.14).
 #[cfg(feature = "std")]
-pub(crate) fn namespace(socket: &Descriptor) -> Option<u64> {
+pub(crate) fn namespace(socket: c_int) -> Option<u64> {
     let (mut cookie, mut len) = (0_u64, socklen::<u64>());
     let value = (&raw mut cookie).cast();
     // SAFETY: `cookie` is writable for the eight bytes that `len` states.
-    let asked = unsafe {
-        sys::getsockopt(
-            socket.raw(),
-            SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            value,
-            &raw mut len,
-        )
-    };
+    let asked =
+        unsafe { sys::getsockopt(socket, SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut len) };
     asked.is_ok().then_some(cookie)
 }
 
