@@ -152,7 +152,7 @@ impl Shared {
 #[derive(Debug, Default)]
 #[repr(align(128))] // a pair of cache lines: processors fetch two
 pub(crate) struct Counters {
-    accepted: AtomicUsize,
+    pub(crate) accepted: AtomicUsize,
     panicked: AtomicUsize,
     pub(crate) transient_errors: AtomicUsize,
     backoffs: AtomicUsize,

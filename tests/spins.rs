@@ -66,6 +66,30 @@ fn accept_refused_by_a_policy_does_not_spin() {
 
 #[test]
 #[ignore = "a role that another test plays in a process of its own"]
+fn is_not_allowed_to_receive() {
+    for (call, batch) in [(libc::SYS_recvmsg, false), (libc::SYS_recvmmsg, true)] {
+        // Also what ICMP can cause, and then passes at once.
+        refusing(call, None, libc::EACCES, || {
+            let group = Group::udp_options().batch(batch).bind(ANY_PORT, 1);
+            let server = group.unwrap().spawn(|_, _| {}).unwrap();
+
+            let used = idle_cpu();
+
+            assert!(used < 40, "{used} ms of CPU time");
+            assert!(server.stats()[0].transient_errors > 64);
+            // Its receiver cannot learn of an end.
+            std::mem::forget(server);
+        });
+    }
+}
+
+#[test]
+fn receiving_refused_by_a_policy_does_not_spin() {
+    support::play(&mut support::role("is_not_allowed_to_receive"));
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
 fn is_set_not_to_block_by_another_holder() {
     let group = Group::bind(ANY_PORT, 2).unwrap();
     let copy = |one: &Listener| one.as_fd().try_clone_to_owned().unwrap();

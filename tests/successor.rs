@@ -5,14 +5,14 @@
 mod support;
 
 use std::io::{self, Read};
-use std::net::TcpListener;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::process::{self, Command, Stdio};
-use std::{env, os::unix::net::UnixStream, sync::mpsc};
+use std::{env, fs, os::unix::net::UnixStream, sync::mpsc};
 
 use reuseport::{Datagram, Group, GroupError, HandOverError, Inherited, Listener, MemberState};
-use reuseport::{Serve, Server, UdpSocket, sys};
-use support::{BOUND, play, role, visit, wait_until_dead};
+use reuseport::{Serve, Server, SockAddr, UdpSocket, sys};
+use support::{BOUND, play, role, visit, wait_until, wait_until_dead};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
@@ -154,6 +154,74 @@ fn inherited_receivers_stop_and_leave_what_comes() {
     play(&mut role("stops_inherited_receivers"));
 }
 
+/// Returns whether this process may.
+fn send_with_a_wrong_checksum(to: SocketAddr) -> bool {
+    // SAFETY: takes three integers.
+    let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_UDP) };
+    if raw < 0 {
+        return false;
+    }
+    // SAFETY: the kernel has just opened it for us alone.
+    let raw = unsafe { OwnedFd::from_raw_fd(raw) };
+    // The kernel checks a short one before it queues it.
+    let mut packet = [0; 108];
+    packet[0] = 1;
+    packet[2..4].copy_from_slice(&to.port().to_be_bytes());
+    packet[5] = 108;
+    packet[7] = 1;
+    let to = SockAddr::from(to);
+    let (data, to_len) = (packet.as_ptr().cast(), to.len());
+    // SAFETY: the packet and the address are readable for their lengths.
+    let sent = unsafe { libc::sendto(raw.as_raw_fd(), data, 108, 0, to.as_ptr().cast(), to_len) };
+    assert_eq!(sent, 108, "{}", io::Error::last_os_error());
+    true
+}
+
+#[test]
+#[ignore = "a role that another test plays in a process of its own"]
+fn wakes_one_of_sixteen() {
+    const VISITS: u32 = 200;
+    let (listener, unused) = (
+        Listener::bind(ANY_PORT).unwrap(),
+        UnixStream::pair().unwrap(),
+    );
+    pass(OwnedFd::from(listener), OwnedFd::from(unused.0));
+    let inherited = Inherited::from_env().unwrap().swap_remove(0).1;
+    let Inherited::Tcp(group) = inherited else {
+        panic!("{inherited:?}");
+    };
+    let group = group.share_among(16).unwrap();
+    let server = group.spawn(|_, connection| _ = connection.send(b"x"));
+    let server = server.unwrap();
+    (0..16).for_each(|_| assert_eq!(visit(server.local_addr()), "x"));
+    let before = wake_ups();
+
+    (0..VISITS).for_each(|_| assert_eq!(visit(server.local_addr()), "x"));
+
+    // Each wakes one worker; one that comes too late sleeps again.
+    let each = (wake_ups() - before) / u64::from(VISITS);
+    assert!(each < 5, "{each} wake-ups a connection");
+}
+
+/// How often the workers of this process have gone to sleep.
+fn wake_ups() -> u64 {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let read = |file: &str, task: &fs::DirEntry| fs::read_to_string(task.path().join(file));
+    let workers = tasks.filter(|task| read("comm", task).unwrap().starts_with("acceptor"));
+    let count = |task: fs::DirEntry| {
+        let status = read("status", &task).unwrap();
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse::<u64>().unwrap()
+    };
+    workers.map(count).sum()
+}
+
+#[test]
+fn connection_on_an_inherited_listener_wakes_one_of_its_workers() {
+    play(&mut role("wakes_one_of_sixteen"));
+}
+
 #[test]
 #[ignore = "a role that another test plays in a process of its own"]
 fn stops_inherited_receivers() {
@@ -179,6 +247,14 @@ fn stops_inherited_receivers() {
         let client = UdpSocket::bind(ANY_PORT).unwrap();
         client.send_to(b"before", server.local_addr()).unwrap();
         served.recv_timeout(BOUND).unwrap();
+
+        // A wake-up with nothing to receive.
+        if !send_with_a_wrong_checksum(server.local_addr()) {
+            continue;
+        }
+        wait_until("it was dropped", || {
+            server.members()[0].queue.unwrap().drops > 0
+        });
 
         let stats = server.stop(BOUND);
         client

@@ -2,17 +2,22 @@
 
 use core::ffi::c_int;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::Arc;
+use std::thread::sleep;
 use std::vec::Vec;
 
 use super::Serve;
+use super::drain::POLL_INTERVAL;
 use super::worker::{Order, Worker};
 use crate::acceptors::{Counters, Stats, StopToken, Stopped};
 use crate::error::Error;
 use crate::group::Slot;
 use crate::os;
 use crate::socket::protocol::{Protocol, Tcp};
+
+/// So many calls in a row may fail without a pause.
+const MOST_FRUITLESS: usize = 64;
 
 /// One socket of a group at work, as its workers and the server share it.
 pub struct Member<P: Serve> {
@@ -27,6 +32,8 @@ pub struct Member<P: Serve> {
     pub(crate) counters: Counters,
     /// More than one worker holds it.
     pub(crate) has_surplus: AtomicBool,
+    /// How many calls in a row have failed, and what had been accepted before them.
+    fruitless: [AtomicUsize; 2],
     /// The low 32 bits of its socket's inode, as the kernel's list has them.
     pub(crate) inode: u32,
 }
@@ -51,6 +58,7 @@ impl<P: Serve> Member<P> {
             stop: StopToken::default(),
             counters: Counters::default(),
             has_surplus: AtomicBool::new(false),
+            fruitless: Default::default(),
         })
     }
 
@@ -60,7 +68,22 @@ impl<P: Serve> Member<P> {
 
     /// Does what an error of `accept`, or of a call that receives, asks for.
     pub(crate) fn handle_error(&self, error: Error) -> Result<(), Stopped> {
+        self.pause_if_fruitless();
         self.counters.handle(self.raw(), error, &self.stop)
+    }
+
+    /// Pauses for 1 ms if so many calls in a row have failed: a policy refuses each of them, or an
+    /// error stays on the socket (its error queue, with `IP_RECVERR`). Single errors, which a remote
+    /// host can cause, cost no pause.
+    pub(crate) fn pause_if_fruitless(&self) {
+        let [failed, before] = &self.fruitless;
+        let accepted = self.counters.accepted.load(Relaxed);
+        if before.swap(accepted, Relaxed) != accepted {
+            failed.store(0, Relaxed);
+        }
+        if failed.fetch_add(1, Relaxed) >= MOST_FRUITLESS {
+            sleep(POLL_INTERVAL);
+        }
     }
 }
 

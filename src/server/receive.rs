@@ -64,7 +64,7 @@ impl Member<Udp> {
             }
             let (len, truncated, destination) = match socket.receive(&mut buffer, &mut peer) {
                 Ok(received) => received,
-                Err(error) => match self.handle_error(error) {
+                Err(error) => match self.is_refused(error) {
                     Ok(()) => continue,
                     Err(stopped) => return stopped,
                 },
@@ -99,6 +99,17 @@ impl Member<Udp> {
         pipe.map_or(Ok(()), |pipe| pipe.wait(self.raw(), inherited))
     }
 
+    #[cold]
+    fn is_refused(&self, error: Error) -> Result<(), Stopped> {
+        if error.errno() == libc::EAGAIN && self.source.pipe.is_some() {
+            // Another worker, or another process, has taken it, or its checksum was wrong: wait
+            // again, on the pipe too.
+            self.pause_if_fruitless();
+            return Ok(());
+        }
+        self.handle_error(error)
+    }
+
     #[cfg(linux_kernel)]
     fn receive_batches(
         &self,
@@ -112,7 +123,7 @@ impl Member<Udp> {
                 return stopped;
             }
             if let Err(error) = batch.receive(&self.socket) {
-                match self.handle_error(error) {
+                match self.is_refused(error) {
                     Ok(()) => continue,
                     Err(stopped) => return stopped,
                 }
