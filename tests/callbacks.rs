@@ -6,15 +6,35 @@ mod support;
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::net::TcpStream;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use reuseport::{Connection, Group, GroupError, Server, Steering, StopToken};
+use reuseport::{Acceptors, Connection, Group, GroupError, Server, Steering, StopToken};
 use support::{BOUND, wait_until};
 
 const ANY_PORT: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
+
+#[test]
+fn acceptors_stopped_by_their_own_handler_end() {
+    static ACCEPTORS: Mutex<Option<Acceptors>> = Mutex::new(None);
+    let (listeners, address) = support::listeners(2);
+    let (sender, stopped) = std::sync::mpsc::channel();
+    let handler = move |_, _: Connection| {
+        let taken = ACCEPTORS.lock().unwrap().take();
+        _ = sender.send(taken.map(Acceptors::stop));
+    };
+    let acceptors = Acceptors::spawn(listeners, handler).unwrap();
+    ACCEPTORS.lock().unwrap().replace(acceptors);
+
+    support::visit(address);
+
+    let stats = stopped.recv_timeout(BOUND).unwrap().unwrap();
+    assert_eq!(stats.iter().map(|one| one.accepted).sum::<usize>(), 1);
+    wait_until("nobody listens", || TcpStream::connect(address).is_err());
+}
 
 #[test]
 fn thread_local_destructor_that_calls_the_server_holds_nothing_up() {
