@@ -17,7 +17,7 @@
 //! - `Poller`: waits on a socket on which other processes wait too.
 //! - `allowed_cpus`, `start_on_cpu`, `move_to_cpus`, `name_thread`: threads.
 //! - `packet_info`: how the kernel reports where a datagram was sent to.
-//! - `has_sent_cookies`: not every handshake is listed.
+//! - `may_have_sent_cookies`: not every handshake is listed.
 //! - `wait_for_lookups`: no packet is on its way to a socket that was chosen before.
 //! - `Placeholder`: what takes the place of a UDP socket's descriptor.
 

@@ -49,6 +49,7 @@ pub(crate) fn peer_name(socket: &Descriptor) -> Result<SockAddr, Error> {
 mod with_std {
     use core::ffi::{CStr, c_int};
     use core::net::SocketAddr;
+    use core::time::Duration;
     use std::vec::Vec;
 
     use super::UNSUPPORTED;
@@ -189,9 +190,9 @@ mod with_std {
         Err(UNSUPPORTED)
     }
 
-    pub(crate) fn wait_for_lookups() {}
+    pub(crate) fn wait_for_lookups(_: Duration) {}
 
-    pub(crate) fn has_sent_cookies() -> bool {
+    pub(crate) fn may_have_sent_cookies() -> bool {
         false
     }
 

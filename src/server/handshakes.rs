@@ -34,15 +34,19 @@ impl Begun {
 /// all are awaited. A member that could not leave before waits for those of its first attempt only,
 /// unless the group was steered anew since.
 pub(super) fn wait_for(server: &Server, members: &[Arc<Member<Tcp>>], deadline: Instant) {
+    if members.is_empty() {
+        return;
+    }
+    let left = || deadline.saturating_duration_since(Instant::now());
     // A SYN that was being looked up when the steering changed has become a handshake then.
-    os::wait_for_lookups();
+    os::wait_for_lookups(left());
     let listed = wait_for_listed(server, members, deadline);
     // Where another member serves, it takes a handshake that ends by a SYN cookie.
-    if listed.is_err() || none_serves(server) && os::has_sent_cookies() {
-        sleep(UNLISTED_WAIT.min(deadline.saturating_duration_since(Instant::now())));
+    if listed.is_err() || none_serves(server) && os::may_have_sent_cookies() {
+        sleep(UNLISTED_WAIT.min(left()));
     }
     // A connection is in neither list for a short time between handshake and queue.
-    os::wait_for_lookups();
+    os::wait_for_lookups(left());
 }
 
 fn none_serves(server: &Server) -> bool {
@@ -76,12 +80,14 @@ fn wait_for_listed(
     for member in members {
         *member.source.begun.lock() = Some((steered, Arc::clone(&shared)));
     }
-    let mut interval = POLL_INTERVAL;
+    let (mut interval, mut before) = (POLL_INTERVAL, begun.clone());
     while !begun.is_empty() && Instant::now() < deadline && !server.is_stale() {
         sleep(interval.min(deadline.saturating_duration_since(Instant::now())));
         let asked = Instant::now();
         let now: HashSet<_> = handshakes.list()?.into_iter().collect();
-        begun.retain(|handshake| now.contains(handshake));
+        // A list in several parts may miss one that is there: it has ended if two miss it.
+        begun.retain(|handshake| now.contains(handshake) || before.contains(handshake));
+        before = now;
         // A long list takes at most a fifth of one CPU.
         interval = (2 * interval)
             .min(16 * POLL_INTERVAL)

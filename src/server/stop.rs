@@ -26,15 +26,18 @@ impl<P: Serve> Server<P> {
     /// A client that connects meanwhile gets no answer and tries again after 1 s, or is refused at
     /// once where the kernel wants `CAP_NET_ADMIN` for a packet filter (Linux 6.18 does). Without
     /// that right it may be reset in three cases: its handshake ends by a SYN cookie, the listeners
-    /// are bound to a device, or the kernel is older than Linux 5.7. With it, `stop` takes 1.2 s
-    /// longer if the kernel has ever sent a SYN cookie in this network namespace
-    /// (`/proc/net/netstat`): it does not list such handshakes.
+    /// are bound to a device, or the kernel is older than Linux 5.7.
+    ///
+    /// It takes 1.2 s longer where the kernel does not list all handshakes: netlink is refused, the
+    /// calling thread is in another network namespace, or the kernel has ever sent a SYN cookie in
+    /// this one (`/proc/net/netstat`).
     ///
     /// A change of the group that is under way is waited for first, at most for the group's
     /// [`grace`](crate::GroupOptions::grace).
     ///
     /// Inherited sockets are left to the processes that hold them, with what is queued there. They
-    /// block again if they did before.
+    /// block again if they did before, but for those of a runtime
+    /// ([`into_server`](crate::Group::into_server)).
     pub fn stop(&self, grace: Duration) -> Vec<Stats> {
         if process::id() != self.process {
             return Vec::new();
@@ -71,7 +74,9 @@ impl<P: Serve> Server<P> {
         let deadline = deadline.max(deadline_after(MIN_JOIN_TIMEOUT));
         self.pool.wait_until(deadline, |state| state.threads == 0);
         self.pool.join_all(deadline);
-        for member in blocked {
+        // A runtime may still poll its duplicates.
+        let restored = blocked.iter().filter(|_| self.pool.work.is_some());
+        for member in restored {
             // It fails on no open socket.
             _ = P::descriptor(&member.socket).set_nonblocking(false);
         }

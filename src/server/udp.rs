@@ -23,6 +23,7 @@
 //! handler still runs or has a copy.
 
 use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use core::time::Duration;
 use std::boxed::Box;
 use std::sync::Arc;
 use std::thread::sleep;
@@ -205,7 +206,7 @@ impl Serve for Udp {
     }
 
     fn release(server: &Server<Udp>, members: &[Arc<Member<Udp>>]) {
-        os::wait_for_lookups();
+        os::wait_for_lookups(Duration::MAX);
         if server.pool.work.is_none() {
             return; // a runtime would take the shutdown for a socket that is ready for ever
         }

@@ -24,8 +24,8 @@ const LONGEST_BARRIER: Duration = Duration::from_secs(1);
 /// `membarrier(2)`, which waits for all processors to leave what they do in the kernel.
 ///
 /// The call cannot be interrupted, so a thread makes it. A lookup takes microseconds: after a
-/// second it has ended, too.
-pub(crate) fn wait_for_lookups() {
+/// second it has ended, too. It is waited for `longest` at most.
+pub(crate) fn wait_for_lookups(longest: Duration) {
     let (done, ended) = mpsc::channel();
     let barrier = move || {
         // SAFETY: takes three integers.
@@ -35,7 +35,9 @@ pub(crate) fn wait_for_lookups() {
     let started = thread::Builder::new()
         .name("membarrier".into())
         .spawn(barrier);
-    let waited = started.is_ok().then(|| ended.recv_timeout(LONGEST_BARRIER));
+    let waited = started
+        .is_ok()
+        .then(|| ended.recv_timeout(LONGEST_BARRIER.min(longest)));
     if !matches!(waited, Some(Ok(true) | Err(RecvTimeoutError::Timeout))) {
         // There is no thread, the kernel lacks it, or is built for undisturbed processors
         // (nohz_full).
@@ -43,14 +45,14 @@ pub(crate) fn wait_for_lookups() {
     }
 }
 
-/// Returns whether the kernel has sent a SYN cookie in this network namespace. It remembers no such
-/// handshake, and so lists none.
-pub(crate) fn has_sent_cookies() -> bool {
+/// Returns whether the kernel may have sent a SYN cookie in this network namespace. It remembers no
+/// such handshake, and so lists none.
+pub(crate) fn may_have_sent_cookies() -> bool {
     let counters = fs::read_to_string("/proc/thread-self/net/netstat").unwrap_or_default();
     let mut rows = counters.lines().filter(|row| row.starts_with("TcpExt:"));
     let mut row = || rows.next().unwrap_or_default().split(' ');
     let mut counters = row().zip(row());
-    counters.any(|(name, count)| name == "SyncookiesSent" && count != "0")
+    counters.find(|(name, _)| *name == "SyncookiesSent") != Some(("SyncookiesSent", "0"))
 }
 
 /// A descriptor that is no socket, for kernels on which a connected socket stays in its group

@@ -24,7 +24,7 @@ pub use batch::Batch;
 #[cfg(feature = "std")]
 pub(crate) use constants::dup3;
 #[cfg(feature = "std")]
-pub(crate) use departure::{Placeholder, has_sent_cookies, wait_for_lookups};
+pub(crate) use departure::{Placeholder, may_have_sent_cookies, wait_for_lookups};
 #[cfg(feature = "std")]
 pub(crate) use exclusive::bind_exclusive;
 #[cfg(feature = "std")]
