@@ -12,6 +12,7 @@ use crate::sys;
 
 /// Running acceptor threads, named `acceptor-0` and so on. Dropping them stops them; in a child
 /// that is forked without `exec`, a drop and `stop` do nothing.
+#[doc = include_str!("examples/acceptors.md")]
 #[derive(Debug)]
 #[must_use = "dropping acceptors stops them"]
 pub struct Acceptors(Vec<Acceptor>, u32);
@@ -103,9 +104,8 @@ struct Acceptor {
 
 impl Acceptor {
     fn stats(&self) -> Stats {
-        self.shared
-            .counters
-            .stats(self.shared.id, !self.thread.is_finished())
+        let running = !self.thread.is_finished();
+        self.shared.counters.stats(self.shared.id, running)
     }
 
     fn join(self) -> Stats {

@@ -121,6 +121,7 @@ impl Error {
 }
 
 /// The action of an accept loop after an error: see [`Error::accept_action`].
+#[cfg_attr(feature = "std", doc = include_str!("examples/accept_action.md"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AcceptAction {
     /// Accept again at once: one connection is lost, or a signal has arrived.

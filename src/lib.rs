@@ -7,8 +7,8 @@
 //! # What to type
 //!
 //! A TCP server with three sockets on one port. The handler runs on the thread that accepted. It
-//! reads the request first: closing a [`Connection`] with bytes unread resets it, and the client
-//! may lose the answer.
+//! reads the request first, which is short here: closing a [`Connection`] with bytes unread resets
+//! it, and the client may lose the answer.
 //!
 #![cfg_attr(feature = "std", doc = "```")]
 #![cfg_attr(not(feature = "std"), doc = "```ignore")]

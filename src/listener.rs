@@ -114,12 +114,13 @@ impl Listener {
 /// **Read the request first.** Closing with bytes unread resets the connection, and the client may
 /// lose the answer (tcp(7)). So read what the client sends, to its end, before the drop; or call
 /// [`shutdown`](Self::shutdown) with [`sys::SHUT_WR`], and read until [`recv`](Self::recv) is 0.
+#[cfg_attr(feature = "std", doc = include_str!("examples/connection.md"))]
 #[derive(Debug)]
 pub struct Connection(pub(crate) Descriptor);
 
 impl Connection {
-    /// Sends as many of `bytes` as the kernel takes, and returns how many: `send(2)`. A drop with
-    /// bytes of the client unread may lose them: see [`Connection`].
+    /// Sends as many of `bytes` as the kernel takes, and returns how many: `send(2)`. The client
+    /// may lose them if bytes of its own are unread at the drop: see [`Connection`].
     /// # Errors
     /// `EPIPE` or `ECONNRESET` if the peer has closed, without `SIGPIPE`; `EAGAIN` at a time limit.
     pub fn send(&self, bytes: &[u8]) -> Result<usize, Error> {

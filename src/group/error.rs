@@ -120,7 +120,9 @@ impl GroupError {
     /// Returns the failed system call, if it was one.
     pub const fn error(&self) -> Option<Error> {
         match self {
-            GroupError::Call { error, .. } | GroupError::UserMismatch { error, .. } => Some(*error),
+            GroupError::Call { error, .. }
+            | GroupError::UserMismatch { error, .. }
+            | GroupError::NotAListener { error, .. } => Some(*error),
             _ => None,
         }
     }

@@ -13,6 +13,17 @@ use crate::socket::options::{DebugOpaque, Options, Settings};
 use crate::socket::protocol::{BindMode, Protocol, Tcp, Udp};
 
 /// Options of a [`Group`], and of the [`Server`](crate::Server) that it becomes.
+///
+/// # Examples
+/// ```
+/// use reuseport::Group;
+/// use std::time::Duration;
+///
+/// let options = Group::options().backlog(128).grace(Duration::from_secs(5)).spare_threads(64);
+/// let group = options.bind("127.0.0.1:0".parse::<std::net::SocketAddr>()?, 4)?;
+/// assert_eq!(group.sockets().len(), 4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 #[allow(clippy::struct_excessive_bools)] // each is a switch of its own

@@ -17,9 +17,11 @@ impl<P: Serve> Group<P> {
     /// [sockets](Server::socket).
     ///
     /// The server steers, adds, retires, stops and hands over as one with threads does, with the
-    /// same promises. Its calls block, some for the whole grace period: in an asynchronous program
-    /// they belong on a thread for blocking calls (tokio: `spawn_blocking`). The listeners do not
-    /// block; [`Stats`](crate::Stats) count nothing that the runtime does.
+    /// same promises. Its calls block, some for the whole grace period, and so do the drops of the
+    /// server and of a `HandOver`: in an asynchronous program they belong on a thread for blocking
+    /// calls, with the server in an `Arc` (tokio: `spawn_blocking`, `hand_over` and `leave` in one
+    /// closure). The listeners do not block; [`Stats`](crate::Stats) count nothing that the runtime
+    /// does. `spare_threads`, `batch`, `max_datagram_size` and `single_copy` have no effect.
     ///
     /// **A member leaves** once the runtime has emptied its queue. Then its socket is shut down,
     /// and the runtime's next `accept` fails with `EINVAL`
@@ -29,8 +31,9 @@ impl<P: Serve> Group<P> {
     /// **A runtime that drops its listener** without that leaves a member on which no one accepts.
     /// Its queue grows ([`MemberStats::queue`](crate::MemberStats::queue)), and `retire` fails with
     /// [`StillQueued`](GroupError::StillQueued). Nothing is lost yet:
-    /// [`listener`](Server::listener) gives the socket out again. The runtime must not shut it
-    /// down.
+    /// [`listener`](Server::listener) gives the socket out again. `stop`, the drop and
+    /// `HandOver::leave` reset what is queued, and count it. The server cannot notice: the member
+    /// counts as running, and `wait_failed` reports none. The runtime must not shut it down.
     ///
     /// **If `HandOver::leave` fails with `ChildExited`**, the members have new
     /// numbers: take the listener of each, and accept there. If a `HandOver` is dropped,
@@ -39,7 +42,7 @@ impl<P: Serve> Group<P> {
     ///
     /// Members of an [inherited](Group::is_inherited) group are never shut down, so `accept` does
     /// not fail: the runtime has to end its loops itself. What is queued is left to the process
-    /// that holds the sockets.
+    /// that holds the sockets, and the sockets stay as they are, not blocking.
     ///
     /// **A UDP member** that leaves is closed to all senders, and what is queued can still be read.
     /// The runtime gets no sign: what it has begun on that socket, it ends before `retire`, or
@@ -48,6 +51,7 @@ impl<P: Serve> Group<P> {
     ///
     /// # Errors
     /// `EOPNOTSUPP` where `shutdown(2)` does not end an accept loop: on all but Linux and Android.
+    /// `EMFILE` for inherited sockets, which take two descriptors each.
     ///
     /// # Examples
     /// ```
@@ -59,8 +63,14 @@ impl<P: Serve> Group<P> {
     /// for member in server.members() {
     ///     let listener = TcpListener::from(server.listener(member.stats.id)?);
     ///     listener.set_nonblocking(false)?; // these threads wait in `accept`
-    ///     threads.push(thread::spawn(move || {
-    ///         while let Ok((_client, _peer)) = listener.accept() {}
+    ///     threads.push(thread::spawn(move || loop {
+    ///         match listener.accept() {
+    ///             Ok((_client, _peer)) => {}
+    ///             // The member has left.
+    ///             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+    ///             // No descriptor is left, for example.
+    ///             Err(_) => thread::sleep(Duration::from_millis(50)),
+    ///         }
     ///     }));
     /// }
     ///
@@ -80,7 +90,8 @@ impl<P: Serve> Group<P> {
 
 impl Server {
     /// Duplicates the listener of a member, for another runtime to accept on: `fcntl(2)` with
-    /// `F_DUPFD_CLOEXEC`. Closing the duplicate leaves the member in the group.
+    /// `F_DUPFD_CLOEXEC`. Closing the duplicate leaves the member in the group. Both have one
+    /// `O_NONBLOCK`, which this call sets.
     ///
     /// # Errors
     /// - [`GroupError::HasThreads`]: the server was made by [`spawn`](Group::spawn).

@@ -73,8 +73,8 @@ impl<P: Serve> Member<P> {
     }
 
     /// Pauses for 1 ms if so many calls in a row have failed: a policy refuses each of them, or an
-    /// error stays on the socket (its error queue, with `IP_RECVERR`). Single errors, which a remote
-    /// host can cause, cost no pause.
+    /// error stays on the socket (its error queue, with `IP_RECVERR`). Single errors, which a
+    /// remote host can cause, cost no pause.
     pub(crate) fn pause_if_fruitless(&self) {
         let [failed, before] = &self.fruitless;
         let accepted = self.counters.accepted.load(Relaxed);

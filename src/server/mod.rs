@@ -140,6 +140,7 @@ pub trait Serve: Protocol {
 ///
 /// let group = Group::bind(([127, 0, 0, 1], 0), 2)?;
 /// let server = group.spawn(|acceptor, connection| {
+///     let _request = connection.recv(&mut [0; 1024]); // unread, it would reset the connection
 ///     _ = connection.send(format!("acceptor {acceptor}\n").as_bytes());
 /// })?;
 ///

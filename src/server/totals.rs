@@ -9,7 +9,7 @@ use crate::acceptors::Stats;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Totals {
-    /// Members that there were.
+    /// Members that there were, also those for a new process that did not take over.
     pub members: usize,
     /// Members that an error has ended.
     pub failed: usize,

@@ -30,6 +30,9 @@ impl Listener {
 impl Connection {
     /// Returns the address of the peer, also of one that has reset the connection since.
     ///
+    /// An IPv4 client of a listener on `::` has an address such as `::ffff:192.0.2.1`, of which
+    /// [`IpAddr::to_canonical`](core::net::IpAddr::to_canonical) is the IPv4 one.
+    ///
     /// The kernel is asked by this call, not by every `accept`: most handlers do not need it.
     ///
     /// # Errors

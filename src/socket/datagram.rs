@@ -9,8 +9,8 @@ use crate::socket::udp::{Received, UdpSocket};
 
 /// A datagram that was received, and the buffer in which its reply may be written.
 ///
-/// The handler of a [`Group`](crate#where-to-start) of UDP sockets gets one; so does the user of a
-/// `Batch`.
+/// The handler of a [`Group`](crate#where-to-start) of UDP sockets gets one, as in the [second
+/// example](crate#what-to-type); so does the user of a `Batch`.
 pub struct Datagram<'a> {
     pub(crate) socket: &'a UdpSocket,
     pub(crate) buffer: &'a mut [u8],

@@ -16,6 +16,12 @@ use crate::socket::udp::UdpSocket;
 use crate::sys::{self, IPPROTO_IPV6, IPV6_V6ONLY, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET};
 
 /// Options of a [`Listener`] or a [`UdpSocket`]. The defaults make the same system calls as `bind`.
+///
+/// ```
+/// let options = reuseport::Listener::options().backlog(128).nonblocking(true);
+/// let listener = options.bind(([127, 0, 0, 1], 0))?;
+/// # Ok::<(), reuseport::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Options<'a, P = Tcp> {
@@ -226,8 +232,8 @@ impl<'a, P> Options<'a, P> {
     /// Sets `SO_RCVBUF`: the receive buffer of the socket, and of each connection that is accepted
     /// on it, in bytes. Default: the kernel's. On Linux the buffer of TCP grows by itself, up to
     /// the sysctl `net.ipv4.tcp_rmem`, and with this option it does not; that of UDP has
-    /// `net.core.rmem_default`. Linux reserves twice as much, and cuts the value at
-    /// `net.core.rmem_max`.
+    /// `net.core.rmem_default`. Linux reserves twice as much, cuts the value at
+    /// `net.core.rmem_max` (a negative one too), and has a minimum of some 2 KiB.
     pub const fn receive_buffer(mut self, bytes: c_int) -> Options<'a, P> {
         self.settings.receive_buffer = Some(bytes);
         self

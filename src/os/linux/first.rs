@@ -29,8 +29,9 @@ impl Options<'_> {
     ///
     /// The listener can be steered once it has a sibling.
     ///
-    /// `Group::bind` begins with this call. It also binds over connections in `TIME_WAIT` that were
-    /// left by a server which set `SO_REUSEPORT` alone; this one is refused then, for a minute.
+    /// `Group::bind` begins with the same calls, and makes the first member steerable. It also
+    /// binds over connections in `TIME_WAIT` that were left by a server which set `SO_REUSEPORT`
+    /// alone; this method is refused then, for a minute.
     ///
     /// # Errors
     /// `EADDRINUSE` if another socket listens on the port, or is bound to it; those of

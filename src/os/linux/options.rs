@@ -106,7 +106,8 @@ impl<'a, P> Options<'a, P> {
     }
 
     /// Sets `SO_MARK`: the firewall and the routing rules see `mark` on each packet that is sent.
-    /// `bind` fails with `EPERM` without `CAP_NET_ADMIN` or, since Linux 5.17, `CAP_NET_RAW`.
+    /// Default: 0, no mark. `bind` fails with `EPERM` without `CAP_NET_ADMIN` or, since Linux 5.17,
+    /// `CAP_NET_RAW`.
     ///
     /// # Platforms
     /// Linux and Android alone.
@@ -116,10 +117,12 @@ impl<'a, P> Options<'a, P> {
     }
 
     /// Sets `SO_BINDTODEVICE`: only packets of the network interface `device`, such as `"eth0"`,
-    /// reach the socket. `bind` fails with `ENODEV` if there is none of that name.
+    /// reach the socket. Default: those of all. `bind` fails with `ENODEV` if there is none of that
+    /// name, which has at most 15 bytes.
     ///
     /// # Platforms
-    /// Linux and Android alone. Since Linux 5.7 it needs no privilege.
+    /// Linux and Android alone. Since Linux 5.7 it needs no privilege; before, `bind` fails with
+    /// `EPERM` without `CAP_NET_RAW`.
     pub const fn bind_to_device(mut self, device: &'a str) -> Options<'a, P> {
         self.device = Some(DebugOpaque(device));
         self
@@ -128,7 +131,8 @@ impl<'a, P> Options<'a, P> {
 
 impl<'a> Options<'a> {
     /// Sets `TCP_DEFER_ACCEPT`: a connection reaches the accept queue with the client's first
-    /// bytes, or after about `wait` without them. In whole seconds, rounded up.
+    /// bytes, or after about `wait` without them. In whole seconds, rounded up; the kernel counts
+    /// the SYN-ACKs that it would send again (1, 3, 7, 15 s ...). Default, and with zero: off.
     ///
     /// # Platforms
     /// Linux and Android alone.
