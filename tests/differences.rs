@@ -145,6 +145,48 @@ fn later_member_leaves_ipv4_to_others_as_the_first_does() {
 }
 
 #[test]
+fn listeners_of_which_one_leaves_ipv4_to_others_are_no_group() {
+    let options = Listener::options();
+    let first = options.only_v6(true).bind((Ipv6Addr::UNSPECIFIED, 0));
+    let first = first.unwrap();
+    let second = options.only_v6(false).bind(first.local_addr().unwrap());
+    let (member, option) = (1, "IPV6_V6ONLY");
+
+    let refused = Group::from_listeners(vec![first, second.unwrap()]).unwrap_err();
+
+    assert_eq!(refused, GroupError::OptionMismatch { member, option });
+    assert_eq!(
+        refused.to_string(),
+        "member 1 has another IPV6_V6ONLY than the first"
+    );
+}
+
+#[test]
+fn add_whose_hook_binds_to_another_interface_is_refused() {
+    if !support::own_namespace() {
+        return support::skip("an interface is root's before Linux 5.7");
+    }
+    let opened = AtomicUsize::new(0);
+    let options = Group::options().before_bind(move |fd| {
+        let name = (opened.fetch_add(1, Relaxed) >= 2).then_some("lo");
+        let Some(name) = name else { return Ok(()) };
+        let (level, option, at) = (sys::SOL_SOCKET, libc::SO_BINDTODEVICE, name.as_ptr().cast());
+        // SAFETY: the name is readable for its length.
+        unsafe { sys::setsockopt(fd.as_raw_fd(), level, option, at, 2) }?;
+        Ok(())
+    });
+    let server = options.bind((Ipv4Addr::LOCALHOST, 0), 2).unwrap();
+    let server = server.spawn(|_, _| {}).unwrap();
+    let (member, option) = (2, "SO_BINDTODEVICE");
+
+    let refused = server.add();
+
+    let mismatch = GroupError::OptionMismatch { member, option };
+    assert_eq!(refused, Err(mismatch));
+    assert_eq!(server.members().len(), 2);
+}
+
+#[test]
 fn add_whose_hook_spoils_the_socket_is_refused_and_changes_nothing() {
     // What the hook does to the third member, and the call that reports it.
     type Hook = fn(i32) -> Result<(), Error>;

@@ -25,6 +25,8 @@ pub struct GroupConfig<P = Tcp> {
     /// `IPV6_V6ONLY` of the first member, if that has an IPv6 address. A member with another value
     /// would be in another group of the kernel, which gives IPv6 clients to one group alone.
     only_v6: Option<bool>,
+    /// The interface that the first member is bound to, or 0.
+    interface: u32,
     /// The CPUs that the thread which made the group may run on.
     pub(crate) cpus: Result<Arc<[u32]>, Error>,
     /// Whether other processes hold the sockets too.
@@ -43,6 +45,7 @@ impl<P: Protocol> GroupConfig<P> {
             user: owner(first),
             namespace: os::namespace(P::descriptor(first).raw()),
             only_v6: only_v6(first, address),
+            interface: os::interface(P::descriptor(first).raw()),
             cpus: os::allowed_cpus().map(Arc::from),
             inherited: false,
         }
@@ -61,7 +64,7 @@ impl<P: Protocol> GroupConfig<P> {
         let options = self.socket_options();
         let socket = P::open(&options, self.mode(member), self.address);
         let socket = socket.map_err(|error| self.failed(error, member))?;
-        self.check_namespace(&socket, member)?;
+        self.check_alike(&socket, member)?;
         Ok(socket)
     }
 
@@ -84,7 +87,7 @@ impl<P: Protocol> GroupConfig<P> {
     pub(crate) fn prepare(&self, member: usize) -> Result<P::Socket, GroupError> {
         let socket = P::prepare(&self.socket_options(), self.address);
         let socket = socket.map_err(|error| self.failed(error, member))?;
-        self.check_namespace(&socket, member)?;
+        self.check_alike(&socket, member)?;
         Ok(socket)
     }
 
@@ -94,17 +97,20 @@ impl<P: Protocol> GroupConfig<P> {
         joined.map_err(|error| self.failed(error, member))
     }
 
-    /// Checks that a member is in the network namespace of the first: elsewhere it is in another
-    /// group, on the same address.
-    pub(super) fn check_namespace(
-        &self,
-        socket: &P::Socket,
-        member: usize,
-    ) -> Result<(), GroupError> {
-        let its = os::namespace(P::descriptor(socket).raw());
-        match self.namespace.zip(its) {
-            Some((first, its)) if first != its => Err(GroupError::NamespaceMismatch { member }),
-            _ => Ok(()),
+    /// Checks that the kernel has a member in the group of the first: elsewhere it is in another
+    /// one, on the same address.
+    pub(super) fn check_alike(&self, socket: &P::Socket, member: usize) -> Result<(), GroupError> {
+        let fd = P::descriptor(socket).raw();
+        let both = self.namespace.zip(os::namespace(fd));
+        let differs = |option| Err(GroupError::OptionMismatch { member, option });
+        if both.is_some_and(|(first, its)| first != its) {
+            Err(GroupError::NamespaceMismatch { member })
+        } else if os::interface(fd) != self.interface {
+            differs("SO_BINDTODEVICE")
+        } else if only_v6(socket, self.address) != self.only_v6 {
+            differs("IPV6_V6ONLY")
+        } else {
+            Ok(())
         }
     }
 

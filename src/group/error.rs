@@ -49,6 +49,13 @@ pub enum GroupError {
         /// The member's index.
         member: usize,
     },
+    /// A member differs from the first in an option by which the kernel tells groups apart.
+    OptionMismatch {
+        /// The member's index.
+        member: usize,
+        /// `"SO_BINDTODEVICE"` or `"IPV6_V6ONLY"`.
+        option: &'static str,
+    },
     /// This kernel gives all connections to one of the listeners.
     NotBalanced,
     /// A joined group can be neither steered nor handed over: sockets of other processes are in it.
@@ -163,6 +170,9 @@ impl fmt::Display for GroupError {
                     f,
                     "member {member} is in another network namespace than the first"
                 );
+            }
+            GroupError::OptionMismatch { member, option } => {
+                return write!(f, "member {member} has another {option} than the first");
             }
             GroupError::NoMembers => "a group needs at least one member",
             GroupError::NotBalanced => {

@@ -96,7 +96,9 @@ impl Group {
     ///
     /// # Errors
     /// [`NoMembers`](GroupError::NoMembers) if there are none;
-    /// [`AddressMismatch`](GroupError::AddressMismatch) if they have different addresses;
+    /// [`AddressMismatch`](GroupError::AddressMismatch),
+    /// [`NamespaceMismatch`](GroupError::NamespaceMismatch) and
+    /// [`OptionMismatch`](GroupError::OptionMismatch) if the kernel has them in different groups;
     /// [`Call`](GroupError::Call) if one is no bound IP socket.
     pub fn from_listeners(listeners: Vec<Listener>) -> Result<Group, GroupError> {
         Group::from_sockets(listeners)
@@ -174,7 +176,7 @@ impl<P: Protocol> Group<P> {
             if local_addr::<P>(socket, member)? != address {
                 return Err(GroupError::AddressMismatch { member });
             }
-            group.config.check_namespace(socket, member)?;
+            group.config.check_alike(socket, member)?;
             let adopted = P::adopt(socket, address);
             adopted.map_err(|error| GroupError::call(error, address, member))?;
         }

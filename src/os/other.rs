@@ -151,7 +151,7 @@ mod with_std {
         Err(UNSUPPORTED)
     }
 
-    pub(crate) fn namespace(_: &Descriptor) -> Option<u64> {
+    pub(crate) fn namespace(_: c_int) -> Option<u64> {
         None
     }
 

@@ -190,15 +190,18 @@ fn group<P: Protocol>(
     Ok(group)
 }
 
-/// The type, the address and the interface of a listener or a UDP socket: one group has one.
-type Kind = (c_int, SocketAddr, u32);
+/// The type, the address, the interface and `IPV6_V6ONLY` of a listener or a UDP socket: one group
+/// has one.
+type Kind = (c_int, SocketAddr, u32, bool);
 
 fn kind(fd: RawFd) -> Option<Kind> {
     let kind = os::option(fd, sys::SOL_SOCKET, libc::SO_TYPE).ok()?;
     let listens =
         kind == SOCK_STREAM && os::option(fd, sys::SOL_SOCKET, libc::SO_ACCEPTCONN) == Ok(1);
     let address = internet_address(fd)?;
-    (listens || kind == libc::SOCK_DGRAM).then_some((kind, address, os::interface(fd)))
+    let only_v6 = os::option(fd, sys::IPPROTO_IPV6, sys::IPV6_V6ONLY) == Ok(1);
+    let found = (kind, address, os::interface(fd), only_v6);
+    (listens || kind == libc::SOCK_DGRAM).then_some(found)
 }
 
 fn names() -> Vec<String> {

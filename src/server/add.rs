@@ -29,6 +29,7 @@ impl<P: Serve> Server<P> {
     ///   can be had.
     /// - [`GroupError::UserMismatch`]: the process has dropped its privileges since.
     /// - [`GroupError::NamespaceMismatch`]: the calling thread is in another network namespace.
+    /// - [`GroupError::OptionMismatch`]: a hook has bound the new member to another interface.
     /// - [`GroupError::Inherited`]: other processes hold the sockets too.
     /// - [`GroupError::PredecessorLeaving`], [`GroupError::HandingOver`]: try again later.
     /// - [`GroupError::HandedOver`], [`GroupError::Stopped`]: the server has come to its end.
