@@ -244,20 +244,22 @@ fn add_to_an_address_that_is_gone_is_refused_and_changes_nothing() {
     let ip = |what| {
         let mut ip = support::program("ip");
         let done = support::finish(ip.args(["addr", what, "198.51.100.7/32", "dev", "lo"]));
-        assert!(done.status.success(), "{}", support::text(&done.stderr));
+        done.status.success()
     };
-    ip("add");
+    if !ip("add") {
+        return support::skip("addresses are root's");
+    }
     let group = Group::bind(([198, 51, 100, 7], 0), 2).unwrap();
     let server = group.spawn(|_, connection| _ = connection.send(b"served"));
     let server = server.unwrap();
-    ip("del");
+    assert!(ip("del"));
 
     let refused = server.add().unwrap_err();
 
     let gone = Error::new(Call::Bind, libc::EADDRNOTAVAIL);
     assert_eq!(refused.error(), Some(gone));
-    ip("add");
+    assert!(ip("add"));
     assert_eq!(support::visit(server.local_addr()), "served");
     assert_eq!(server.add(), Ok(2));
-    ip("del");
+    assert!(ip("del"));
 }

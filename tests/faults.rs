@@ -177,12 +177,12 @@ const ROWS: &[Row] = rows! {
     retires([1]):
         SetSockOpt [Fails 1, FailsUnlessForbidden 1, Succeeds 1, FailsAfterLeaving 1]
         Socket [Succeeds 1] Send [Succeeds 1] Recv [Succeeds 1]
-        GetSockOpt [Succeeds 18, FailsDraining 1]
+        GetSockOpt [Succeeds 20, FailsDraining 1]
         Shutdown [FailsDraining 1]
         Close [Succeeds 2];
     retires([0, 2]):
         SetSockOpt [Fails 1, FailsUnlessForbidden 2, Succeeds 3, FailsAfterLeaving 1]
-        GetSockOpt [Succeeds 19, FailsDraining 1, Succeeds 4, FailsDraining 1]
+        GetSockOpt [Succeeds 21, FailsDraining 1, Succeeds 4, FailsDraining 1]
         Shutdown [FailsDraining 2];
     steers(Steering::Cpu):
         SetSockOpt [Fails 1];
