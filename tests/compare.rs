@@ -18,7 +18,7 @@ const WAYS: [&str; 6] = [
 ];
 
 /// A comparison that is short on a quiet machine.
-const SHORT: [&str; 5] = ["compare", "--rounds=1", "--seconds=0.2", "--clients", "4"];
+const SHORT: [&str; 5] = ["compare", "--rounds=1", "--seconds=0.1", "--clients", "4"];
 
 /// Runs a short comparison with these arguments too.
 fn short(args: &[&str]) -> (i32, String, String) {

@@ -350,7 +350,7 @@ fn flows_while(server: &Server<Udp>, flows: u32, act: impl FnOnce(&AtomicUsize))
 
 /// How often members are replaced. It waits for the kernel's RCU, which takes its time on a busy
 /// machine.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 3;
 
 #[test]
 fn members_replaced_under_load_lose_no_datagram() {
@@ -399,7 +399,7 @@ fn member_of_a_joined_group_is_closed_when_retire_returns() {
     let mut most = 0;
 
     let (_, unanswered) = flows_while(&server, 8, |_| {
-        for _ in 0..40 {
+        for _ in 0..20 {
             let newest = server.add().unwrap();
             _ = server.retire(newest);
             most = most.max(open());

@@ -97,8 +97,8 @@ fn churn_over(
 
 #[test]
 fn members_replaced_over_a_round_trip_lose_no_connection() {
-    churn_over(NEAR, 64, 0, |retired, _| retired < 60);
-    churn_over(FAR, 64, 0, |retired, _| retired < 25);
+    churn_over(NEAR, 64, 0, |retired, _| retired < 40);
+    churn_over(FAR, 64, 0, |retired, _| retired < 16);
 }
 
 /// Runs `what` in a thread without capabilities: an ordinary user's.

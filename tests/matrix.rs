@@ -416,7 +416,7 @@ fn churn_under_each_hardship_loses_no_connection() {
             is_v6: false,
             round_trip: Duration::ZERO,
         };
-        match row(cell, 1500, false) {
+        match row(cell, 1000, false) {
             Err(error) => return support::skip(&format!("no TUN devices: {error}")),
             Ok(lost) => assert_eq!(lost, 0, "{hardship}"),
         }

@@ -26,7 +26,7 @@ use load::{Load, Report, answer};
 use reuseport::{
     Connection, Group, GroupError, HandOverError, Listener, Server, Steering, StopToken,
 };
-use support::{BOUND, GIVEN, namespace, program, wait_until};
+use support::{BOUND, GIVEN, namespace, program, wait_until, wait_until_dead};
 use wire::{SERVER, Wire};
 
 const MEMBERS: usize = 4;
@@ -157,11 +157,8 @@ fn kill(pid: u32, held: TcpStream) {
     // SAFETY: takes two integers; the process is a child of this one, which has not waited for it.
     let killed = unsafe { libc::kill(pid.try_into().unwrap(), libc::SIGKILL) };
     assert_eq!(killed, 0);
-    let stat = format!("/proc/{pid}/stat");
-    wait_until("it has ended", || {
-        // The other thread may have waited for it.
-        fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))
-    });
+    // All its threads: the first may have ended while others still have its descriptors.
+    wait_until_dead(pid);
     drop(held);
 }
 
@@ -244,7 +241,7 @@ fn restart(
 
 fn hand_overs() -> usize {
     let wanted = env::var("REUSEPORT_HAND_OVERS");
-    wanted.map_or(6, |wanted| wanted.parse().expect("a number"))
+    wanted.map_or(4, |wanted| wanted.parse().expect("a number"))
 }
 
 fn restart_here(first: Command, hand_overs: usize) -> Outcome {
