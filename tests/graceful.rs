@@ -17,7 +17,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use reuseport::{Error, SockAddr, UdpSocket, sys};
@@ -153,6 +153,7 @@ fn handshakes_under_way_are_served() {
         let Some(mut server) = Server::start("graceful") else {
             return;
         };
+        let begun = Instant::now();
         let clients: Result<Vec<_>, _> = (0..20).map(|_| half_open(server.address)).collect();
         let clients = match clients {
             // Recent kernels give a TCP socket a filter only with CAP_NET_ADMIN.
@@ -166,15 +167,16 @@ fn handshakes_under_way_are_served() {
 
         // The kernel sends each SYN-ACK again after 1 s, and the program waits for 1.2 s.
         clients.iter().for_each(complete);
+        let is_in_time = begun.elapsed() < Duration::from_secs(1);
 
         let answers: Vec<_> = clients.into_iter().map(answer).collect();
         assert!(server.child.wait().success());
-        if answers.iter().all(is_answer) {
+        if is_in_time {
+            assert!(answers.iter().all(is_answer), "{answers:?}");
             return;
         }
-        println!("{answers:?}");
     }
-    panic!("handshakes were lost in each of {TRIES} tries");
+    panic!("this machine was too late for the SYN-ACKs in each of {TRIES} tries");
 }
 
 /// Puts a server under load, ends it, and returns whether it refused clients before it ended.

@@ -15,8 +15,8 @@ use std::io::{self, BufRead, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{env, thread};
 
@@ -356,9 +356,6 @@ fn set(command: &mut Command, hardship: &str, act: &str, at: SocketAddr) {
         .env(GIVEN, namespace().to_string());
 }
 
-/// One wire at a time: its threads must not wait for a CPU.
-static ONE: Mutex<()> = Mutex::new(());
-
 /// Lost ones; if `may_refuse`, without those that were refused while no server was there.
 fn lost(may_refuse: bool, report: &Report) -> usize {
     let counts = |what: &str| !(may_refuse && load::is_refused(what));
@@ -368,7 +365,6 @@ fn lost(may_refuse: bool, report: &Report) -> usize {
 
 /// Plays a cell and its control, prints its row, and returns how many were lost.
 fn row(cell: Cell, connections: usize, with_control: bool) -> io::Result<usize> {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (report, acts) = cell.play(cell.act, &cell.wire()?, connections);
     let control = with_control.then(|| cell.wire().map(|wire| cell.play("control", &wire, 1000)));
     let control = control.transpose()?;

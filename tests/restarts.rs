@@ -18,7 +18,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Command, Stdio, exit};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use std::{env, fs, thread};
 
@@ -252,12 +252,8 @@ fn restart_here(first: Command, hand_overs: usize) -> Outcome {
     })
 }
 
-/// One wire at a time: its threads must not wait for a CPU.
-static ONE: Mutex<()> = Mutex::new(());
-
 /// Over a wire; `None` if none can be had.
 fn restart_far_away(first: Command, hand_overs: usize) -> Option<Outcome> {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let wire = match Wire::new(FAR) {
         Ok(wire) => wire,
         Err(error) => {

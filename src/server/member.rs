@@ -17,7 +17,7 @@ use crate::os;
 use crate::socket::protocol::{Protocol, Tcp};
 
 /// So many calls in a row may fail without a pause.
-const MOST_FRUITLESS: usize = 64;
+const MOST_FAILURES: usize = 64;
 
 /// One socket of a group at work, as its workers and the server share it.
 pub struct Member<P: Serve> {
@@ -32,8 +32,8 @@ pub struct Member<P: Serve> {
     pub(crate) counters: Counters,
     /// More than one worker holds it.
     pub(crate) has_surplus: AtomicBool,
-    /// How many calls in a row have failed, and what had been accepted before them.
-    fruitless: [AtomicUsize; 2],
+    failed_in_a_row: AtomicUsize,
+    accepted_before: AtomicUsize,
     /// The low 32 bits of its socket's inode, as the kernel's list has them.
     pub(crate) inode: u32,
 }
@@ -58,7 +58,8 @@ impl<P: Serve> Member<P> {
             stop: StopToken::default(),
             counters: Counters::default(),
             has_surplus: AtomicBool::new(false),
-            fruitless: Default::default(),
+            failed_in_a_row: AtomicUsize::new(0),
+            accepted_before: AtomicUsize::new(0),
         })
     }
 
@@ -68,20 +69,19 @@ impl<P: Serve> Member<P> {
 
     /// Does what an error of `accept`, or of a call that receives, asks for.
     pub(crate) fn handle_error(&self, error: Error) -> Result<(), Stopped> {
-        self.pause_if_fruitless();
+        self.pause_after_many_failures();
         self.counters.handle(self.raw(), error, &self.stop)
     }
 
     /// Pauses for 1 ms if so many calls in a row have failed: a policy refuses each of them, or an
     /// error stays on the socket (its error queue, with `IP_RECVERR`). Single errors, which a
     /// remote host can cause, cost no pause.
-    pub(crate) fn pause_if_fruitless(&self) {
-        let [failed, before] = &self.fruitless;
+    pub(crate) fn pause_after_many_failures(&self) {
         let accepted = self.counters.accepted.load(Relaxed);
-        if before.swap(accepted, Relaxed) != accepted {
-            failed.store(0, Relaxed);
+        if self.accepted_before.swap(accepted, Relaxed) != accepted {
+            self.failed_in_a_row.store(0, Relaxed);
         }
-        if failed.fetch_add(1, Relaxed) >= MOST_FRUITLESS {
+        if self.failed_in_a_row.fetch_add(1, Relaxed) >= MOST_FAILURES {
             sleep(POLL_INTERVAL);
         }
     }

@@ -104,7 +104,7 @@ impl Member<Udp> {
         if error.errno() == libc::EAGAIN && self.source.pipe.is_some() {
             // Another worker, or another process, has taken it, or its checksum was wrong: wait
             // again, on the pipe too.
-            self.pause_if_fruitless();
+            self.pause_after_many_failures();
             return Ok(());
         }
         self.handle_error(error)
